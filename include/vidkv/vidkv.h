@@ -1,0 +1,193 @@
+/* libvidkv: a packed KV cache of 1.x bits an element, and attention that reads it. C API.
+ *
+ * Words: a *cell* is one token's slot. A *group* is group_size consecutive cells of one sequence. A group is *open* (rows
+ * in f16) until it is *sealed* (packed once, never re-quantized); writing to a sealed cell reopens its group. A *store*
+ * holds the keys or the values of one layer; a *cache* is a stack of layers, a key store and a value store each.
+ *
+ * Conventions: every function that can fail returns a vidkv_status; vidkv_last_error() then holds one line for people.
+ * The library never prints, never aborts and never throws through this API. f16 is IEEE binary16 in a uint16_t.
+ * A store may be read from several threads at once; writing needs exclusive access.
+ */
+#ifndef VIDKV_H
+#define VIDKV_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(VIDKV_SHARED) && defined(__GNUC__)
+#define VIDKV_API __attribute__((visibility("default")))
+#else
+#define VIDKV_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum vidkv_status {
+    VIDKV_OK = 0,
+    VIDKV_E_ARGUMENT = 1, /* a parameter is out of range, or two do not fit together */
+    VIDKV_E_MEMORY = 2,   /* no memory left */
+    VIDKV_E_IO = 3,       /* a file could not be read or written */
+    VIDKV_E_FORMAT = 4    /* a saved cache is cut off, altered, or of another shape or version */
+} vidkv_status;
+
+/* One line about the last failure on this thread; "" if there was none. Valid until the next call on this thread. */
+VIDKV_API const char * vidkv_last_error(void);
+
+/* "MAJOR.MINOR.PATCH". */
+VIDKV_API const char * vidkv_version(void);
+
+/* The instruction set in use: "scalar" or "avx2". VIDKV_FORCE_ISA=scalar|avx2 in the environment chooses (an unknown or
+ * unsupported name is ignored, and vidkv_isa_error() then says so; otherwise it is ""). */
+VIDKV_API const char * vidkv_isa(void);
+VIDKV_API const char * vidkv_isa_error(void);
+
+/* ---- presets ---------------------------------------------------------------------------------------------------- */
+
+/* How keys and values are stored (arXiv 2503.16257, section 3; the corrections are listed in docs/format.md). */
+typedef struct vidkv_params {
+    float key_bits;          /* 16: f16. 1..2: the (key_bits - 1) share of channels at 2 bits, the rest DFT + 1 bit */
+    float value_bits;        /* 16: f16. 2: 2-bit per channel. 1.58: ternary per channel */
+    int32_t group_size;      /* tokens a group: 32, 64, 96 or 128; default 32 */
+    int32_t residual_length; /* newest tokens kept in f16, >= 0; default 128 */
+    int32_t sink_tokens;     /* first cells of each sequence kept in f16, 0..group_size; default 4 */
+} vidkv_params;
+
+/* "f16", or k<bits>v<bits> with key bits 1..2 or 16 and value bits 1.58, 2 or 16 ("k2v2", "k1.5v2", "k1.5v1.58"). */
+VIDKV_API vidkv_status vidkv_params_from_preset(const char * name, vidkv_params * out);
+
+/* The presets worth listing, in order of falling bits; NULL past the end. */
+VIDKV_API const char * vidkv_preset_name(size_t index);
+
+/* Checks the parameters by themselves and, where head_dim is not 0, for that head_dim (a multiple of 8, 8..512). */
+VIDKV_API vidkv_status vidkv_params_check(const vidkv_params * params, int32_t head_dim);
+
+typedef enum vidkv_side { VIDKV_KEYS = 0, VIDKV_VALUES = 1 } vidkv_side;
+
+/* Bits an element of a sealed group, all metadata included; 0 if the parameters do not fit. The channel plan of a
+ * sequence (head_dim bytes a KV head and sequence) is the only thing outside: bytes held counts it. */
+VIDKV_API double vidkv_true_bits(const vidkv_params * params, vidkv_side side, int32_t head_dim);
+
+/* ---- store: keys or values of one layer -------------------------------------------------------------------------- */
+
+typedef struct vidkv_store vidkv_store;
+
+typedef struct vidkv_store_shape {
+    vidkv_side side;
+    int32_t channels;  /* kv_heads * head_dim */
+    int32_t head_dim;  /* 0 if not known yet: nothing is sealed until vidkv_store_set_head_dim */
+    int64_t cells;     /* capacity of one sequence */
+    int32_t sequences; /* independent sequences, >= 1 */
+} vidkv_store_shape;
+
+VIDKV_API vidkv_status vidkv_store_create(const vidkv_store_shape * shape, const vidkv_params * params, vidkv_store ** out);
+VIDKV_API void vidkv_store_free(vidkv_store * store);
+
+/* Fixes the head_dim of a store made with 0. Calling it again with the same value does nothing; with another one fails. */
+VIDKV_API vidkv_status vidkv_store_set_head_dim(vidkv_store * store, int32_t head_dim);
+
+/* Writes n rows of `channels` elements; row i goes to cell cells[i] of the sequence. stride: elements from row to row.
+ * Groups that are sealed are reopened. Nothing is sealed by writing: see vidkv_store_seal. */
+VIDKV_API vidkv_status vidkv_store_write_f32(vidkv_store * store, int32_t sequence, const int64_t * cells, int64_t n,
+                                             const float * rows, int64_t stride);
+VIDKV_API vidkv_status vidkv_store_write_f16(vidkv_store * store, int32_t sequence, const int64_t * cells, int64_t n,
+                                             const uint16_t * rows, int64_t stride);
+
+/* Reads n cells from first_cell on as f16 rows (dense, `channels` a row). Cells never written read as zero. */
+VIDKV_API vidkv_status vidkv_store_read_f16(const vidkv_store * store, int32_t sequence, int64_t first_cell, int64_t n,
+                                            uint16_t * rows);
+
+/* Seals every open group whose newest cell has been followed by at least residual_length later writes to its sequence.
+ * Call it when all queries of the tokens just written have been answered (a seal inside the batch costs accuracy). */
+VIDKV_API vidkv_status vidkv_store_seal(vidkv_store * store, int32_t threads);
+
+/* From now on nothing more of this store is sealed (a sliding-window cache recycles its cells: it stays in f16). */
+VIDKV_API void vidkv_store_keep_open(vidkv_store * store);
+
+/* Forgets the cells first_cell.. of a sequence. A group that is cut through is reopened. */
+VIDKV_API vidkv_status vidkv_store_truncate(vidkv_store * store, int32_t sequence, int64_t first_cell);
+
+/* Makes `to` an exact copy of `from` (codes included). */
+VIDKV_API vidkv_status vidkv_store_copy_sequence(vidkv_store * store, int32_t from, int32_t to);
+
+VIDKV_API void vidkv_store_clear(vidkv_store * store);
+
+/* What a store holds at this moment. bytes counts every allocation: codes, metadata, f16 rows, sinks, channel plans and
+ * the table of groups. */
+typedef struct vidkv_store_stats {
+    uint64_t bytes;          /* all bytes held */
+    uint64_t bytes_f16;      /* what the written cells would take in f16 */
+    uint64_t bytes_planned;  /* bytes when every cell is written and all but the residual window is sealed */
+    uint64_t sealed_bytes;   /* packed blocks alone */
+    int64_t cells_written;
+    int64_t cells_sealed;
+    int64_t groups_reopened; /* times a sealed group was opened again */
+} vidkv_store_stats;
+VIDKV_API void vidkv_store_get_stats(const vidkv_store * store, vidkv_store_stats * out);
+
+/* bytes_planned for a store that does not exist yet. */
+VIDKV_API uint64_t vidkv_planned_bytes(const vidkv_store_shape * shape, const vidkv_params * params);
+
+/* ---- attention ---------------------------------------------------------------------------------------------------- */
+
+/* softmax(scale * Q K^T + mask) V for one sequence, grouped-query heads (heads is a multiple of kv_heads; query head h
+ * reads KV head h / (heads / kv_heads)). Strides are in elements. */
+typedef struct vidkv_attention_args {
+    const float * q;         /* [tokens][heads][head_dim of K] */
+    int64_t q_token_stride, q_head_stride;
+    float * out;             /* [tokens][heads][head_dim of V] */
+    int64_t out_token_stride, out_head_stride;
+    int64_t tokens;          /* query tokens */
+    int32_t heads;           /* query heads */
+    int64_t cells;           /* the first `cells` cells of the sequence are attended to */
+    int32_t sequence;        /* sequence of the key store */
+    int32_t value_sequence;  /* sequence of the value store (the same one, as a rule) */
+    const uint16_t * mask;   /* f16 [tokens][cells], added to the scores, -inf hides; NULL: none */
+    int64_t mask_stride;     /* elements from token to token */
+    int32_t causal;          /* non-zero: query token i sees cells 0 .. cells - tokens + i (mask may be given too) */
+    float scale;             /* 1/sqrt(head_dim), as a rule */
+    float softcap;           /* 0: none; else scores become softcap * tanh(scale * qk / softcap), before the mask */
+    float max_bias;          /* 0: none; else ALiBi: the mask is multiplied by the head's slope (as ggml does) */
+    const float * sinks;     /* attention sinks: [heads] extra logits with no value; NULL: none */
+    int32_t threads;         /* >= 1 */
+} vidkv_attention_args;
+
+/* A query token that sees nothing gets zeros. */
+VIDKV_API vidkv_status vidkv_attention(const vidkv_store * keys, const vidkv_store * values, const vidkv_attention_args * args);
+
+/* ---- cache: all layers -------------------------------------------------------------------------------------------- */
+
+typedef struct vidkv_cache vidkv_cache;
+
+typedef struct vidkv_cache_shape {
+    int32_t layers, kv_heads, head_dim; /* head_dim for keys and values alike */
+    int64_t cells;
+    int32_t sequences;
+} vidkv_cache_shape;
+
+VIDKV_API vidkv_status vidkv_cache_create(const vidkv_cache_shape * shape, const vidkv_params * params, vidkv_cache ** out);
+VIDKV_API void vidkv_cache_free(vidkv_cache * cache);
+VIDKV_API vidkv_store * vidkv_cache_keys(vidkv_cache * cache, int32_t layer);
+VIDKV_API vidkv_store * vidkv_cache_values(vidkv_cache * cache, int32_t layer);
+
+/* Appends n tokens to one layer of a sequence: rows are [n][kv_heads][head_dim], dense. */
+VIDKV_API vidkv_status vidkv_cache_append(vidkv_cache * cache, int32_t layer, int32_t sequence, int64_t n,
+                                          const float * k, const float * v);
+/* Cells appended so far to that layer of the sequence. */
+VIDKV_API int64_t vidkv_cache_length(const vidkv_cache * cache, int32_t layer, int32_t sequence);
+VIDKV_API vidkv_status vidkv_cache_seal(vidkv_cache * cache, int32_t threads);
+VIDKV_API vidkv_status vidkv_cache_truncate(vidkv_cache * cache, int32_t sequence, int64_t length);
+VIDKV_API vidkv_status vidkv_cache_copy_sequence(vidkv_cache * cache, int32_t from, int32_t to);
+VIDKV_API void vidkv_cache_clear(vidkv_cache * cache);
+VIDKV_API void vidkv_cache_get_stats(const vidkv_cache * cache, vidkv_store_stats * out);
+
+/* Writes the whole cache (sealed groups bit for bit) to a file: beside it first, then renamed, so a failure leaves the
+ * old file. Loading fills a cache of the same shape and parameters; on failure the cache is as it was. */
+VIDKV_API vidkv_status vidkv_cache_save(const vidkv_cache * cache, const char * path);
+VIDKV_API vidkv_status vidkv_cache_load(vidkv_cache * cache, const char * path);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
