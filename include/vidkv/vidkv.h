@@ -66,7 +66,7 @@ VIDKV_API vidkv_status vidkv_params_check(const vidkv_params * params, int32_t h
 typedef enum vidkv_side { VIDKV_KEYS = 0, VIDKV_VALUES = 1 } vidkv_side;
 
 /* Bits an element of a sealed group, all metadata included; 0 if the parameters do not fit. The channel plan of a
- * sequence (head_dim bytes a KV head and sequence) is the only thing outside: bytes held counts it. */
+ * sequence (2 bytes a channel and sequence) is the only thing outside: bytes held counts it. */
 VIDKV_API double vidkv_true_bits(const vidkv_params * params, vidkv_side side, int32_t head_dim);
 
 /* ---- store: keys or values of one layer -------------------------------------------------------------------------- */

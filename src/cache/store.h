@@ -1,11 +1,12 @@
 // Keys or values of one layer: groups of cells, open (f16 rows) or sealed (packed blocks). See vidkv.h for the words.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
-#include <string>
 #include <vector>
 
+#include "base/bytes.h"
 #include "codec/channel_plan.h"
 #include "codec/layout.h"
 #include "vidkv/vidkv.h"
@@ -54,18 +55,19 @@ class Store {
     vidkv_status copy_sequence(int from, int to);
     void clear();
     vidkv_store_stats stats() const;
+    static size_t group_entry_bytes() { return sizeof(Group); } // the table of groups is counted as held
 
-    // Snapshot: everything that is needed to continue, sealed blocks bit for bit. load leaves the store as it was on
-    // failure (and sets the thread's last error).
+    // Everything that is needed to continue, sealed blocks bit for bit (docs/format.md). load replaces the contents; when
+    // it fails the store holds nothing, so load into a fresh store and swap.
     void save(std::vector<uint8_t> & out) const;
-    vidkv_status load(const uint8_t *& cursor, const uint8_t * end);
+    vidkv_status load(ByteReader & in);
 
   private:
     struct Group {
+        std::unique_ptr<uint8_t[]> data;   // open: f16 rows; sealed: kv_heads blocks; empty: null
+        std::array<uint64_t, 2> written{}; // one bit a cell
+        int64_t last_write = 0;            // the sequence's write count after this group's newest write
         GroupState state = GroupState::empty;
-        int64_t last_write = 0;                // the sequence's write count at this group's newest write
-        std::unique_ptr<uint8_t[]> data;       // open: f16 rows; sealed: kv_heads blocks
-        std::vector<uint8_t> written;          // one flag a cell
     };
     struct Sequence {
         std::vector<Group> groups;
@@ -75,14 +77,33 @@ class Store {
         int64_t sealed_groups = 0;
     };
 
+    size_t open_bytes() const { return static_cast<size_t>(params_.group_size) * static_cast<size_t>(shape_.channels) * 2; }
+    size_t sealed_bytes() const { return block_bytes_ * static_cast<size_t>(kv_heads()); }
+    size_t plan_bytes() const;
+    size_t sink_bytes() const { return static_cast<size_t>(params_.sink_tokens) * static_cast<size_t>(shape_.channels) * 2; }
+    int sinks_in(int64_t group) const { return group == 0 ? params_.sink_tokens : 0; }
+    bool packs() const { return !keep_open_ && shape_.head_dim != 0 && !is_f16(params_, shape_.side); }
+    vidkv_status check_range(int sequence, int64_t first_cell, int64_t n) const;
+
+    uint16_t * open_group(Sequence & sequence, int64_t index);
+    void decode_group(const Sequence & sequence, int64_t index, uint16_t * rows) const;
+    void choose_plans(Sequence & sequence, const std::vector<int64_t> & due) const;
+    void encode_group(const Sequence & sequence, int64_t index, uint8_t * blocks) const;
+    void save_sequence(const Sequence & sequence, std::vector<uint8_t> & out) const;
+    bool load_sequence(Sequence & sequence, ByteReader & in) const;
+
     vidkv_store_shape shape_;
     vidkv_params params_;
     int64_t groups_a_sequence_ = 0;
+    size_t block_bytes_ = 0; // of one KV head's sealed group
     KeyLayout key_layout_;
     ValueLayout value_layout_;
     std::vector<Sequence> sequences_;
     bool keep_open_ = false;
     int64_t groups_reopened_ = 0;
 };
+
+// Bytes that a full store of this shape holds: all groups sealed but those of the residual window.
+uint64_t planned_bytes(const vidkv_store_shape & shape, const vidkv_params & params);
 
 } // namespace vidkv

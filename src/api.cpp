@@ -1,0 +1,165 @@
+// The C API over the C++ classes: checks pointers, turns exceptions into statuses. Attention is in attention/api.cpp.
+#include <memory>
+#include <new>
+#include <stdexcept>
+
+#include "base/error.h"
+#include "cache/cache.h"
+#include "codec/presets.h"
+
+using vidkv::Cache;
+using vidkv::fail;
+using vidkv::Store;
+
+namespace {
+
+Store * unwrap(vidkv_store * store) { return reinterpret_cast<Store *>(store); }
+const Store * unwrap(const vidkv_store * store) { return reinterpret_cast<const Store *>(store); }
+Cache * unwrap(vidkv_cache * cache) { return reinterpret_cast<Cache *>(cache); }
+const Cache * unwrap(const vidkv_cache * cache) { return reinterpret_cast<const Cache *>(cache); }
+
+vidkv_status null_pointer() { return fail(VIDKV_E_ARGUMENT, "a pointer that must not be null is null"); }
+
+// Runs body unless a pointer is null; nothing leaves the library as an exception.
+template <typename Body, typename... Pointers> vidkv_status guarded(Body body, Pointers... pointers) {
+    if (((pointers == nullptr) || ...)) return null_pointer();
+    try {
+        return body();
+    } catch (const std::bad_alloc &) {
+        return fail(VIDKV_E_MEMORY, "not enough memory for the cache");
+    } catch (const std::length_error &) {
+        return fail(VIDKV_E_MEMORY, "the cache asked for is larger than any memory");
+    }
+}
+
+vidkv_status check_store(const vidkv_store_shape & shape, const vidkv_params & params) {
+    if (vidkv_status status = vidkv::check_params(params, shape.head_dim)) return status;
+    if (shape.side != VIDKV_KEYS && shape.side != VIDKV_VALUES) return fail(VIDKV_E_ARGUMENT, "side must be keys or values");
+    if (shape.channels < 1 || shape.cells < 1 || shape.sequences < 1) {
+        return fail(VIDKV_E_ARGUMENT, "channels, cells and sequences must be at least 1");
+    }
+    if (shape.head_dim != 0 && shape.channels % shape.head_dim != 0) {
+        return fail(VIDKV_E_ARGUMENT, "head_dim must divide the number of channels");
+    }
+    return VIDKV_OK;
+}
+
+} // namespace
+
+const char * vidkv_last_error(void) { return vidkv::last_error(); }
+const char * vidkv_version(void) { return VIDKV_VERSION; }
+
+vidkv_status vidkv_params_from_preset(const char * name, vidkv_params * out) {
+    return guarded([&] { return vidkv::params_from_preset(name, *out); }, name, out);
+}
+const char * vidkv_preset_name(size_t index) { return vidkv::preset_name(index); }
+vidkv_status vidkv_params_check(const vidkv_params * params, int32_t head_dim) {
+    return guarded([&] { return vidkv::check_params(*params, head_dim); }, params);
+}
+double vidkv_true_bits(const vidkv_params * params, vidkv_side side, int32_t head_dim) {
+    return params ? vidkv::true_bits(*params, side, head_dim) : 0;
+}
+
+vidkv_status vidkv_store_create(const vidkv_store_shape * shape, const vidkv_params * params, vidkv_store ** out) {
+    return guarded(
+        [&] {
+            if (vidkv_status status = check_store(*shape, *params)) return status;
+            *out = reinterpret_cast<vidkv_store *>(new Store(*shape, *params));
+            return VIDKV_OK;
+        },
+        shape, params, out);
+}
+void vidkv_store_free(vidkv_store * store) { delete unwrap(store); }
+
+vidkv_status vidkv_store_set_head_dim(vidkv_store * store, int32_t head_dim) {
+    return guarded([&] { return unwrap(store)->set_head_dim(head_dim); }, store);
+}
+vidkv_status vidkv_store_write_f32(vidkv_store * store, int32_t sequence, const int64_t * cells, int64_t n, const float * rows,
+                                   int64_t stride) {
+    return guarded([&] { return unwrap(store)->write(sequence, cells, n, rows, stride); }, store, cells, rows);
+}
+vidkv_status vidkv_store_write_f16(vidkv_store * store, int32_t sequence, const int64_t * cells, int64_t n,
+                                   const uint16_t * rows, int64_t stride) {
+    return guarded([&] { return unwrap(store)->write(sequence, cells, n, rows, stride); }, store, cells, rows);
+}
+vidkv_status vidkv_store_read_f16(const vidkv_store * store, int32_t sequence, int64_t first_cell, int64_t n, uint16_t * rows) {
+    return guarded([&] { return unwrap(store)->read(sequence, first_cell, n, rows); }, store, rows);
+}
+vidkv_status vidkv_store_seal(vidkv_store * store, int32_t threads) {
+    return guarded([&] { return unwrap(store)->seal(threads); }, store);
+}
+void vidkv_store_keep_open(vidkv_store * store) {
+    if (store) unwrap(store)->keep_open();
+}
+vidkv_status vidkv_store_truncate(vidkv_store * store, int32_t sequence, int64_t first_cell) {
+    return guarded([&] { return unwrap(store)->truncate(sequence, first_cell); }, store);
+}
+vidkv_status vidkv_store_copy_sequence(vidkv_store * store, int32_t from, int32_t to) {
+    return guarded([&] { return unwrap(store)->copy_sequence(from, to); }, store);
+}
+void vidkv_store_clear(vidkv_store * store) {
+    if (store) unwrap(store)->clear();
+}
+void vidkv_store_get_stats(const vidkv_store * store, vidkv_store_stats * out) {
+    if (store && out) *out = unwrap(store)->stats();
+}
+uint64_t vidkv_planned_bytes(const vidkv_store_shape * shape, const vidkv_params * params) {
+    if (!shape || !params || check_store(*shape, *params) != VIDKV_OK) return 0;
+    return vidkv::planned_bytes(*shape, *params);
+}
+
+vidkv_status vidkv_cache_create(const vidkv_cache_shape * shape, const vidkv_params * params, vidkv_cache ** out) {
+    return guarded(
+        [&] {
+            if (shape->layers < 1 || shape->kv_heads < 1 || shape->head_dim < 1) {
+                return fail(VIDKV_E_ARGUMENT, "layers, kv_heads and head_dim must be at least 1");
+            }
+            const vidkv_store_shape store{VIDKV_KEYS, shape->kv_heads * shape->head_dim, shape->head_dim, shape->cells,
+                                          shape->sequences};
+            if (vidkv_status status = check_store(store, *params)) return status;
+            *out = reinterpret_cast<vidkv_cache *>(new Cache(*shape, *params));
+            return VIDKV_OK;
+        },
+        shape, params, out);
+}
+void vidkv_cache_free(vidkv_cache * cache) { delete unwrap(cache); }
+
+vidkv_store * vidkv_cache_keys(vidkv_cache * cache, int32_t layer) {
+    if (!cache || layer < 0 || layer >= unwrap(cache)->shape().layers) return nullptr;
+    return reinterpret_cast<vidkv_store *>(&unwrap(cache)->keys(layer));
+}
+vidkv_store * vidkv_cache_values(vidkv_cache * cache, int32_t layer) {
+    if (!cache || layer < 0 || layer >= unwrap(cache)->shape().layers) return nullptr;
+    return reinterpret_cast<vidkv_store *>(&unwrap(cache)->values(layer));
+}
+vidkv_status vidkv_cache_append(vidkv_cache * cache, int32_t layer, int32_t sequence, int64_t n, const float * k,
+                                const float * v) {
+    return guarded([&] { return unwrap(cache)->append(layer, sequence, n, k, v); }, cache, k, v);
+}
+int64_t vidkv_cache_length(const vidkv_cache * cache, int32_t layer, int32_t sequence) {
+    if (!cache) return 0;
+    const vidkv_cache_shape & shape = unwrap(cache)->shape();
+    const bool there = layer >= 0 && layer < shape.layers && sequence >= 0 && sequence < shape.sequences;
+    return there ? unwrap(cache)->length(layer, sequence) : 0;
+}
+vidkv_status vidkv_cache_seal(vidkv_cache * cache, int32_t threads) {
+    return guarded([&] { return unwrap(cache)->seal(threads); }, cache);
+}
+vidkv_status vidkv_cache_truncate(vidkv_cache * cache, int32_t sequence, int64_t length) {
+    return guarded([&] { return unwrap(cache)->truncate(sequence, length); }, cache);
+}
+vidkv_status vidkv_cache_copy_sequence(vidkv_cache * cache, int32_t from, int32_t to) {
+    return guarded([&] { return unwrap(cache)->copy_sequence(from, to); }, cache);
+}
+void vidkv_cache_clear(vidkv_cache * cache) {
+    if (cache) unwrap(cache)->clear();
+}
+void vidkv_cache_get_stats(const vidkv_cache * cache, vidkv_store_stats * out) {
+    if (cache && out) *out = unwrap(cache)->stats();
+}
+vidkv_status vidkv_cache_save(const vidkv_cache * cache, const char * path) {
+    return guarded([&] { return unwrap(cache)->save(path); }, cache, path);
+}
+vidkv_status vidkv_cache_load(vidkv_cache * cache, const char * path) {
+    return guarded([&] { return unwrap(cache)->load(path); }, cache, path);
+}
