@@ -54,7 +54,8 @@ typedef struct vidkv_params {
     int32_t sink_tokens;     /* first cells of each sequence kept in f16, 0..group_size; default 4 */
 } vidkv_params;
 
-/* "f16", or k<bits>v<bits> with key bits 1..2 or 16 and value bits 1.58, 2 or 16 ("k2v2", "k1.5v2", "k1.5v1.58"). */
+/* "f16", or k<bits>v<bits>[-g<group size>] with key bits 1..2 or 16, value bits 1.58, 2 or 16 and group size 32, 64, 96 or
+ * 128: "k2v2", "k1.5v2", "k1.5v1.58", "k1.5v1.58-g128". */
 VIDKV_API vidkv_status vidkv_params_from_preset(const char * name, vidkv_params * out);
 
 /* The presets worth listing, in order of falling bits; NULL past the end. */

@@ -14,7 +14,7 @@ namespace vidkv {
 namespace {
 
 constexpr vidkv_params defaults{16, 16, 32, 128, 4};
-constexpr const char * listed[] = {"f16", "k2v2", "k1.5v2", "k1.5v1.58", "k1.25v1.58"};
+constexpr const char * listed[] = {"f16", "k2v2", "k1.5v2", "k1.5v1.58", "k1.5v1.58-g128"};
 
 // Reads the number after a letter; false unless it is there and made of digits and one point.
 bool number_after(const char *& text, char letter, float & value) {
@@ -27,16 +27,28 @@ bool number_after(const char *& text, char letter, float & value) {
     return true;
 }
 
+// Nothing more, or "-g" and the group size.
+bool group_suffix(const char * text, int32_t & group_size) {
+    if (*text == '\0') return true;
+    for (const int32_t size : {32, 64, 96, 128}) {
+        if ("-g" + std::to_string(size) != text) continue;
+        group_size = size;
+        return true;
+    }
+    return false;
+}
+
 } // namespace
 
 vidkv_status params_from_preset(const char * name, vidkv_params & out) {
     vidkv_params params = defaults;
     if (std::strcmp(name, "f16") != 0) {
         const char * rest = name;
-        if (!number_after(rest, 'k', params.key_bits) || !number_after(rest, 'v', params.value_bits) || *rest != '\0') {
+        const bool bits = number_after(rest, 'k', params.key_bits) && number_after(rest, 'v', params.value_bits);
+        if (!bits || !group_suffix(rest, params.group_size)) {
             return fail(VIDKV_E_ARGUMENT, "unknown preset '" + std::string(name) +
-                                              "': use f16, k2v2, k1.5v2, k1.5v1.58, or k<bits>v<bits> with key bits 1 to 2 "
-                                              "(or 16) and value bits 1.58 or 2 (or 16)");
+                                              "': use f16, k2v2, k1.5v2, k1.5v1.58, or k<bits>v<bits>[-g<group size>] with key "
+                                              "bits 1 to 2 (or 16), value bits 1.58 or 2 (or 16), group size 32, 64, 96 or 128");
         }
         if (vidkv_status status = check_params(params, 0)) {
             return fail(status, "preset '" + std::string(name) + "': " + last_error());

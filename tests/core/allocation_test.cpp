@@ -1,0 +1,74 @@
+// "Bytes held" against the allocations of the process, counted in operator new.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+#include <numeric>
+#include <vector>
+
+#include "vidkv/vidkv.h"
+
+namespace {
+
+std::atomic<long> live_bytes{0};
+constexpr size_t header = 16; // keeps the size of the block, and malloc's alignment
+
+} // namespace
+
+void * operator new(size_t size) {
+    auto * block = static_cast<size_t *>(std::malloc(size + header));
+    if (!block) throw std::bad_alloc();
+    *block = size;
+    live_bytes += static_cast<long>(size);
+    return reinterpret_cast<char *>(block) + header;
+}
+void operator delete(void * pointer) noexcept {
+    if (!pointer) return;
+    void * block = static_cast<char *>(pointer) - header;
+    live_bytes -= static_cast<long>(*static_cast<size_t *>(block));
+    std::free(block);
+}
+void operator delete(void * pointer, size_t) noexcept { operator delete(pointer); }
+
+namespace {
+
+class Allocation : public testing::TestWithParam<std::tuple<const char *, int>> {};
+
+TEST_P(Allocation, StatsAreTheBytesAllocated) {
+    const auto [name, head_dim] = GetParam();
+    vidkv_params params;
+    ASSERT_EQ(vidkv_params_from_preset(name, &params), VIDKV_OK);
+    const int channels = 4 * head_dim;
+    const int64_t cells = 4096;
+    const std::vector<float> rows(static_cast<size_t>(channels) * 64, 0.5f);
+    std::vector<int64_t> index(64);
+    for (const vidkv_side side : {VIDKV_KEYS, VIDKV_VALUES}) {
+        // Once before counting: transforms and worker threads are shared by all stores.
+        for (const bool counted : {false, true}) {
+            const long before = live_bytes;
+            const vidkv_store_shape shape{side, channels, head_dim, cells, 1};
+            vidkv_store * store = nullptr;
+            ASSERT_EQ(vidkv_store_create(&shape, &params, &store), VIDKV_OK);
+            for (int64_t cell = 0; cell < cells; cell += 64) {
+                std::iota(index.begin(), index.end(), cell);
+                ASSERT_EQ(vidkv_store_write_f32(store, 0, index.data(), 64, rows.data(), channels), VIDKV_OK);
+                ASSERT_EQ(vidkv_store_seal(store, 1), VIDKV_OK);
+            }
+            vidkv_store_stats stats;
+            vidkv_store_get_stats(store, &stats);
+            const long held = live_bytes - before;
+            // Beside what is counted: the store object, one sequence object and a plan object a KV head.
+            if (counted) EXPECT_NEAR(static_cast<double>(held), static_cast<double>(stats.bytes), 1024) << name << " " << side;
+            const double bits = 8.0 * static_cast<double>(stats.bytes) / static_cast<double>(cells * channels);
+            RecordProperty(side == VIDKV_KEYS ? "key_bits_held" : "value_bits_held", std::to_string(bits));
+            vidkv_store_free(store);
+            EXPECT_EQ(live_bytes, counted ? before : live_bytes.load());
+        }
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Presets, Allocation,
+                         testing::Combine(testing::Values("f16", "k2v2", "k1.5v2", "k1.5v1.58", "k1.5v1.58-g128"), testing::Values(64, 128)));
+
+} // namespace
