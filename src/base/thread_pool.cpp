@@ -1,0 +1,132 @@
+#include "base/thread_pool.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace vidkv {
+
+namespace {
+
+void pause_briefly() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#else
+    std::this_thread::yield();
+#endif
+}
+
+// Waits for a condition without sleeping, for about as long as waking a sleeper would take. True if it came about.
+template <typename Condition> bool spin_for(Condition condition) {
+    constexpr auto patience = std::chrono::microseconds(30);
+    const auto start = std::chrono::steady_clock::now();
+    do {
+        for (int i = 0; i < 32; ++i) {
+            if (condition()) return true;
+            pause_briefly();
+        }
+    } while (std::chrono::steady_clock::now() - start < patience);
+    return false;
+}
+
+class ThreadPool {
+  public:
+    ~ThreadPool() {
+        {
+            const std::lock_guard lock(mutex_);
+            stopping_ = true;
+            job_number_.fetch_add(1, std::memory_order_release);
+        }
+        wake_.notify_all();
+        for (std::thread & worker : workers_) worker.join();
+    }
+
+    void run(int64_t count, int helpers, const std::function<void(int64_t)> & task) {
+        const std::lock_guard one_job_at_a_time(serve_);
+        helpers = grow_to(helpers);
+        next_.store(0, std::memory_order_relaxed);
+        {
+            const std::lock_guard lock(mutex_);
+            task_ = &task;
+            count_ = count;
+            places_ = helpers;
+            job_number_.fetch_add(1, std::memory_order_release);
+        }
+        wake_.notify_all();
+        work(task, count);
+        std::unique_lock lock(mutex_);
+        places_ = 0; // whoever wakes up now comes too late
+        lock.unlock();
+        if (spin_for([this] { return active_.load(std::memory_order_acquire) == 0; })) return;
+        lock.lock();
+        finished_.wait(lock, [this] { return active_.load(std::memory_order_acquire) == 0; });
+    }
+
+  private:
+    void work(const std::function<void(int64_t)> & task, int64_t count) {
+        for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count;) task(i);
+    }
+
+    // Starts workers until there are `wanted`; returns how many there are, at most `wanted`.
+    int grow_to(int wanted) {
+        try {
+            while (static_cast<int>(workers_.size()) < wanted) workers_.emplace_back([this] { serve(); });
+        } catch (const std::system_error &) { // no more threads to be had: go on with fewer
+        } catch (const std::bad_alloc &) {
+        }
+        return std::min(wanted, static_cast<int>(workers_.size()));
+    }
+
+    void serve() {
+        uint64_t seen = 0;
+        while (true) {
+            spin_for([&] { return job_number_.load(std::memory_order_acquire) != seen; });
+            std::unique_lock lock(mutex_);
+            wake_.wait(lock, [&] { return job_number_.load(std::memory_order_relaxed) != seen; });
+            seen = job_number_.load(std::memory_order_relaxed);
+            if (stopping_) return;
+            if (places_ == 0) continue;
+            --places_;
+            active_.fetch_add(1, std::memory_order_relaxed);
+            const auto * task = task_;
+            const int64_t count = count_;
+            lock.unlock();
+            work(*task, count);
+            lock.lock();
+            if (active_.fetch_sub(1, std::memory_order_release) == 1) finished_.notify_one();
+        }
+    }
+
+    std::mutex serve_; // held for the whole of a job
+    std::vector<std::thread> workers_;
+
+    std::mutex mutex_; // guards what follows; the atomics are also read without it
+    std::condition_variable wake_, finished_;
+    std::atomic<uint64_t> job_number_{0};
+    std::atomic<int> active_{0}; // helpers inside the current job
+    const std::function<void(int64_t)> * task_ = nullptr;
+    int64_t count_ = 0;
+    int places_ = 0; // helpers that may still join
+    bool stopping_ = false;
+
+    std::atomic<int64_t> next_{0}; // next index to hand out
+};
+
+} // namespace
+
+void parallel_for(int64_t count, int threads, const std::function<void(int64_t)> & task) {
+    const int64_t helpers = std::min<int64_t>(threads, count) - 1;
+    if (helpers <= 0) {
+        for (int64_t i = 0; i < count; ++i) task(i);
+        return;
+    }
+    static ThreadPool pool;
+    pool.run(count, static_cast<int>(helpers), task);
+}
+
+} // namespace vidkv
