@@ -22,10 +22,10 @@ using test::Random;
 constexpr int dims[] = {64, 72, 80, 96, 112, 128, 256};
 constexpr int groups[] = {32, 64, 96, 128};
 
-vidkv_params preset(const std::string & name, int group = 32) {
+vidkv_params preset(const std::string & name, int group = 0) {
     vidkv_params params;
     EXPECT_EQ(vidkv_params_from_preset(name.c_str(), &params), VIDKV_OK) << vidkv_last_error();
-    params.group_size = group;
+    if (group) params.group_size = group;
     return params;
 }
 
