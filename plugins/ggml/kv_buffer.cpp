@@ -1,0 +1,207 @@
+#include "kv_buffer.h"
+
+#include <sys/mman.h>
+
+#include <atomic>
+#include <cstring>
+#include <new>
+
+#include "kv_allocation.h"
+
+namespace vidkv_ggml {
+
+namespace {
+
+std::atomic<int> seal_threads{1};
+
+constexpr double mib = 1024.0 * 1024.0;
+
+// Views point at the tensor that owns the memory.
+const ggml_tensor * root_of(const ggml_tensor * tensor) { return tensor->view_src ? tensor->view_src : tensor; }
+ggml_backend_buffer_t buffer_of(const ggml_tensor * tensor) { return root_of(tensor)->buffer; }
+KvBuffer * kv_buffer(ggml_backend_buffer_t buffer) { return static_cast<KvBuffer *>(buffer->context); }
+
+void report(const char * what, const ggml_tensor * tensor) {
+    GGML_LOG_ERROR("vidkv: %s %s failed: %s\n", what, tensor->name, vidkv_last_error());
+}
+
+void free_buffer(ggml_backend_buffer_t buffer) {
+    forget_kv_buffer(buffer);
+    delete kv_buffer(buffer);
+}
+
+void * get_base(ggml_backend_buffer_t buffer) { return kv_buffer(buffer)->base(); }
+
+void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+    KvStore * store = store_of(tensor);
+    // Restoring a state writes long runs of rows: pack them as they come, no query waits for them.
+    const bool ok = store->write_bytes(tensor->view_offs + offset, size, data) &&
+                    (size < 128 * store->row_bytes() || store->seal(seal_threads));
+    if (!ok) report("writing", tensor);
+}
+
+void get_tensor(ggml_backend_buffer_t, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
+    if (store_of(tensor)->read_bytes(tensor->view_offs + offset, size, data)) return;
+    report("reading", tensor);
+    std::memset(data, 0, size);
+}
+
+void memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, uint8_t value, size_t offset, size_t size) {
+    const std::vector<uint8_t> bytes(size, value);
+    set_tensor(buffer, tensor, bytes.data(), offset, size);
+}
+
+// The stream that a tensor covers as a whole, or -1.
+int whole_stream(const ggml_tensor * tensor, const KvStore & store) {
+    const bool whole = ggml_is_contiguous(tensor) && ggml_nbytes(tensor) == store.stream_bytes() &&
+                       tensor->view_offs % store.stream_bytes() == 0;
+    return whole ? static_cast<int>(tensor->view_offs / store.stream_bytes()) : -1;
+}
+
+// Copies of whole streams keep their packed groups; ggml does the others through get_tensor and set_tensor.
+bool copy_tensor(ggml_backend_buffer_t, const ggml_tensor * from, ggml_tensor * to) {
+    KvStore * store = store_of(to);
+    if (store_of(from) != store) return false;
+    const int source = whole_stream(from, *store), target = whole_stream(to, *store);
+    return source >= 0 && target >= 0 && store->copy_stream(source, target);
+}
+
+void clear(ggml_backend_buffer_t buffer, uint8_t value) { kv_buffer(buffer)->clear(value); }
+
+#if !VIDKV_GGML_ALLOCATES_LISTS
+ggml_status init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor) {
+    if (tensor->view_src) return GGML_STATUS_SUCCESS;
+    return kv_buffer(buffer)->attach(tensor) ? GGML_STATUS_SUCCESS : GGML_STATUS_ALLOC_FAILED;
+}
+#endif
+
+ggml_backend_buffer_i packed_interface() {
+    ggml_backend_buffer_i functions{};
+    functions.free_buffer = free_buffer;
+    functions.get_base = get_base;
+#if !VIDKV_GGML_ALLOCATES_LISTS
+    functions.init_tensor = init_tensor;
+#endif
+    functions.memset_tensor = memset_tensor;
+    functions.set_tensor = set_tensor;
+    functions.get_tensor = get_tensor;
+    functions.cpy_tensor = copy_tensor;
+    functions.clear = clear;
+    return functions;
+}
+
+uint8_t * bytes_of(const ggml_tensor * tensor) { return static_cast<uint8_t *>(tensor->data); }
+
+ggml_backend_buffer_i plain_interface() {
+    ggml_backend_buffer_i functions{};
+    functions.free_buffer = free_buffer;
+    functions.get_base = get_base;
+    functions.memset_tensor = [](ggml_backend_buffer_t, ggml_tensor * tensor, uint8_t value, size_t offset, size_t size) {
+        std::memset(bytes_of(tensor) + offset, value, size);
+    };
+    functions.set_tensor = [](ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+        std::memcpy(bytes_of(tensor) + offset, data, size);
+    };
+    functions.get_tensor = [](ggml_backend_buffer_t, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
+        std::memcpy(data, bytes_of(tensor) + offset, size);
+    };
+    functions.clear = clear;
+    return functions;
+}
+
+} // namespace
+
+KvBuffer::KvBuffer(size_t size, const Settings & settings, bool sliding_window)
+    : size_(size), settings_(settings), sliding_window_(sliding_window) {
+    void * addresses = mmap(nullptr, size_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (addresses == MAP_FAILED) throw std::bad_alloc();
+    base_ = static_cast<uint8_t *>(addresses);
+}
+
+KvBuffer::~KvBuffer() { munmap(base_, size_); }
+
+bool KvBuffer::attach(ggml_tensor * tensor) {
+    std::string error;
+    auto store = KvStore::create(shape_of(tensor), settings_.params, sliding_window_, error);
+    if (!store) {
+        GGML_LOG_ERROR("vidkv: no store for %s: %s\n", tensor->name, error.c_str());
+        return false;
+    }
+    tensor->extra = store.get();
+    tensors_.push_back(tensor);
+    stores_.push_back(std::move(store));
+    return true;
+}
+
+bool KvBuffer::set_head_dim(KvStore & store, int head_dim) {
+    if (!store.set_head_dim(head_dim)) return false;
+    for (const auto & each : stores_) {
+        if (each->head_dim() == 0) return true;
+    }
+    if (!announced_) announce();
+    announced_ = true;
+    return true;
+}
+
+void KvBuffer::announce() const {
+    double f16 = 0, planned = 0, bits[2] = {0, 0}, elements[2] = {0, 0};
+    vidkv_params params = settings_.params;
+    if (sliding_window_) params.key_bits = params.value_bits = 16;
+    for (const auto & store : stores_) {
+        const double count = static_cast<double>(store->channels()) * static_cast<double>(store->rows());
+        f16 += 2 * count;
+        planned += static_cast<double>(store->planned_bytes());
+        bits[store->side()] += count * vidkv_true_bits(&params, store->side(), store->head_dim());
+        elements[store->side()] += count;
+    }
+    GGML_LOG_INFO("vidkv: KV cache of %zu layers: %s%s, true bits K %.3f V %.3f, planned %.2f MiB (f16: %.2f MiB)\n",
+                  stores_.size() / 2, sliding_window_ ? "sliding window, kept in f16; preset " : "preset ",
+                  settings_.name.c_str(), bits[VIDKV_KEYS] / elements[VIDKV_KEYS],
+                  bits[VIDKV_VALUES] / elements[VIDKV_VALUES], planned / mib, f16 / mib);
+}
+
+bool KvBuffer::make_plain() {
+    if (mprotect(base_, size_, PROT_READ | PROT_WRITE) != 0) return false;
+    for (size_t i = 0; i < stores_.size(); ++i) {
+        const bool read = stores_[i]->empty() || stores_[i]->read_bytes(0, ggml_nbytes(tensors_[i]), tensors_[i]->data);
+        if (!read) return false;
+    }
+    for (ggml_tensor * tensor : tensors_) tensor->extra = nullptr;
+    stores_.clear();
+    return true;
+}
+
+void KvBuffer::clear(uint8_t value) {
+    if (stores_.empty()) std::memset(base_, value, size_);
+    for (const auto & store : stores_) store->clear();
+}
+
+ggml_backend_buffer_t wrap(std::unique_ptr<KvBuffer> buffer, size_t reported_size) {
+    return ggml_backend_buffer_init(store_buffer_type(), packed_interface(), buffer.release(), reported_size);
+}
+
+KvStore * store_of(const ggml_tensor * tensor) {
+    ggml_backend_buffer_t buffer = buffer_of(tensor);
+    if (!buffer || buffer->buft != store_buffer_type() || !buffer->context) return nullptr;
+    return static_cast<KvStore *>(root_of(tensor)->extra);
+}
+
+bool set_head_dim(const ggml_tensor * tensor, int head_dim) {
+    return kv_buffer(buffer_of(tensor))->set_head_dim(*store_of(tensor), head_dim);
+}
+
+bool make_plain(const ggml_tensor * tensor, const std::string & why) {
+    ggml_backend_buffer_t buffer = buffer_of(tensor);
+    if (!kv_buffer(buffer)->make_plain()) {
+        GGML_LOG_ERROR("vidkv: no memory to keep the KV cache unpacked (%s)\n", why.c_str());
+        return false;
+    }
+    buffer->iface = plain_interface();
+    buffer->buft = default_buffer_type();
+    GGML_LOG_WARN("vidkv: the KV cache stays in plain f16 memory: %s\n", why.c_str());
+    return true;
+}
+
+void set_seal_threads(int threads) { seal_threads = threads; }
+
+} // namespace vidkv_ggml

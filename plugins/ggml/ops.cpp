@@ -1,0 +1,245 @@
+#include "ops.h"
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "kv_allocation.h"
+#include "kv_buffer.h"
+
+namespace vidkv_ggml {
+
+namespace {
+
+const ggml_tensor * root_of(const ggml_tensor * tensor) { return tensor->view_src ? tensor->view_src : tensor; }
+
+bool is_view_op(const ggml_tensor * op) {
+    return op->op == GGML_OP_NONE || op->op == GGML_OP_VIEW || op->op == GGML_OP_RESHAPE || op->op == GGML_OP_PERMUTE ||
+           op->op == GGML_OP_TRANSPOSE;
+}
+
+size_t row_bytes(const ggml_tensor * kv) { return ggml_row_size(GGML_TYPE_F16, root_of(kv)->ne[0]); }
+size_t stream_bytes(const ggml_tensor * kv) { return row_bytes(kv) * static_cast<size_t>(root_of(kv)->ne[1]); }
+int first_stream(const ggml_tensor * kv) { return static_cast<int>(kv->view_offs / stream_bytes(kv)); }
+
+ggml_status failed(const ggml_tensor * node) {
+    GGML_LOG_ERROR("vidkv: %s on %s failed: %s\n", ggml_op_name(node->op), node->name, vidkv_last_error());
+    return GGML_STATUS_FAILED;
+}
+
+// ---- which operations fit a store: "" or why not ----
+
+std::string set_rows_obstacle(const ggml_tensor * op) {
+    const ggml_tensor * rows = op->src[0];
+    if (op->ne[0] != root_of(op)->ne[0]) return "values are stored transposed because flash attention is off (use -fa on)";
+    const bool whole_rows = op->view_offs % row_bytes(op) == 0 && op->nb[1] == row_bytes(op) && op->ne[2] == 1 && op->ne[3] == 1;
+    const bool dense = rows->nb[0] == ggml_type_size(rows->type) && rows->nb[1] % rows->nb[0] == 0;
+    return whole_rows && dense ? "" : "its rows are written in a layout that is not known";
+}
+
+std::string rope_obstacle(const ggml_tensor * op) {
+    const ggml_tensor * from = op->src[0];
+    const bool in_place = from && store_of(from) == store_of(op) && from->view_offs == op->view_offs;
+    if (!in_place || op->nb[2] != row_bytes(op) || op->ne[3] != 1) return "its rows are rotated in a layout that is not known";
+    if (!set_head_dim(op, static_cast<int>(op->nb[1] / 2))) return vidkv_last_error();
+    return "";
+}
+
+// A view of a store as [head_dim, cells, kv_heads, streams].
+bool is_attention_view(const ggml_tensor * kv, int64_t streams) {
+    const size_t head_bytes = ggml_row_size(GGML_TYPE_F16, kv->ne[0]);
+    return kv->type == GGML_TYPE_F16 && kv->ne[0] * kv->ne[2] == root_of(kv)->ne[0] && kv->nb[1] == row_bytes(kv) &&
+           (kv->ne[2] == 1 || kv->nb[2] == head_bytes) && (streams == 1 || kv->nb[3] == stream_bytes(kv)) &&
+           kv->ne[3] == streams && kv->view_offs % stream_bytes(kv) == 0;
+}
+
+bool is_dense_f32(const ggml_tensor * tensor) {
+    return tensor->type == GGML_TYPE_F32 && tensor->nb[0] == 4 && tensor->nb[1] % 4 == 0 && tensor->nb[2] % 4 == 0;
+}
+
+std::string attention_obstacle(const ggml_tensor * op) {
+    const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3];
+    const bool stores = store_of(k) && store_of(v) && store_of(k)->side() == VIDKV_KEYS && store_of(v)->side() == VIDKV_VALUES;
+    if (!stores || !is_attention_view(k, q->ne[3]) || !is_attention_view(v, q->ne[3]) || k->ne[1] != v->ne[1] ||
+        k->ne[2] != v->ne[2] || q->ne[2] % k->ne[2] != 0 || !is_dense_f32(q) || !is_dense_f32(op)) {
+        return "attention reads it in a layout that is not known";
+    }
+    const bool known_mask = !mask || (mask->type == GGML_TYPE_F16 && mask->ne[2] == 1 && mask->nb[0] == 2);
+    if (!known_mask) return "attention uses a mask of its own for each head";
+    if (!set_head_dim(k, static_cast<int>(k->ne[0])) || !set_head_dim(v, static_cast<int>(v->ne[0]))) return vidkv_last_error();
+    return "";
+}
+
+std::string obstacle(const ggml_tensor * op) {
+    switch (op->op) {
+    case GGML_OP_SET_ROWS: return store_of(op) ? set_rows_obstacle(op) : "it is copied into another tensor";
+    case GGML_OP_ROPE: return store_of(op) ? rope_obstacle(op) : "it is copied into another tensor";
+    case GGML_OP_FLASH_ATTN_EXT: return attention_obstacle(op);
+    case GGML_OP_MUL_MAT: return "attention reads it without flash attention (use -fa on)";
+    default: return std::string("the model runs ") + ggml_op_name(op->op) + " on it";
+    }
+}
+
+// The operand of an operation that lies in a store; null if there is none.
+const ggml_tensor * operand_in_store(const ggml_tensor * op) {
+    if (store_of(op)) return op;
+    for (const ggml_tensor * source : op->src) {
+        if (source && store_of(source)) return source;
+    }
+    return nullptr;
+}
+
+// Flash attention over plain memory of this device, over the empty stand-in buffers of llama.cpp's memory-fitting pass, or
+// over tensors that are not allocated (a vision tower): the host's CPU back-end computes it. Refusing would turn flash
+// attention off for the whole model.
+bool is_plain_attention(const ggml_tensor * op) {
+    if (op->op != GGML_OP_FLASH_ATTN_EXT) return false;
+    ggml_backend_buffer_t buffer = root_of(op->src[1])->buffer;
+    return (!buffer || buffer->buft == default_buffer_type()) && host_cpu_supports(op);
+}
+
+// The stand-in buffers of the memory-fitting pass: writes to them count as this device's, as they will be later.
+bool writes_to_stand_in(const ggml_tensor * op) {
+    ggml_backend_buffer_t buffer = root_of(op)->buffer;
+    if (!buffer || buffer->buft != default_buffer_type() || buffer->size != 0) return false;
+    if (op->op == GGML_OP_SET_ROWS) return op->ne[0] == root_of(op)->ne[0] && root_of(op)->type == GGML_TYPE_F16;
+    return op->op == GGML_OP_ROPE;
+}
+
+// ---- computing ----
+
+ggml_status set_rows(ggml_tensor * node, int threads) {
+    const ggml_tensor *rows = node->src[0], *ids = node->src[1];
+    KvStore & store = *store_of(node);
+    // What earlier batches wrote has been attended to by now.
+    if (!store.seal(threads)) return failed(node);
+    const int64_t n = rows->ne[1], offset = static_cast<int64_t>(node->view_offs / store.row_bytes());
+    std::vector<int64_t> targets(static_cast<size_t>(n));
+    for (int64_t i = 0; i < n; ++i) {
+        const char * id = static_cast<const char *>(ids->data) + i * ids->nb[0];
+        targets[i] = offset + (ids->type == GGML_TYPE_I64 ? *reinterpret_cast<const int64_t *>(id)
+                                                          : *reinterpret_cast<const int32_t *>(id));
+    }
+    const int64_t stride = static_cast<int64_t>(rows->nb[1] / rows->nb[0]);
+    const bool ok = rows->type == GGML_TYPE_F32
+                        ? store.write_rows(targets.data(), n, static_cast<const float *>(rows->data), stride)
+                        : store.write_rows(targets.data(), n, static_cast<const uint16_t *>(rows->data), stride);
+    return ok ? GGML_STATUS_SUCCESS : failed(node);
+}
+
+template <typename Element> Element * at(const ggml_tensor * tensor, int64_t i3) {
+    return reinterpret_cast<Element *>(static_cast<char *>(tensor->data) + i3 * static_cast<int64_t>(tensor->nb[3]));
+}
+
+ggml_status attention(ggml_tensor * node, int threads) {
+    const ggml_tensor *q = node->src[0], *k = node->src[1], *v = node->src[2], *mask = node->src[3], *sinks = node->src[4];
+    vidkv_attention_args args{};
+    args.q_token_stride = static_cast<int64_t>(q->nb[1] / 4);
+    args.q_head_stride = static_cast<int64_t>(q->nb[2] / 4);
+    args.out_head_stride = static_cast<int64_t>(node->nb[1] / 4);
+    args.out_token_stride = static_cast<int64_t>(node->nb[2] / 4);
+    args.tokens = q->ne[1];
+    args.heads = static_cast<int32_t>(q->ne[2]);
+    args.cells = k->ne[1];
+    args.mask_stride = mask ? static_cast<int64_t>(mask->nb[1] / 2) : 0;
+    float parameters[3]; // scale, max_bias, softcap
+    std::memcpy(parameters, node->op_params, sizeof(parameters));
+    args.scale = parameters[0];
+    args.max_bias = parameters[1];
+    args.softcap = parameters[2];
+    args.sinks = sinks ? static_cast<const float *>(sinks->data) : nullptr;
+    args.threads = threads;
+    for (int64_t stream = 0; stream < q->ne[3]; ++stream) {
+        args.q = at<const float>(q, stream);
+        args.out = at<float>(node, stream);
+        args.mask = mask ? at<const uint16_t>(mask, stream % mask->ne[3]) : nullptr;
+        args.sequence = first_stream(k) + static_cast<int32_t>(stream);
+        args.value_sequence = first_stream(v) + static_cast<int32_t>(stream);
+        if (vidkv_attention(store_of(k)->store(), store_of(v)->store(), &args) != VIDKV_OK) return failed(node);
+    }
+    return GGML_STATUS_SUCCESS;
+}
+
+// Rotates f16 rows [channels][n] in memory as `node` would rotate them in the store, by n angles.
+ggml_status rotate(const ggml_tensor * node, std::vector<uint16_t> & rows, const std::vector<int32_t> & shifts, HostCpu & cpu) {
+    const int64_t n = static_cast<int64_t>(shifts.size());
+    ggml_context * context = ggml_init({4 * ggml_tensor_overhead(), nullptr, true});
+    if (!context) return GGML_STATUS_ALLOC_FAILED;
+    ggml_tensor * memory = ggml_new_tensor_2d(context, GGML_TYPE_F16, root_of(node)->ne[0], n);
+    ggml_tensor * positions = ggml_new_tensor_1d(context, GGML_TYPE_I32, n);
+    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors_from_buft(context, ggml_backend_cpu_buffer_type());
+    ggml_status status = GGML_STATUS_ALLOC_FAILED;
+    if (buffer) {
+        std::memcpy(memory->data, rows.data(), ggml_nbytes(memory));
+        std::memcpy(positions->data, shifts.data(), ggml_nbytes(positions));
+        ggml_tensor * heads = ggml_view_3d(context, memory, node->ne[0], node->ne[1], n, node->nb[1], node->nb[2],
+                                           node->view_offs % row_bytes(node));
+        ggml_tensor * rotated = ggml_view_tensor(context, heads);
+        rotated->op = GGML_OP_ROPE;
+        rotated->flags |= GGML_TENSOR_FLAG_COMPUTE;
+        std::memcpy(rotated->op_params, node->op_params, sizeof(node->op_params));
+        rotated->src[0] = heads;
+        rotated->src[1] = positions;
+        rotated->src[2] = node->src[2];
+        status = cpu.compute(rotated);
+        std::memcpy(rows.data(), memory->data, ggml_nbytes(memory));
+    }
+    ggml_backend_buffer_free(buffer);
+    ggml_free(context);
+    return status;
+}
+
+// A context shift: keys are rotated to their new positions. Only the cells that move are rewritten.
+ggml_status rope(ggml_tensor * node, HostCpu & cpu) {
+    constexpr size_t rows_at_once = 512;
+    KvStore & store = *store_of(node);
+    const int64_t first_row = static_cast<int64_t>(node->view_offs / store.row_bytes()), channels = store.channels();
+    const auto * shift = static_cast<const int32_t *>(node->src[1]->data);
+    std::vector<int64_t> moved;
+    for (int64_t i = 0; i < node->ne[2]; ++i) {
+        if (shift[i] != 0) moved.push_back(i);
+    }
+    std::vector<uint16_t> rows;
+    std::vector<int32_t> shifts;
+    for (size_t done = 0; done < moved.size(); done += shifts.size()) {
+        const size_t n = std::min(rows_at_once, moved.size() - done);
+        rows.resize(n * static_cast<size_t>(channels));
+        shifts.resize(n);
+        std::vector<int64_t> ids(n);
+        for (size_t i = 0; i < n; ++i) {
+            ids[i] = first_row + moved[done + i];
+            shifts[i] = shift[moved[done + i]];
+            if (!store.read_rows(ids[i], 1, &rows[i * static_cast<size_t>(channels)])) return failed(node);
+        }
+        if (ggml_status status = rotate(node, rows, shifts, cpu); status != GGML_STATUS_SUCCESS) return status;
+        if (!store.write_rows(ids.data(), static_cast<int64_t>(n), rows.data(), channels)) return failed(node);
+    }
+    return store.seal(cpu.threads()) ? GGML_STATUS_SUCCESS : failed(node);
+}
+
+} // namespace
+
+bool supports_op(const ggml_tensor * op) {
+    if (is_view_op(op)) return true;
+    if (const ggml_tensor * operand = operand_in_store(op)) {
+        const std::string why = obstacle(op);
+        if (why.empty()) return true;
+        if (!make_plain(operand, why)) return false;
+    }
+    return is_plain_attention(op) || writes_to_stand_in(op);
+}
+
+ggml_status compute_op(ggml_tensor * node, HostCpu & cpu) {
+    if (is_view_op(node)) return GGML_STATUS_SUCCESS;
+    const bool attends = node->op == GGML_OP_FLASH_ATTN_EXT;
+    // A cache may have become plain after this node was accepted.
+    if (!store_of(attends ? node->src[1] : node)) return cpu.compute(node);
+    switch (node->op) {
+    case GGML_OP_SET_ROWS: return set_rows(node, cpu.threads());
+    case GGML_OP_FLASH_ATTN_EXT: return attention(node, cpu.threads());
+    case GGML_OP_ROPE: return rope(node, cpu);
+    default: GGML_LOG_ERROR("vidkv: %s was never accepted\n", ggml_op_name(node->op)); return GGML_STATUS_FAILED;
+    }
+}
+
+} // namespace vidkv_ggml

@@ -1,0 +1,102 @@
+#include "settings.h"
+
+#include <cerrno>
+#include <cmath>
+#include <cstdlib>
+#include <mutex>
+
+namespace vidkv_ggml {
+
+namespace {
+
+constexpr const char * default_preset = "k1.5v1.58";
+
+std::mutex mutex;
+Settings settings;
+
+const char * environment(const char * name) {
+    const char * value = std::getenv(name);
+    return value && *value ? value : nullptr;
+}
+
+std::string complaint(const std::string & variable, const char * value, const std::string & what) {
+    return variable + "=" + value + ": " + what;
+}
+
+bool read_number(const char * text, float & out) {
+    char * end = nullptr;
+    errno = 0;
+    out = std::strtof(text, &end);
+    return errno == 0 && end != text && *end == '\0' && std::isfinite(out);
+}
+
+bool read_number(const char * text, int32_t & out) {
+    char * end = nullptr;
+    errno = 0;
+    const long value = std::strtol(text, &end, 10);
+    out = static_cast<int32_t>(value);
+    return errno == 0 && end != text && *end == '\0' && value == out;
+}
+
+// Takes one parameter from its variable, if that is set; the others are known to be good.
+template <typename Number>
+std::string override_from(const char * variable, Number vidkv_params::*member, vidkv_params & params, bool & changed) {
+    const char * text = environment(variable);
+    if (!text) return "";
+    Number value{};
+    if (!read_number(text, value)) {
+        return complaint(variable, text, std::is_integral_v<Number> ? "not a whole number" : "not a number");
+    }
+    vidkv_params candidate = params;
+    candidate.*member = value;
+    if (vidkv_params_check(&candidate, 0) != VIDKV_OK) return complaint(variable, text, vidkv_last_error());
+    changed = changed || params.*member != value;
+    params = candidate;
+    return "";
+}
+
+std::string read_environment(Settings & out) {
+    const char * preset = environment("VIDKV_PRESET");
+    Settings read{{}, preset ? preset : default_preset};
+    if (vidkv_params_from_preset(read.name.c_str(), &read.params) != VIDKV_OK) {
+        return complaint("VIDKV_PRESET", read.name.c_str(), vidkv_last_error());
+    }
+    vidkv_params & params = read.params;
+    bool changed = false;
+    std::string error = override_from("VIDKV_KEY_BITS", &vidkv_params::key_bits, params, changed);
+    if (error.empty()) error = override_from("VIDKV_VALUE_BITS", &vidkv_params::value_bits, params, changed);
+    if (error.empty()) error = override_from("VIDKV_GROUP_SIZE", &vidkv_params::group_size, params, changed);
+    if (error.empty()) error = override_from("VIDKV_RESIDUAL_LENGTH", &vidkv_params::residual_length, params, changed);
+    if (error.empty()) error = override_from("VIDKV_SINK_TOKENS", &vidkv_params::sink_tokens, params, changed);
+    if (!error.empty()) return error;
+    if (changed) read.name = "custom";
+    out = read;
+    return "";
+}
+
+} // namespace
+
+std::string load_settings_from_environment() {
+    const std::lock_guard lock(mutex);
+    return read_environment(settings);
+}
+
+std::string configure(const char * preset, const vidkv_params * override_or_null) {
+    const std::lock_guard lock(mutex);
+    if (!preset && !override_or_null) return read_environment(settings);
+    Settings wanted{{}, preset ? preset : "custom"};
+    if (preset && vidkv_params_from_preset(preset, &wanted.params) != VIDKV_OK) return vidkv_last_error();
+    if (override_or_null) {
+        if (vidkv_params_check(override_or_null, 0) != VIDKV_OK) return vidkv_last_error();
+        wanted.params = *override_or_null;
+    }
+    settings = wanted;
+    return "";
+}
+
+Settings current_settings() {
+    const std::lock_guard lock(mutex);
+    return settings;
+}
+
+} // namespace vidkv_ggml
