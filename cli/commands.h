@@ -1,0 +1,19 @@
+// The commands. Each adds itself to the command line; what runs it is set by the parser.
+#pragma once
+
+#include <functional>
+
+#include <CLI/CLI.hpp>
+
+namespace vidkv::cli {
+
+using Command = std::function<void()>;
+
+void add_ask(CLI::App & app, Command & run);
+void add_chat(CLI::App & app, Command & run);
+void add_presets(CLI::App & app, Command & run);
+void add_data(CLI::App & app, Command & run);
+void add_eval(CLI::App & app, Command & run);
+
+
+} // namespace vidkv::cli

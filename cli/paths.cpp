@@ -1,0 +1,81 @@
+#include "paths.h"
+
+#include <cstdlib>
+
+#include "error.h"
+
+namespace fs = std::filesystem;
+
+namespace vidkv::cli {
+
+namespace {
+
+fs::path program_folder() {
+    std::error_code failed;
+    const fs::path program = fs::read_symlink("/proc/self/exe", failed);
+    return failed ? fs::current_path() : program.parent_path();
+}
+
+// Folders that may hold models/: the tree the program was built in, its source, and an installation's share.
+std::vector<fs::path> model_roots() {
+    const fs::path program = program_folder();
+    return {program / ".." / ".." / "models", VIDKV_SOURCE_MODELS, program / ".." / "share" / "vidkv" / "models"};
+}
+
+bool is_file(const fs::path & path) {
+    std::error_code failed;
+    return fs::is_regular_file(path, failed);
+}
+
+ModelFiles model_in(const fs::path & folder) {
+    const fs::path text = folder / "vidkv-tiny.gguf", mmproj = folder / "mmproj-vidkv-tiny.gguf";
+    return is_file(text) && is_file(mmproj) ? ModelFiles{text.string(), mmproj.string()} : ModelFiles{};
+}
+
+} // namespace
+
+ModelFiles default_model() {
+    if (const char * folder = std::getenv("VIDKV_MODEL_DIR"); folder && *folder) {
+        ModelFiles files = model_in(folder);
+        if (files.text.empty()) {
+            throw Error(std::string("no vidkv-tiny.gguf and mmproj-vidkv-tiny.gguf in VIDKV_MODEL_DIR (") + folder + ")");
+        }
+        return files;
+    }
+    for (const fs::path & root : model_roots()) {
+        ModelFiles files = model_in((root / "tiny").lexically_normal());
+        if (!files.text.empty()) { return files; }
+    }
+    throw Error("the small video model is not installed beside this program: set VIDKV_MODEL_DIR, or name a model with -m and --mmproj");
+}
+
+std::string mmproj_beside(const std::string & model) {
+    fs::path folder = fs::path(model).parent_path();
+    std::error_code failed;
+    std::vector<std::string> found;
+    for (const auto & entry : fs::directory_iterator(folder.empty() ? fs::path(".") : folder, failed)) {
+        const std::string name = entry.path().filename().string();
+        if (name.find("mmproj") != std::string::npos && entry.path().extension() == ".gguf") { found.push_back(entry.path().string()); }
+    }
+    if (found.size() == 1) { return found[0]; }
+    throw Error(found.empty() ? "no vision tower for '" + model + "': name its mmproj GGUF with --mmproj"
+                              : "several mmproj files beside '" + model + "': name the right one with --mmproj");
+}
+
+std::string plugin_path() {
+    if (const char * path = std::getenv("VIDKV_PLUGIN"); path && *path) { return path; }
+    const fs::path program = program_folder();
+    for (const fs::path & folder : {program, program / ".." / "lib", program / ".." / "lib" / "vidkv"}) {
+        if (is_file(folder / "libggml-vidkv.so")) { return (folder / "libggml-vidkv.so").lexically_normal().string(); }
+    }
+    return "";
+}
+
+std::string generator_path() {
+    for (const fs::path & root : model_roots()) {
+        if (is_file(root / "generate.py")) { return (root / "generate.py").lexically_normal().string(); }
+    }
+    throw Error("models/generate.py is not installed beside this program");
+}
+
+} // namespace vidkv::cli

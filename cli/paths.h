@@ -1,0 +1,24 @@
+// Where the parts of VidKV lie, seen from the running program: in a build tree or installed.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace vidkv::cli {
+
+struct ModelFiles {
+    std::string text;   // GGUF of the language model
+    std::string mmproj; // GGUF of the vision tower
+};
+
+// The small video model: in VIDKV_MODEL_DIR, or beside the program. Throws Error if it is not there.
+ModelFiles default_model();
+// The one mmproj*.gguf beside a model file; throws Error if there is none or more than one.
+std::string mmproj_beside(const std::string & model);
+// libggml-vidkv.so: VIDKV_PLUGIN, or beside the program; "" if there is none.
+std::string plugin_path();
+// models/generate.py; throws Error if it is not there.
+std::string generator_path();
+
+} // namespace vidkv::cli

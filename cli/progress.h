@@ -1,0 +1,30 @@
+// A progress bar on standard error; silent where that is not a terminal.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+namespace vidkv::cli {
+
+class Progress {
+  public:
+    // quiet: never draw (as with --json).
+    explicit Progress(bool quiet);
+    ~Progress();
+    Progress(const Progress &) = delete;
+    Progress & operator=(const Progress &) = delete;
+
+    // done of total (0: not known) of the named stage.
+    void show(const std::string & stage, int64_t done, int64_t total, const char * unit);
+    // Wipes the bar, so that other text can follow.
+    void clear();
+
+  private:
+    bool enabled_;
+    bool drawn_ = false;
+    std::string stage_;
+    std::chrono::steady_clock::time_point last_;
+};
+
+} // namespace vidkv::cli
