@@ -23,15 +23,15 @@ template <typename T> void store_at(uint8_t * bytes, size_t index, T value) {
     std::memcpy(bytes + index * sizeof(T), &value, sizeof(T));
 }
 
-template <typename T> void append_number(std::vector<uint8_t> & out, const T & value) {
-    static_assert(std::is_trivially_copyable_v<T>);
-    const auto * bytes = reinterpret_cast<const uint8_t *>(&value);
-    out.insert(out.end(), bytes, bytes + sizeof(T));
+inline void append_bytes(std::vector<uint8_t> & out, const void * data, size_t size) {
+    const size_t at = out.size();
+    out.resize(at + size);
+    if (size) std::memcpy(out.data() + at, data, size);
 }
 
-inline void append_bytes(std::vector<uint8_t> & out, const void * data, size_t size) {
-    const auto * bytes = static_cast<const uint8_t *>(data);
-    out.insert(out.end(), bytes, bytes + size);
+template <typename T> void append_number(std::vector<uint8_t> & out, const T & value) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    append_bytes(out, &value, sizeof(T));
 }
 
 // Reads a buffer front to back and never past its end; after the first short read everything fails.

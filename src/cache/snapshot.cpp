@@ -71,8 +71,8 @@ bool Store::load_sequence(Sequence & sequence, ByteReader & in) const {
         if (bytes > in.left()) return false;
         group.data = std::make_unique<uint8_t[]>(bytes);
         in.bytes(group.data.get(), bytes);
-        sequence.sealed_groups += sealed;
     }
+    recount(sequence);
     return in.ok();
 }
 

@@ -86,12 +86,22 @@ GroupView Store::view(int sequence, int64_t group, int kv_head) const {
 
 const ChannelPlan & Store::plan(int sequence, int kv_head) const { return sequences_[sequence].plans[kv_head]; }
 
+void Store::recount(Sequence & sequence) const {
+    sequence.open.clear();
+    sequence.sealed_groups = 0;
+    for (size_t i = 0; i < sequence.groups.size(); ++i) {
+        if (sequence.groups[i].state == GroupState::open) sequence.open.push_back(static_cast<int64_t>(i));
+        if (sequence.groups[i].state == GroupState::sealed) ++sequence.sealed_groups;
+    }
+}
+
 // The f16 rows of a group, made if it is empty, decoded if it is sealed.
 uint16_t * Store::open_group(Sequence & sequence, int64_t index) {
     Group & group = sequence.groups[index];
     if (group.state == GroupState::open) return reinterpret_cast<uint16_t *>(group.data.get());
     auto data = std::make_unique<uint8_t[]>(open_bytes());
     auto * rows = reinterpret_cast<uint16_t *>(data.get());
+    sequence.open.push_back(index);
     if (group.state == GroupState::sealed) {
         decode_group(sequence, index, rows);
         if (sinks_in(index)) sequence.sink_rows.reset();
@@ -131,6 +141,7 @@ void Store::decode_group(const Sequence & sequence, int64_t index, uint16_t * ro
 
 template <typename Element>
 vidkv_status Store::write(int sequence, const int64_t * cells, int64_t n, const Element * rows, int64_t stride) {
+    if (vidkv_status status = check_range(sequence, 0, 0)) return status;
     for (int64_t i = 0; i < n; ++i) {
         if (vidkv_status status = check_range(sequence, cells[i], 1)) return status;
     }
@@ -223,12 +234,11 @@ vidkv_status Store::seal(int threads) {
     if (!packs()) return VIDKV_OK;
     for (Sequence & sequence : sequences_) {
         std::vector<int64_t> due;
-        for (size_t i = 0; i < sequence.groups.size(); ++i) {
-            const Group & group = sequence.groups[i];
-            const bool old = sequence.writes - group.last_write >= seal_age(params_);
-            if (group.state == GroupState::open && old) due.push_back(static_cast<int64_t>(i));
+        for (const int64_t index : sequence.open) {
+            if (sequence.writes - sequence.groups[index].last_write >= seal_age(params_)) due.push_back(index);
         }
         if (due.empty()) continue;
+        std::sort(due.begin(), due.end());
         if (shape_.side == VIDKV_KEYS && sequence.sealed_groups == 0) choose_plans(sequence, due);
         std::vector<std::unique_ptr<uint8_t[]>> blocks(due.size());
         for (auto & block : blocks) block = std::make_unique<uint8_t[]>(sealed_bytes());
@@ -252,6 +262,7 @@ vidkv_status Store::seal(int threads) {
             group.state = GroupState::sealed;
             ++sequence.sealed_groups;
         }
+        std::erase_if(sequence.open, [&](int64_t index) { return sequence.groups[index].state == GroupState::sealed; });
     }
     return VIDKV_OK;
 }
@@ -271,10 +282,10 @@ vidkv_status Store::truncate(int sequence, int64_t first_cell) {
             keep_below(group.written, kept);
             continue;
         }
-        if (group.state == GroupState::sealed) --seq.sealed_groups;
         group = Group();
     }
     if (first_cell == 0) seq.sink_rows.reset();
+    recount(seq);
     return VIDKV_OK;
 }
 
@@ -286,7 +297,6 @@ vidkv_status Store::copy_sequence(int from, int to) {
     Sequence copy;
     copy.plans = source.plans;
     copy.writes = source.writes;
-    copy.sealed_groups = source.sealed_groups;
     if (source.sink_rows) {
         copy.sink_rows = std::make_unique<uint16_t[]>(sink_bytes() / 2);
         std::memcpy(copy.sink_rows.get(), source.sink_rows.get(), sink_bytes());
@@ -302,6 +312,7 @@ vidkv_status Store::copy_sequence(int from, int to) {
         copy.groups[i].data = std::make_unique<uint8_t[]>(bytes);
         std::memcpy(copy.groups[i].data.get(), group.data.get(), bytes);
     }
+    recount(copy);
     sequences_[to] = std::move(copy);
     return VIDKV_OK;
 }
@@ -311,14 +322,15 @@ void Store::clear() {
         for (Group & group : sequence.groups) group = Group();
         sequence.plans.clear();
         sequence.sink_rows.reset();
-        sequence.writes = sequence.sealed_groups = 0;
+        sequence.writes = 0;
+        recount(sequence);
     }
 }
 
 vidkv_store_stats Store::stats() const {
     vidkv_store_stats stats{};
     for (const Sequence & sequence : sequences_) {
-        stats.bytes += sequence.groups.size() * sizeof(Group);
+        stats.bytes += sequence.groups.size() * sizeof(Group) + sequence.open.capacity() * sizeof(int64_t);
         if (!sequence.plans.empty()) stats.bytes += plan_bytes();
         if (sequence.sink_rows) stats.bytes += sink_bytes();
         for (const Group & group : sequence.groups) {

@@ -71,6 +71,7 @@ class Store {
     };
     struct Sequence {
         std::vector<Group> groups;
+        std::vector<int64_t> open;             // the open groups in no order: sealing looks at these alone
         std::vector<ChannelPlan> plans;        // one a KV head, keys only; empty until the first seal
         std::unique_ptr<uint16_t[]> sink_rows; // [sink_tokens][channels], while the first group is sealed
         int64_t writes = 0;                    // rows written since the last clear
@@ -85,6 +86,7 @@ class Store {
     bool packs() const { return !keep_open_ && shape_.head_dim != 0 && !is_f16(params_, shape_.side); }
     vidkv_status check_range(int sequence, int64_t first_cell, int64_t n) const;
 
+    void recount(Sequence & sequence) const; // derives `open` and `sealed_groups` from the groups
     uint16_t * open_group(Sequence & sequence, int64_t index);
     void decode_group(const Sequence & sequence, int64_t index, uint16_t * rows) const;
     void choose_plans(Sequence & sequence, const std::vector<int64_t> & due) const;

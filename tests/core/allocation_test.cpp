@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <new>
 #include <numeric>
+#include <string>
 #include <vector>
 
 #include "vidkv/vidkv.h"
@@ -33,12 +34,12 @@ void operator delete(void * pointer, size_t) noexcept { operator delete(pointer)
 
 namespace {
 
-class Allocation : public testing::TestWithParam<std::tuple<const char *, int>> {};
+class Allocation : public testing::TestWithParam<std::tuple<std::string, int>> {};
 
 TEST_P(Allocation, StatsAreTheBytesAllocated) {
     const auto [name, head_dim] = GetParam();
     vidkv_params params;
-    ASSERT_EQ(vidkv_params_from_preset(name, &params), VIDKV_OK);
+    ASSERT_EQ(vidkv_params_from_preset(name.c_str(), &params), VIDKV_OK);
     const int channels = 4 * head_dim;
     const int64_t cells = 4096;
     const std::vector<float> rows(static_cast<size_t>(channels) * 64, 0.5f);
@@ -59,7 +60,9 @@ TEST_P(Allocation, StatsAreTheBytesAllocated) {
             vidkv_store_get_stats(store, &stats);
             const long held = live_bytes - before;
             // Beside what is counted: the store object, one sequence object and a plan object a KV head.
-            if (counted) EXPECT_NEAR(static_cast<double>(held), static_cast<double>(stats.bytes), 1024) << name << " " << side;
+            if (counted) {
+                EXPECT_NEAR(static_cast<double>(held), static_cast<double>(stats.bytes), 1024) << name << " " << side;
+            }
             const double bits = 8.0 * static_cast<double>(stats.bytes) / static_cast<double>(cells * channels);
             RecordProperty(side == VIDKV_KEYS ? "key_bits_held" : "value_bits_held", std::to_string(bits));
             vidkv_store_free(store);
@@ -69,6 +72,11 @@ TEST_P(Allocation, StatsAreTheBytesAllocated) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Presets, Allocation,
-                         testing::Combine(testing::Values("f16", "k2v2", "k1.5v2", "k1.5v1.58", "k1.5v1.58-g128"), testing::Values(64, 128)));
+                         testing::Combine(testing::Values("f16", "k2v2", "k1.5v2", "k1.5v1.58", "k1.5v1.58-g128"), testing::Values(64, 128)),
+                         [](const auto & instance) {
+                             std::string name = std::get<0>(instance.param) + "_" + std::to_string(std::get<1>(instance.param));
+                             for (char & c : name) c = c == '.' || c == '-' ? '_' : c;
+                             return name;
+                         });
 
 } // namespace

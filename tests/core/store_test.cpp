@@ -1,10 +1,13 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <numeric>
+
+#include <unistd.h>
 
 #include "base/half.h"
 #include "cache/cache.h"
@@ -239,11 +242,17 @@ TEST_P(StoreTest, ThreadsDoNotChangeTheCodes) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Presets, StoreTest, testing::Values("f16", "k2v2", "k1.5v2", "k1.5v1.58", "k1v1.58", "k16v2"));
+INSTANTIATE_TEST_SUITE_P(Presets, StoreTest, testing::Values("f16", "k2v2", "k1.5v2", "k1.5v1.58", "k1v1.58", "k16v2"),
+                         [](const auto & instance) {
+                             std::string name = instance.param;
+                             std::replace(name.begin(), name.end(), '.', '_');
+                             return name;
+                         });
 
 class CacheTest : public testing::Test {
   protected:
-    std::filesystem::path folder = std::filesystem::path(testing::TempDir()) / "vidkv-cache-test";
+    // One folder a process: ctest runs tests side by side.
+    std::filesystem::path folder = std::filesystem::path(testing::TempDir()) / ("vidkv-cache-test-" + std::to_string(getpid()));
     std::string file = (folder / "saved.vidkv").string();
     Random rng{12};
     vidkv_cache_shape shape{2, 2, 64, 600, 2};
