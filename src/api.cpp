@@ -35,9 +35,8 @@ template <typename Body, typename... Pointers> vidkv_status guarded(Body body, P
 vidkv_status check_store(const vidkv_store_shape & shape, const vidkv_params & params) {
     if (vidkv_status status = vidkv::check_params(params, shape.head_dim)) return status;
     if (shape.side != VIDKV_KEYS && shape.side != VIDKV_VALUES) return fail(VIDKV_E_ARGUMENT, "side must be keys or values");
-    if (shape.channels < 1 || shape.cells < 1 || shape.sequences < 1) {
-        return fail(VIDKV_E_ARGUMENT, "channels, cells and sequences must be at least 1");
-    }
+    if (shape.channels < 1 || shape.sequences < 1) return fail(VIDKV_E_ARGUMENT, "channels and sequences must be at least 1");
+    if (shape.cells < 1 || shape.cells > INT32_MAX) return fail(VIDKV_E_ARGUMENT, "cells must be 1 to 2147483647");
     if (shape.head_dim != 0 && shape.channels % shape.head_dim != 0) {
         return fail(VIDKV_E_ARGUMENT, "head_dim must divide the number of channels");
     }
