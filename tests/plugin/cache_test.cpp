@@ -1,0 +1,299 @@
+// The plug-in inside an unmodified llama.cpp against llama.cpp alone: whatever a host does to its KV cache, the f16 preset must
+// give the same logits, and the packed preset must go through the same motions.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdio>
+#include <functional>
+#include <string>
+
+#include "random_model.h"
+#include "session.h"
+
+namespace vidkv_test {
+
+namespace {
+
+constexpr uint32_t seed = 20240607;
+
+// llama.cpp's own attention without flash attention works in f32 on f16 keys and values, as the f16 store does; what is left
+// is the order of sums, and f16 roundings of rotated keys.
+constexpr double same = 4e-3;
+
+std::string model(const std::string & architecture) {
+    ModelShape shape;
+    shape.architecture = architecture;
+    if (architecture == "mpt") shape.kv_heads = 4, shape.head_dim = 32;
+    static std::vector<std::pair<std::string, std::string>> written;
+    for (const auto & [name, path] : written) {
+        if (name == architecture) return path;
+    }
+    written.emplace_back(architecture, write_random_model(shape, seed));
+    return written.back().second;
+}
+
+using Scenario = std::function<void(Session &)>;
+
+void expect_same(const std::vector<Logits> & got, const std::vector<Logits> & want) {
+    ASSERT_EQ(got.size(), want.size());
+    for (size_t i = 0; i < got.size(); ++i) {
+        const double error = relative_error(got[i], want[i]);
+        std::printf("  step %zu: relative error %.2e\n", i, error);
+        EXPECT_LT(error, same) << "step " << i;
+    }
+}
+
+// Runs the scenario on llama.cpp alone, with the f16 preset and packed. Packed keys and values change the logits of a random
+// model a good deal; they must stay finite and must be packed.
+void compare(const std::string & architecture, const Scenario & scenario, SessionOptions options = {}) {
+    std::printf("seed %u, model %s\n", seed, architecture.c_str());
+    SessionOptions alone = options, exact = options, packed = options;
+    alone.flash_attention = false;
+    exact.preset = "f16";
+    packed.preset = "k1.5v1.58";
+    Session stock(model(architecture), alone);
+    scenario(stock);
+    {
+        Session device(model(architecture), exact);
+        scenario(device);
+        expect_same(device.trace(), stock.trace());
+        EXPECT_EQ(stats().cells_sealed, 0);
+    }
+    Session device(model(architecture), packed);
+    scenario(device);
+    EXPECT_GT(stats().cells_sealed, 0);
+    for (const Logits & logits : device.trace()) {
+        for (const float x : logits) ASSERT_TRUE(std::isfinite(x));
+    }
+}
+
+void fill(Session & s) {
+    s.feed(0, 400, 0);
+    for (int i = 400; i < 410; ++i) s.feed(i, 1, i);
+}
+
+void restore(Session & s, llama_state_seq_flags flags) {
+    std::vector<uint8_t> state(llama_state_seq_get_size_ext(s.context(), 0, flags));
+    ASSERT_EQ(llama_state_seq_get_data_ext(s.context(), state.data(), state.size(), 0, flags), state.size());
+    llama_memory_clear(s.memory(), true);
+    ASSERT_EQ(llama_state_seq_set_data_ext(s.context(), state.data(), state.size(), 0, flags), state.size());
+}
+
+TEST(KvCache, PrefillAndDecode) {
+    for (const char * architecture : {"llama", "gemma2", "mpt", "gpt-oss"}) compare(architecture, fill);
+}
+
+TEST(KvCache, CellsAreReused) {
+    compare("llama", [](Session & s) {
+        fill(s);
+        ASSERT_TRUE(llama_memory_seq_rm(s.memory(), 0, 200, -1));
+        s.feed(600, 180, 200);
+        ASSERT_TRUE(llama_memory_seq_rm(s.memory(), 0, -1, -1));
+        s.feed(1000, 300, 0);
+    });
+}
+
+TEST(KvCache, ContextShift) {
+    compare("llama", [](Session & s) {
+        fill(s);
+        ASSERT_TRUE(llama_memory_seq_rm(s.memory(), 0, 4, 104));
+        llama_memory_seq_add(s.memory(), 0, 104, -1, -100);
+        s.feed(900, 3, llama_memory_seq_pos_max(s.memory(), 0) + 1);
+    });
+}
+
+TEST(KvCache, StateIsSavedAndRestored) {
+    compare("llama", [](Session & s) {
+        fill(s);
+        restore(s, 0);
+        s.feed(410, 5, 410);
+    });
+}
+
+TEST(KvCache, StateIsKeptOnTheDevice) {
+    compare("llama", [](Session & s) {
+        fill(s);
+        restore(s, LLAMA_STATE_SEQ_FLAGS_ON_DEVICE);
+        s.feed(410, 5, 410);
+    });
+}
+
+TEST(KvCache, RestoredPackedStateContinuesAlike) {
+    SessionOptions options;
+    options.preset = "k2v2";
+    Session s(model("llama"), options);
+    fill(s);
+    const Logits before = s.feed(410, 1, 410);
+    ASSERT_TRUE(llama_memory_seq_rm(s.memory(), 0, 410, -1));
+    restore(s, 0);
+    const double error = relative_error(s.feed(410, 1, 410), before);
+    std::printf("  relative error %.2e\n", error);
+    EXPECT_LT(error, 0.15); // the packed groups are packed a second time
+}
+
+TEST(KvCache, StreamsAreApart) {
+    SessionOptions options;
+    options.sequences = 2;
+    compare(
+        "llama",
+        [](Session & s) {
+            fill(s);
+            s.feed(100, 200, 0, 1);
+            s.feed(2000, 1, 200, 1);
+            s.feed(410, 1, 410, 0);
+        },
+        options);
+}
+
+TEST(KvCache, SequencesAreCopied) {
+    SessionOptions options;
+    options.sequences = 3;
+    compare(
+        "llama",
+        [](Session & s) {
+            fill(s);
+            llama_memory_seq_cp(s.memory(), 0, 2, -1, -1);
+            s.feed(410, 1, 410, 2);
+            s.feed(500, 1, 410, 0);
+            llama_memory_seq_cp(s.memory(), 0, 1, -1, -1);
+            s.feed_together(700, 3, 411);
+        },
+        options);
+}
+
+TEST(KvCache, CopyOfAPackedStreamIsExact) {
+    SessionOptions options;
+    options.preset = "k1.5v1.58";
+    options.sequences = 2;
+    Session s(model("llama"), options);
+    fill(s);
+    llama_memory_seq_cp(s.memory(), 0, 1, -1, -1);
+    const Logits copy = s.feed(410, 1, 410, 1);
+    EXPECT_EQ(s.feed(410, 1, 410, 0), copy);
+}
+
+TEST(KvCache, SequencesShareAUnifiedCache) {
+    SessionOptions options;
+    options.sequences = 4;
+    options.unified = true;
+    options.cells = 2048;
+    compare(
+        "llama",
+        [](Session & s) {
+            for (int i = 0; i < 4; ++i) s.feed(200 * i, 150 + 20 * i, 0, i);
+            for (int i = 0; i < 4; ++i) s.feed(50 * i, 30 - 20 * i + 60, 150 + 20 * i, i);
+            s.feed_together(5000, 4, 240);
+        },
+        options);
+}
+
+TEST(SlidingWindow, StaysInF16) {
+    SessionOptions options;
+    options.preset = "k1.5v1.58";
+    options.cells = 2048;
+    forget_log();
+    Session packed(model("gemma2"), options);
+    EXPECT_EQ(logged("sliding window, kept in f16").size(), 1u);
+    EXPECT_EQ(logged("vidkv: KV cache of").size(), 2u);
+    packed.feed(0, 900, 0); // several times round the small cache
+    const auto sum = stats();
+    EXPECT_GT(sum.cells_sealed, 0);
+    EXPECT_EQ(sum.groups_reopened, 0);
+}
+
+TEST(SlidingWindow, CellsRecycle) {
+    SessionOptions options;
+    options.cells = 2048;
+    for (const char * architecture : {"gemma2", "gpt-oss"}) {
+        compare(
+            architecture, [](Session & s) { s.feed(0, 900, 0); }, options);
+    }
+}
+
+TEST(SlidingWindow, FullSizeCacheIsPacked) {
+    SessionOptions options;
+    options.full_window_cache = true;
+    compare("gemma2", fill, options);
+}
+
+TEST(Fallback, FlashAttentionOff) {
+    SessionOptions options;
+    options.preset = "k1.5v1.58";
+    options.flash_attention = false;
+    forget_log();
+    Session device(model("llama"), options);
+    EXPECT_EQ(logged("flash attention is off").size(), 1u);
+    fill(device);
+    options.preset.clear();
+    Session stock(model("llama"), options);
+    fill(stock);
+    expect_same(device.trace(), stock.trace());
+}
+
+TEST(Fallback, QuantizedCache) {
+    SessionOptions options;
+    options.preset = "k1.5v1.58";
+    options.type = GGML_TYPE_Q8_0;
+    forget_log();
+    Session device(model("llama"), options);
+    EXPECT_EQ(logged("its type is q8_0").size(), 1u);
+    fill(device);
+    options.preset.clear();
+    Session stock(model("llama"), options);
+    fill(stock);
+    expect_same(device.trace(), stock.trace());
+}
+
+TEST(Fallback, HeadDimTheCodecDoesNotTake) {
+    ModelShape shape;
+    shape.head_dim = 60;
+    const std::string path = write_random_model(shape, seed);
+    SessionOptions options;
+    options.preset = "k1.5v1.58";
+    forget_log();
+    Session device(path, options);
+    EXPECT_EQ(logged("head_dim must be a multiple of 8").size(), 1u);
+    fill(device);
+    options.preset.clear();
+    Session stock(path, options);
+    fill(stock);
+    expect_same(device.trace(), stock.trace());
+    std::remove(path.c_str());
+}
+
+TEST(Plugin, HoldsWhatItPlans) {
+    SessionOptions options;
+    options.preset = "k1.5v1.58";
+    options.cells = 2048;
+    forget_log();
+    {
+        Session s(model("llama"), options);
+        s.feed(0, 2048, 0);
+        const auto sum = stats();
+        const auto lines = logged("vidkv: KV cache of 3 layers: preset k1.5v1.58");
+        ASSERT_EQ(lines.size(), 1u);
+        std::printf("  %s\n  held %.2f MiB, planned %.2f MiB, f16 %.2f MiB\n", lines[0].c_str(), double(sum.bytes) / 1048576,
+                    double(sum.bytes_planned) / 1048576, double(sum.bytes_f16) / 1048576);
+        EXPECT_EQ(sum.bytes_f16, 3u * 2 * 2048 * 128 * 2);
+        EXPECT_LE(sum.bytes, sum.bytes_planned * 11 / 10);
+        EXPECT_LT(sum.bytes * 3, sum.bytes_f16);
+    }
+    EXPECT_EQ(stats().bytes, 0u); // nothing outlives the host's cache
+}
+
+TEST(Plugin, ConfigureRefusesNonsense) {
+    const char * error = configure("k9v9");
+    ASSERT_NE(error, nullptr);
+    EXPECT_NE(std::string(error).find("key bits"), std::string::npos) << error;
+    vidkv_params params;
+    ASSERT_EQ(vidkv_params_from_preset("k2v2", &params), VIDKV_OK);
+    params.group_size = 48;
+    error = configure(nullptr, &params);
+    ASSERT_NE(error, nullptr);
+    EXPECT_NE(std::string(error).find("group size"), std::string::npos) << error;
+    EXPECT_EQ(configure(nullptr, nullptr), nullptr);
+}
+
+} // namespace
+
+} // namespace vidkv_test
