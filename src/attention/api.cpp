@@ -21,7 +21,8 @@ vidkv_status check_stores(const Store & keys, const Store & values) {
         return refuse("a store does not know its head_dim yet: call vidkv_store_set_head_dim first");
     }
     for (const Store * store : {&keys, &values}) {
-        if (store->head_dim() % 8 != 0) return refuse("head_dim must be a multiple of 8, not " + std::to_string(store->head_dim()));
+        if (store->head_dim() % 8 == 0) continue;
+        return refuse("head_dim must be a multiple of 8, not " + std::to_string(store->head_dim()));
     }
     if (keys.kv_heads() != values.kv_heads()) {
         return refuse("the key store has " + std::to_string(keys.kv_heads()) + " KV heads and the value store " +
@@ -75,7 +76,8 @@ vidkv_status check_attention(const Store & keys, const Store & values, const vid
     if (vidkv_status status = check_memory(keys, values, args)) return status;
     if (!std::isfinite(args.scale)) return refuse("scale must be finite");
     if (!(args.softcap >= 0.0f) || !std::isfinite(args.softcap)) return refuse("softcap must be finite and not negative");
-    if (!(args.max_bias >= 0.0f) || !std::isfinite(args.max_bias)) return refuse("max_bias must be finite and not negative");
+    if (!(args.max_bias >= 0.0f) || !std::isfinite(args.max_bias))
+        return refuse("max_bias must be finite and not negative");
     if (args.threads < 1) return refuse("threads must be at least 1");
     return VIDKV_OK;
 }

@@ -1,5 +1,5 @@
-// The generic body. Work is cut into items, a query block times a chunk of cells, by sizes that do not depend on the number of
-// threads; the chunks' partial results are merged in a fixed order.
+// The generic body. Work is cut into items, a query block times a chunk of cells, by sizes that do not depend on the number
+// of threads; the chunks' partial results are merged in a fixed order.
 #include "attention/attention.h"
 
 #include <algorithm>
@@ -38,7 +38,8 @@ std::vector<float> alibi_slopes(int heads, float max_bias) {
     while (power * 2 <= heads) power *= 2;
     const float base = std::pow(2.0f, -max_bias / power), odd_base = std::pow(2.0f, -max_bias / 2 / power);
     for (int h = 0; h < heads; ++h) {
-        slopes[h] = h < power ? std::pow(base, static_cast<float>(h + 1)) : std::pow(odd_base, static_cast<float>(2 * (h - power) + 1));
+        const int exponent = h < power ? h + 1 : 2 * (h - power) + 1;
+        slopes[h] = std::pow(h < power ? base : odd_base, static_cast<float>(exponent));
     }
     return slopes;
 }
@@ -63,8 +64,9 @@ class Attention {
 
     float * queries(int64_t slot) const { return queries_.get() + slot * block_rows_ * key_dim_; }
     float * planned(int64_t slot) const { return planned_.get() + slot * block_rows_ * key_dim_; }
-    float * sums(int64_t slot, int64_t chunk) const { return sums_.get() + (slot * chunks_ + chunk) * block_rows_ * value_dim_; }
-    SoftmaxState * states(int64_t slot, int64_t chunk) const { return states_.get() + (slot * chunks_ + chunk) * block_rows_; }
+    int64_t first_row(int64_t slot, int64_t chunk) const { return (slot * chunks_ + chunk) * block_rows_; }
+    float * sums(int64_t slot, int64_t chunk) const { return sums_.get() + first_row(slot, chunk) * value_dim_; }
+    SoftmaxState * states(int64_t slot, int64_t chunk) const { return states_.get() + first_row(slot, chunk); }
 
     const Store & keys_;
     const Store & values_;
@@ -89,10 +91,11 @@ class Attention {
 };
 
 Attention::Attention(const Store & keys, const Store & values, const vidkv_attention_args & args, const Kernels & kernels)
-    : keys_(keys), values_(values), args_(args), kernels_(kernels), group_size_(keys.group_size()), key_dim_(keys.head_dim()),
-      value_dim_(values.head_dim()), heads_a_group_(args.heads / keys.kv_heads()),
+    : keys_(keys), values_(values), args_(args), kernels_(kernels), group_size_(keys.group_size()),
+      key_dim_(keys.head_dim()), value_dim_(values.head_dim()), heads_a_group_(args.heads / keys.kv_heads()),
       groups_((args.cells + group_size_ - 1) / group_size_),
-      block_tokens_(static_cast<int>(std::clamp<int64_t>(rows_a_block / heads_a_group_, 1, std::max<int64_t>(args.tokens, 1)))),
+      block_tokens_(
+          static_cast<int>(std::clamp<int64_t>(rows_a_block / heads_a_group_, 1, std::max<int64_t>(args.tokens, 1)))),
       block_rows_(block_tokens_ * heads_a_group_), token_blocks_((args.tokens + block_tokens_ - 1) / block_tokens_),
       blocks_(token_blocks_ * keys.kv_heads()), batch_(std::min(blocks_, blocks_a_batch)) {
     rule_.softcap = args.softcap;
@@ -101,7 +104,8 @@ Attention::Attention(const Store & keys, const Store & values, const vidkv_atten
     for (int64_t g = 0; g < groups_ && !has_sealed_keys_; ++g) {
         has_sealed_keys_ = keys.view(args.sequence, g, 0).state == GroupState::sealed;
     }
-    if (has_sealed_keys_ && keys.key_layout().narrow > 0) real_dft(keys.key_layout().narrow); // allocates here, not in a task
+    if (has_sealed_keys_ && keys.key_layout().narrow > 0)
+        real_dft(keys.key_layout().narrow); // allocates here, not in a task
     if (blocks_ == 0) return;
 
     const int64_t wanted = std::min((args.cells + cells_a_chunk - 1) / cells_a_chunk, items_wanted / blocks_);
@@ -113,8 +117,9 @@ Attention::Attention(const Store & keys, const Store & values, const vidkv_atten
     if (has_sealed_keys_) planned_ = uninitialized<float>(rows * key_dim_);
     sums_ = uninitialized<float>(rows * chunks_ * value_dim_);
     states_ = std::make_unique<SoftmaxState[]>(rows * chunks_);
-    const ScratchShape shape{static_cast<size_t>(key_dim_), static_cast<size_t>(value_dim_), static_cast<size_t>(group_size_),
-                             static_cast<size_t>(block_rows_), static_cast<size_t>(block_tokens_)};
+    const ScratchShape shape{static_cast<size_t>(key_dim_), static_cast<size_t>(value_dim_),
+                             static_cast<size_t>(group_size_), static_cast<size_t>(block_rows_),
+                             static_cast<size_t>(block_tokens_)};
     scratch_ = std::make_unique<ScratchPool>(static_cast<size_t>(std::min<int64_t>(args.threads, batch_ * chunks_)), shape);
 }
 
@@ -212,8 +217,8 @@ void Attention::score(const Block & block, int64_t slot, int64_t group, int coun
     } else {
         kernels_.open_keys(view.rows, keys_.channels(), count, key_dim_, group_size_, scratch.tile.get());
     }
-    kernels_.multiply_add({sealed ? planned(slot) : queries(slot), key_dim_, scratch.tile.get(), group_size_, scratch.dots.get(),
-                           group_size_, block.rows, key_dim_, group_size_});
+    kernels_.multiply_add({sealed ? planned(slot) : queries(slot), key_dim_, scratch.tile.get(), group_size_,
+                           scratch.dots.get(), group_size_, block.rows, key_dim_, group_size_});
     if (view.sink_count > 0) score_sinks(block, queries(slot), view, scratch);
 }
 
@@ -267,7 +272,8 @@ void Attention::add_values(const Block & block, int64_t group, int count, float 
     for (int r = 0; r < block.rows; ++r) {
         for (int j = 0; j < count; ++j) {
             const float * w = weights + r * group_size_ + j;
-            if (*w != 0.0f) kernels_.multiply_add({w, 1, tile + j * value_dim_, 0, sums + r * value_dim_, 0, 1, 1, value_dim_});
+            if (*w != 0.0f)
+                kernels_.multiply_add({w, 1, tile + j * value_dim_, 0, sums + r * value_dim_, 0, 1, 1, value_dim_});
         }
     }
 }

@@ -1,5 +1,5 @@
-// The inner loops of attention, as a table of functions: one table an instruction set. The generic body (attention.cpp) does
-// everything else. src/attention/kernels_scalar.cpp is the specification; src/cpu/ holds the fast ones.
+// The inner loops of attention, as a table of functions: one table an instruction set. The generic body (attention.cpp)
+// does everything else. src/attention/kernels_scalar.cpp is the specification; src/cpu/ holds the fast ones.
 #pragma once
 
 #include <cstdint>
@@ -52,10 +52,11 @@ struct Kernels {
 
     void (*multiply_add)(const Product & product);
 
-    // Turns n (a multiple of 8) dot products into weights exp(score - maximum), in place; raises the maximum and adds to the
-    // sum. bias: [n] or null. Returns the factor (1 or less) for everything that was accumulated under the old maximum.
+    // Turns n (a multiple of 8) dot products into weights exp(score - maximum), in place; raises the maximum and adds to
+    // the sum. bias: [n] or null. Returns the factor (1 or less) for everything that was accumulated under the old maximum.
     // A score that is not a number makes the sum not a number.
-    float (*softmax_step)(float * dots, int n, const ScoreRule & rule, const float * bias, float slope, SoftmaxState & state);
+    float (*softmax_step)(float * dots, int n, const ScoreRule & rule, const float * bias, float slope,
+                          SoftmaxState & state);
 
     void (*scale)(float * x, int n, float factor);
 };

@@ -23,12 +23,12 @@ struct Scratch {
           dots(uninitialized<float>(s.rows * s.group_size)), sink_dots(uninitialized<float>(s.rows * s.group_size)),
           bias(uninitialized<float>(s.tokens * s.group_size)), visible(uninitialized<uint8_t>(s.tokens)) {}
 
-    std::unique_ptr<float[]> tile;        // keys [head_dim][group_size], then values [group_size][head_dim]
-    std::unique_ptr<float[]> dots;        // [rows][group_size]: dot products, then softmax weights
-    std::unique_ptr<float[]> sink_dots;   // [rows][group_size]: the same for sink cells of a sealed group
-    std::unique_ptr<float[]> bias;        // [tokens][group_size]: mask, -inf past the end
-    std::unique_ptr<uint8_t[]> visible;   // [tokens]: sees something of this tile
-    bool biased = false;                  // bias counts; else everything is visible
+    std::unique_ptr<float[]> tile;      // keys [head_dim][group_size], then values [group_size][head_dim]
+    std::unique_ptr<float[]> dots;      // [rows][group_size]: dot products, then softmax weights
+    std::unique_ptr<float[]> sink_dots; // [rows][group_size]: the same for sink cells of a sealed group
+    std::unique_ptr<float[]> bias;      // [tokens][group_size]: mask, -inf past the end
+    std::unique_ptr<uint8_t[]> visible; // [tokens]: sees something of this tile
+    bool biased = false;                // bias counts; else everything is visible
 };
 
 // One Scratch for each of `count` threads, made up front so that nothing is allocated inside a parallel loop.

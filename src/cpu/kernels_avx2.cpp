@@ -1,5 +1,5 @@
-// Only functions below the target pragma may use AVX2, and all of them are private to this file: a machine without AVX2 runs
-// the rest of the library, and the linker must not pick an AVX2 copy of anything shared.
+// Only functions below the target pragma may use AVX2, and all of them are private to this file: a machine without AVX2
+// runs the rest of the library, and the linker must not pick an AVX2 copy of anything shared.
 #include "cpu/kernels_avx2.h"
 
 #if defined(VIDKV_HAVE_AVX2)
@@ -67,7 +67,8 @@ inline float total(__m256 x) {
 void decode_wide(const uint8_t * codes, float scale, float minimum, int tokens, float * tile) {
     const __m256 step = _mm256_setr_ps(0, 1, 2, 3, 0, 1, 2, 3);
     const __m256 levels = _mm256_fmadd_ps(_mm256_set1_ps(scale), step, _mm256_set1_ps(minimum)); // the product is exact
-    const __m256i low = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14), high = _mm256_setr_epi32(16, 18, 20, 22, 24, 26, 28, 30);
+    const __m256i low = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14),
+                  high = _mm256_setr_epi32(16, 18, 20, 22, 24, 26, 28, 30);
     for (int t = 0; t < tokens; t += 16) {
         const __m256i word = broadcast_word(codes + t / 4);
         _mm256_storeu_ps(tile + t, _mm256_permutevar_ps(levels, _mm256_srlv_epi32(word, low)));
@@ -108,7 +109,8 @@ inline const uint16_t * row_or_zeros(const uint16_t * rows, int64_t stride, int 
 }
 
 // 8 channels of 16 tokens, transposed while still in f16: token t + i in the low half of a register, t + 8 + i in the high.
-void transpose_16_tokens(const uint16_t * rows, int64_t stride, int token, int count, int channel, int tokens, float * tile) {
+void transpose_16_tokens(const uint16_t * rows, int64_t stride, int token, int count, int channel, int tokens,
+                         float * tile) {
     __m256i r[8], s[8];
     for (int i = 0; i < 8; ++i) {
         const auto * low = reinterpret_cast<const __m128i *>(row_or_zeros(rows, stride, token + i, count, channel));
@@ -148,7 +150,8 @@ void decode_affine2(const ValueLayout & layout, const uint8_t * block, float * t
     const int channels = layout.head_dim;
     const __m256i mask = _mm256_set1_epi32(3);
     for (int c = 0; c < channels; c += 8) {
-        const __m256 scale = load_halves(block + layout.scale + 2 * c), minimum = load_halves(block + layout.minimum + 2 * c);
+        const __m256 scale = load_halves(block + layout.scale + 2 * c),
+                     minimum = load_halves(block + layout.minimum + 2 * c);
         const uint8_t * codes = block + layout.codes + c;
         float * out = tile + c;
         for (int t = 0; t < layout.tokens; t += 4, codes += channels) {
@@ -250,7 +253,8 @@ inline __m256 exp_not_positive(__m256 x) {
     const __m256 lowest = _mm256_set1_ps(-87.3f);
     const __m256 kept = _mm256_cmp_ps(x, lowest, _CMP_NLT_UQ);
     x = _mm256_max_ps(lowest, x);
-    const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), nearest);
     __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0x1.62e4p-1f), x); // ln 2 in two parts, the first of 15 bits
     r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0x1.7f7d1cp-20f), r);
     __m256 p = _mm256_set1_ps(1.0f / 5040);
@@ -307,7 +311,8 @@ float softmax_step(float * dots, int n, const ScoreRule & rule, const float * bi
     for (int i = 0; i < n; i += 8) {
         const __m256 s = _mm256_loadu_ps(dots + i);
         const __m256 weight = exp_not_positive(_mm256_sub_ps(s, maximum));
-        const __m256 exact = _mm256_blendv_ps(weight, one, _mm256_cmp_ps(s, maximum, _CMP_EQ_OQ)); // infinities at distance 0
+        const __m256 exact =
+            _mm256_blendv_ps(weight, one, _mm256_cmp_ps(s, maximum, _CMP_EQ_OQ)); // infinities at distance 0
         _mm256_storeu_ps(dots + i, exact);
         sum = _mm256_add_ps(sum, exact);
     }
@@ -354,12 +359,24 @@ void multiply_add(const Product & p) {
         const int left = p.rows - row, parts = (left + most - 1) / most;
         const int rows = (left + parts - 1) / parts;
         switch (rows) {
-        case 1: multiply_rows<1>(p, row); break;
-        case 2: multiply_rows<2>(p, row); break;
-        case 3: multiply_rows<3>(p, row); break;
-        case 4: multiply_rows<4>(p, row); break;
-        case 5: multiply_rows<5>(p, row); break;
-        default: multiply_rows<6>(p, row); break;
+        case 1:
+            multiply_rows<1>(p, row);
+            break;
+        case 2:
+            multiply_rows<2>(p, row);
+            break;
+        case 3:
+            multiply_rows<3>(p, row);
+            break;
+        case 4:
+            multiply_rows<4>(p, row);
+            break;
+        case 5:
+            multiply_rows<5>(p, row);
+            break;
+        default:
+            multiply_rows<6>(p, row);
+            break;
         }
         row += rows;
     }

@@ -141,8 +141,6 @@ class IsaDeathTest : public testing::Test {
 
 TEST_F(IsaDeathTest, ScalarCanBeForced) { EXPECT_EXIT(ask("scalar", "scalar", nullptr), testing::ExitedWithCode(0), ""); }
 TEST_F(IsaDeathTest, EmptyMeansAutomatic) { EXPECT_EXIT(ask("", nullptr, nullptr), testing::ExitedWithCode(0), ""); }
-TEST_F(IsaDeathTest, AnUnknownNameIsReported) {
-    EXPECT_EXIT(ask("avx9", nullptr, "avx9"), testing::ExitedWithCode(0), "");
-}
+TEST_F(IsaDeathTest, AnUnknownNameIsReported) { EXPECT_EXIT(ask("avx9", nullptr, "avx9"), testing::ExitedWithCode(0), ""); }
 
 } // namespace

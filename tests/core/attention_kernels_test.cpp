@@ -28,7 +28,9 @@ std::vector<const Kernels *> supported(bool scalar_too) {
     return result;
 }
 
-vidkv_params params_of(float key_bits, float value_bits, int group_size) { return {key_bits, value_bits, group_size, 128, 4}; }
+vidkv_params params_of(float key_bits, float value_bits, int group_size) {
+    return {key_bits, value_bits, group_size, 128, 4};
+}
 
 // Any codes; `halves` f16 numbers in front that are finite.
 std::vector<uint8_t> random_block(Random & rng, size_t bytes, size_t halves) {

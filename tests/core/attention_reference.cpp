@@ -132,7 +132,8 @@ PlannedQuery plan_exactly(const KeyLayout & layout, const ChannelPlan & plan, co
 double alibi_slope(int head, int heads, double max_bias) {
     if (max_bias == 0) return 1;
     const int power = 1 << static_cast<int>(std::floor(std::log2(heads)));
-    return head < power ? std::pow(2.0, -max_bias / power * (head + 1)) : std::pow(2.0, -max_bias / 2 / power * (2 * (head - power) + 1));
+    if (head < power) return std::pow(2.0, -max_bias / power * (head + 1));
+    return std::pow(2.0, -max_bias / 2 / power * (2 * (head - power) + 1));
 }
 
 struct Score {
@@ -191,8 +192,8 @@ double summation_error(const Store & store, int64_t cells) {
 }
 
 // Softmax and weighted sum of one row, with their bound.
-void weigh(const std::vector<Score> & scores, const float * sink, const std::vector<double> & values, int dim, double summation,
-           double * out, double * bound) {
+void weigh(const std::vector<Score> & scores, const float * sink, const std::vector<double> & values, int dim,
+           double summation, double * out, double * bound) {
     double maximum = sink ? *sink : -infinity, score_error = 0, visible = 0;
     for (const Score & s : scores) {
         if (s.value == -infinity) continue;

@@ -34,12 +34,12 @@ struct Case {
     float softcap = 0, max_bias = 0;
 
     std::string trace() const {
-        return std::string(preset) + " head_dim " + std::to_string(head_dim) + "/" + std::to_string(value_dim) + " kv_heads " +
-               std::to_string(kv_heads) + " ratio " + std::to_string(ratio) + " group " + std::to_string(group_size) + " cells " +
-               std::to_string(cells) + " tokens " + std::to_string(tokens) + " sequences " + std::to_string(sequences) +
-               " sink_tokens " + std::to_string(sink_tokens) + " mask " + mask_names[static_cast<int>(mask)] + " causal " +
-               std::to_string(causal) + " sinks " + std::to_string(sinks) + " softcap " + std::to_string(softcap) + " max_bias " +
-               std::to_string(max_bias);
+        return std::string(preset) + " head_dim " + std::to_string(head_dim) + "/" + std::to_string(value_dim) +
+               " kv_heads " + std::to_string(kv_heads) + " ratio " + std::to_string(ratio) + " group " +
+               std::to_string(group_size) + " cells " + std::to_string(cells) + " tokens " + std::to_string(tokens) +
+               " sequences " + std::to_string(sequences) + " sink_tokens " + std::to_string(sink_tokens) + " mask " +
+               mask_names[static_cast<int>(mask)] + " causal " + std::to_string(causal) + " sinks " +
+               std::to_string(sinks) + " softcap " + std::to_string(softcap) + " max_bias " + std::to_string(max_bias);
     }
 };
 
@@ -76,7 +76,8 @@ class Problem {
     void fill(int sequence, Random & rng) {
         for (Store * store : {&keys, &values}) {
             const size_t channels = static_cast<size_t>(store->channels());
-            std::vector<float> rows = rng.normals(static_cast<size_t>(case_.cells) * channels, store == &keys ? 0.7f : 1.0f);
+            std::vector<float> rows =
+                rng.normals(static_cast<size_t>(case_.cells) * channels, store == &keys ? 0.7f : 1.0f);
             for (size_t i = 0; i < rows.size(); ++i) {
                 if (i % channels % 11 == 3) rows[i] = 3 + 2 * rows[i];
             }
@@ -85,7 +86,8 @@ class Problem {
             for (int64_t at = 0; at < case_.cells; at += 23) {
                 const int64_t n = std::min<int64_t>(23, case_.cells - at);
                 if (in_gap(at)) continue;
-                ASSERT_EQ(store->write(sequence, &index[at], n, &rows[at * channels], static_cast<int64_t>(channels)), VIDKV_OK);
+                ASSERT_EQ(store->write(sequence, &index[at], n, &rows[at * channels], static_cast<int64_t>(channels)),
+                          VIDKV_OK);
                 ASSERT_EQ(store->seal(1), VIDKV_OK);
             }
             const int64_t again = case_.cells / 3; // a rewritten cell: its group is open once more

@@ -25,7 +25,8 @@ TEST(ThreadPool, NoMoreThreadsThanAskedFor) {
         std::atomic<int> inside{0}, most{0};
         parallel_for(200, threads, [&](int64_t) {
             const int now = ++inside;
-            for (int seen = most; seen < now && !most.compare_exchange_weak(seen, now);) {}
+            for (int seen = most; seen < now && !most.compare_exchange_weak(seen, now);) {
+            }
             std::this_thread::yield();
             --inside;
         });
