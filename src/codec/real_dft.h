@@ -22,7 +22,8 @@ class RealDft {
 
   private:
     int n_;
-    std::vector<float> basis_; // [n][n]
+    std::vector<float> basis_;      // [coefficient][element]
+    std::vector<float> transposed_; // [element][coefficient], so that one vector runs along memory too
 };
 
 // Shared instance for a size; thread-safe.
