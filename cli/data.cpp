@@ -2,6 +2,7 @@
 #include "data.h"
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 
@@ -16,8 +17,20 @@ namespace vidkv::cli {
 
 namespace {
 
+// The first Python that has numpy: VIDKV_PYTHON, the one in PATH, Debian's.
+std::string find_python() {
+    if (const char * chosen = std::getenv("VIDKV_PYTHON"); chosen && *chosen) { return chosen; }
+    for (const std::string python : {"python3", "/usr/bin/python3"}) {
+        try {
+            Subprocess probe({python, "-c", "import numpy"});
+            if (probe.wait() == 0) { return python; }
+        } catch (const Error &) { continue; } // not installed
+    }
+    throw Error("making clips needs python3 with numpy: install python3-numpy, or set VIDKV_PYTHON");
+}
+
 std::vector<std::string> generator_command(const DataOptions & options) {
-    std::vector<std::string> command = {"python3", generator_path(), "--seed", std::to_string(options.seed), "--split", options.split,
+    std::vector<std::string> command = {find_python(), generator_path(), "--seed", std::to_string(options.seed), "--split", options.split,
                                         "--count", std::to_string(options.count)};
     if (options.blank) { command.push_back("--blank"); }
     command.push_back("--");
@@ -32,7 +45,7 @@ std::vector<std::string> generator_command(const DataOptions & options) {
     for (const std::string & argument : command) { arguments.push_back(const_cast<char *>(argument.c_str())); }
     arguments.push_back(nullptr);
     execvp(arguments[0], arguments.data());
-    throw Error(std::string("cannot run python3 (") + std::strerror(errno) + "): install python3 and python3-numpy");
+    throw Error("cannot run '" + command[0] + "' (" + std::strerror(errno) + "): install python3 and python3-numpy");
 }
 
 } // namespace

@@ -36,6 +36,7 @@ ENVIRONMENT
                       defaults of the options of that name
   VIDKV_MODEL_DIR     folder of the small video model (vidkv-tiny.gguf, mmproj-vidkv-tiny.gguf)
   VIDKV_PLUGIN        path of libggml-vidkv.so (default: beside this program)
+  VIDKV_PYTHON        the Python with numpy that makes clips (default: python3)
   VIDKV_FORCE_ISA     scalar or avx2: instruction set of the codecs
 
 EXIT CODES
