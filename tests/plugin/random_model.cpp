@@ -81,7 +81,7 @@ void write_numbers(Writer & w, const ModelShape & s) {
     if (s.architecture == "mpt") w.number("attention.max_alibi_bias", 8.0f);
     if (s.architecture == "gpt-oss") {
         w.number("expert_count", 2u);
-        w.number("expert_used_count", 1u);
+        w.number("expert_used_count", 2u);
         w.number("expert_feed_forward_length", s.width);
     }
 }

