@@ -109,8 +109,9 @@ class Perplexity(unittest.TestCase):
     def test_each_preset(self):
         stock = self.measure("-fa", "off")
         print(f"perplexity: stock {stock:.4f}")
-        # Times the stock perplexity. The f16 store differs by the order of sums alone.
-        bounds = {"f16": (0.998, 1.002), "k2v2": (0.95, 1.15), "k1.5v2": (0.95, 1.25), "k1.5v1.58": (0.95, 1.4)}
+        # Times the stock perplexity. The f16 store differs by the order of sums alone, which the rounding of activations in a
+        # quantized model amplifies: llama.cpp's own -fa on and off differ by 0.002 here.
+        bounds = {"f16": (0.995, 1.005), "k2v2": (0.95, 1.15), "k1.5v2": (0.95, 1.25), "k1.5v1.58": (0.95, 1.4)}
         for preset, (least, most) in bounds.items():
             with self.subTest(preset=preset):
                 ratio = self.measure("-fa", "on", *DEVICE, preset=preset) / stock
