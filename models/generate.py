@@ -39,7 +39,7 @@ DIRECTIONS = ["left", "right", "up", "down"]
 TYPES = ["colour", "shape", "motion", "order", "count", "digit", "moment"]
 SPLITS = {"short": (14, 33), "long": (223, 444)}          # frame pairs: 126..297 and 2007..3996 visual tokens
 QUESTIONS_PER_CLIP = 7
-MAX_COUNT = 4
+MAX_COUNT = 3
 
 # Columns of a frame table [frames, COLUMNS], float32. -1 where an attribute does not apply.
 KIND, COLOUR, SHAPE, DIRECTION, DIGIT, CX, CY, RADIUS, EVENT = range(9)
@@ -168,38 +168,39 @@ def make_clip(rng, pairs):
 # ---------------------------------------------------------------- questions
 
 def questions(events):
-    """Every question the clip answers, as (type, question, answer, candidates)."""
+    """Every question the clip answers, as (type, question, answer, candidates, evidence). Evidence: indexes of the events
+    to look at."""
+    where = {id(e): i for i, e in enumerate(events)}
     shapes, digits, moments, flashes = ([e for e in events if e["kind"] == k] for k in (IS_SHAPE, IS_DIGIT, IS_MOMENT, IS_FLASH))
     out = []
     if len(shapes) > 1:
         for e in shapes:
             name, hue = SHAPES[e["shape"]], COLOUR_NAMES[e["colour"]]
             if sum(x["shape"] == e["shape"] for x in shapes) == 1:
-                out.append(("colour", f"What colour is the {name}?", hue, len(shapes)))
-                out.append(("motion", f"Which way does the {name} move?", DIRECTIONS[e["direction"]], len(shapes)))
+                out.append(("colour", f"What colour is the {name}?", hue, len(shapes), [where[id(e)]]))
+                out.append(("motion", f"Which way does the {name} move?", DIRECTIONS[e["direction"]], len(shapes), [where[id(e)]]))
             if sum(x["colour"] == e["colour"] for x in shapes) == 1:
-                out.append(("shape", f"Which shape is {hue}?", name, len(shapes)))
+                out.append(("shape", f"Which shape is {hue}?", name, len(shapes), [where[id(e)]]))
         for s in sorted({e["shape"] for e in shapes}):
             n = sum(e["shape"] == s for e in shapes)
             if n <= MAX_COUNT:
-                out.append(("count", f"How many {PLURALS[s]} appear?", str(n), len(shapes)))
+                out.append(("count", f"How many {PLURALS[s]} appear?", str(n), len(shapes), [where[id(e)] for e in shapes if e["shape"] == s]))
     if len(digits) > 1:
         for e in digits:
             hue = COLOUR_NAMES[e["colour"]]
-            out.append(("colour", f"What colour is the digit {e['digit']}?", hue, len(digits)))
-            out.append(("digit", f"Which digit is {hue}?", str(e["digit"]), len(digits)))
+            out.append(("colour", f"What colour is the digit {e['digit']}?", hue, len(digits), [where[id(e)]]))
+            out.append(("digit", f"Which digit is {hue}?", str(e["digit"]), len(digits), [where[id(e)]]))
     if len(moments) > 1:
         for e in moments:
-            out.append(("moment", f"Which digit is inside the {COLOUR_NAMES[e['colour']]} frame?", str(e["digit"]), len(moments) + len(digits)))
+            out.append(("moment", f"Which digit is inside the {COLOUR_NAMES[e['colour']]} frame?", str(e["digit"]), len(moments) + len(digits), [where[id(e)]]))
     if len(flashes) > 1:
         for i, e in enumerate(events):
             if e["kind"] != IS_FLASH:
                 continue
-            near = [("after", events[i + 1])] if i + 1 < len(events) and events[i + 1]["joined"] else []
-            near += [("before", events[i - 1])] if e["joined"] else []
-            for side, other in near:
-                what, answer = ("shape", SHAPES[other["shape"]]) if other["kind"] == IS_SHAPE else ("digit", str(other["digit"]))
-                out.append(("order", f"Which {what} comes right {side} the {COLOUR_NAMES[e['colour']]} flash?", answer, len(flashes)))
+            follower = events[i + 1] if i + 1 < len(events) else None
+            if follower and follower["joined"]:
+                what, answer = ("shape", SHAPES[follower["shape"]]) if follower["kind"] == IS_SHAPE else ("digit", str(follower["digit"]))
+                out.append(("order", f"Which {what} comes right after the {COLOUR_NAMES[e['colour']]} flash?", answer, len(flashes), [i + 1]))
     return out
 
 
@@ -366,7 +367,7 @@ def main():
             name = f"clip-{i:05d}.mp4"
             write_video(os.path.join(args.out, name), blank(frames) if args.blank else frames)
             lines += [json.dumps({"video": name, "question": q, "answer": a, "type": t, "candidates": n,
-                                  "visual_tokens": pairs * TOKENS_PER_PAIR}) + "\n" for t, q, a, n in chosen]
+                                  "visual_tokens": pairs * TOKENS_PER_PAIR}) + "\n" for t, q, a, n, _ in chosen]
         with open(os.path.join(args.out, "questions.jsonl"), "w", encoding="utf-8") as f:   # last: a set without it is unfinished
             f.writelines(lines)
     except (OSError, RuntimeError) as e:

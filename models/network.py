@@ -213,14 +213,17 @@ class VideoModel(nn.Module):
         angle = torch.cat([angle, angle], -1)
         return angle.cos(), angle.sin()
 
-    def forward(self, layout, ids, visual, outputs, kv_noise=None):
+    def forward(self, layout, ids, visual, outputs, kv_noise=None, taps=None):
         """layout: batches.Layout; ids [b, n]; visual [b, visual tokens, hidden]; outputs [b, m] positions
-        -> logits [b, m, vocab] at those positions. kv_noise(k, v) -> (k, v) damages each layer's keys and values."""
+        -> logits [b, m, vocab] at those positions. kv_noise(k, v) -> (k, v) damages each layer's keys and values;
+        taps, a list, receives each layer's output."""
         words = self.model.embed_tokens.weight
         x = F.embedding(ids, words).to(visual.dtype)
         x = torch.index_copy(x, 1, layout.visual_at, visual)
         cos, sin = (t.to(x.dtype) for t in self.rope(layout.positions))
         for layer in self.model.layers:
             x = layer(x, cos, sin, layout.prefix, layout.mask, kv_noise)
+            if taps is not None:
+                taps.append(x)
         x = x.gather(1, outputs[:, :, None].expand(-1, -1, x.shape[-1]))
         return F.linear(self.model.norm(x), words.to(x.dtype)).float()

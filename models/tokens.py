@@ -24,7 +24,7 @@ def build():
     for i in range(3000):
         rng = generate.generator("vidkv tokenizer v1", i)
         _, events = generate.make_clip(rng, 60)
-        for _, question, answer, _ in generate.questions(events):
+        for _, question, answer, *_ in generate.questions(events):
             texts += [question + "\n", answer]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
