@@ -96,7 +96,8 @@ Latest latest;
 bool is_sliding_window(const KvCache & cache) {
     const std::lock_guard lock(latest_mutex);
     if (!latest.buffer || cache.cells() >= latest.cells) return false;
-    return std::none_of(cache.layers.begin(), cache.layers.end(), [](int layer) { return latest.layers.count(layer) != 0; });
+    return std::none_of(cache.layers.begin(), cache.layers.end(),
+                        [](int layer) { return latest.layers.count(layer) != 0; });
 }
 
 void remember_kv_buffer(ggml_backend_buffer_t buffer, const KvCache & cache) {
@@ -198,8 +199,10 @@ thread_local std::vector<Asked> asked;
 
 size_t tensor_size(ggml_backend_buffer_type_t, const ggml_tensor * tensor) {
     const size_t size = ggml_nbytes(tensor);
-    if (!is_kv(tensor) || tensor->buffer) asked.clear();
-    else asked.push_back({tensor, GGML_PAD(size, alignment)});
+    if (!is_kv(tensor) || tensor->buffer)
+        asked.clear();
+    else
+        asked.push_back({tensor, GGML_PAD(size, alignment)});
     return size;
 }
 

@@ -18,7 +18,8 @@ std::set<const KvStore *> & live_stores() {
 vidkv_status write(vidkv_store * store, int stream, const int64_t * cells, int64_t n, const float * rows, int64_t stride) {
     return vidkv_store_write_f32(store, stream, cells, n, rows, stride);
 }
-vidkv_status write(vidkv_store * store, int stream, const int64_t * cells, int64_t n, const uint16_t * rows, int64_t stride) {
+vidkv_status write(vidkv_store * store, int stream, const int64_t * cells, int64_t n, const uint16_t * rows,
+                   int64_t stride) {
     return vidkv_store_write_f16(store, stream, cells, n, rows, stride);
 }
 
@@ -67,15 +68,15 @@ bool KvStore::set_head_dim(int head_dim) {
     return true;
 }
 
-template <typename Element>
-bool KvStore::write_rows(const int64_t * ids, int64_t n, const Element * rows, int64_t stride) {
+template <typename Element> bool KvStore::write_rows(const int64_t * ids, int64_t n, const Element * rows, int64_t stride) {
     cells_.resize(static_cast<size_t>(n));
     for (int64_t i = 0; i < n;) {
         const int64_t stream = ids[i] / shape_.cells;
         int64_t end = i;
         for (; end < n && ids[end] >= 0 && ids[end] / shape_.cells == stream; ++end) cells_[end] = ids[end] % shape_.cells;
         if (end == i) cells_[end++] = -1; // an id below zero: the store refuses it
-        if (write(store_, static_cast<int>(stream), &cells_[i], end - i, rows + i * stride, stride) != VIDKV_OK) return false;
+        if (write(store_, static_cast<int>(stream), &cells_[i], end - i, rows + i * stride, stride) != VIDKV_OK)
+            return false;
         i = end;
     }
     return true;
@@ -87,7 +88,8 @@ template bool KvStore::write_rows<uint16_t>(const int64_t *, int64_t, const uint
 bool KvStore::read_rows(int64_t first_row, int64_t n, uint16_t * out) const {
     while (n > 0) {
         const int64_t cell = first_row % shape_.cells, take = std::min(n, shape_.cells - cell);
-        if (vidkv_store_read_f16(store_, static_cast<int>(first_row / shape_.cells), cell, take, out) != VIDKV_OK) return false;
+        if (vidkv_store_read_f16(store_, static_cast<int>(first_row / shape_.cells), cell, take, out) != VIDKV_OK)
+            return false;
         first_row += take;
         n -= take;
         out += take * shape_.channels;

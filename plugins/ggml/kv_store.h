@@ -13,8 +13,8 @@ namespace vidkv_ggml {
 class KvStore {
   public:
     // Null if there is no memory for it; error then says so. A sliding-window store is never sealed: its cells recycle.
-    static std::unique_ptr<KvStore> create(const vidkv_store_shape & shape, const vidkv_params & params, bool sliding_window,
-                                           std::string & error);
+    static std::unique_ptr<KvStore> create(const vidkv_store_shape & shape, const vidkv_params & params,
+                                           bool sliding_window, std::string & error);
     ~KvStore();
     KvStore(const KvStore &) = delete;
     KvStore & operator=(const KvStore &) = delete;

@@ -1,5 +1,6 @@
 #include "ops.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -32,7 +33,8 @@ ggml_status failed(const ggml_tensor * node) {
 std::string set_rows_obstacle(const ggml_tensor * op) {
     const ggml_tensor * rows = op->src[0];
     if (op->ne[0] != root_of(op)->ne[0]) return "values are stored transposed because flash attention is off (use -fa on)";
-    const bool whole_rows = op->view_offs % row_bytes(op) == 0 && op->nb[1] == row_bytes(op) && op->ne[2] == 1 && op->ne[3] == 1;
+    const bool whole_rows =
+        op->view_offs % row_bytes(op) == 0 && op->nb[1] == row_bytes(op) && op->ne[2] == 1 && op->ne[3] == 1;
     const bool dense = rows->nb[0] == ggml_type_size(rows->type) && rows->nb[1] % rows->nb[0] == 0;
     return whole_rows && dense ? "" : "its rows are written in a layout that is not known";
 }
@@ -40,7 +42,8 @@ std::string set_rows_obstacle(const ggml_tensor * op) {
 std::string rope_obstacle(const ggml_tensor * op) {
     const ggml_tensor * from = op->src[0];
     const bool in_place = from && store_of(from) == store_of(op) && from->view_offs == op->view_offs;
-    if (!in_place || op->nb[2] != row_bytes(op) || op->ne[3] != 1) return "its rows are rotated in a layout that is not known";
+    if (!in_place || op->nb[2] != row_bytes(op) || op->ne[3] != 1)
+        return "its rows are rotated in a layout that is not known";
     if (!set_head_dim(op, static_cast<int>(op->nb[1] / 2))) return vidkv_last_error();
     return "";
 }
@@ -59,24 +62,31 @@ bool is_dense_f32(const ggml_tensor * tensor) {
 
 std::string attention_obstacle(const ggml_tensor * op) {
     const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3];
-    const bool stores = store_of(k) && store_of(v) && store_of(k)->side() == VIDKV_KEYS && store_of(v)->side() == VIDKV_VALUES;
+    const bool stores =
+        store_of(k) && store_of(v) && store_of(k)->side() == VIDKV_KEYS && store_of(v)->side() == VIDKV_VALUES;
     if (!stores || !is_attention_view(k, q->ne[3]) || !is_attention_view(v, q->ne[3]) || k->ne[1] != v->ne[1] ||
         k->ne[2] != v->ne[2] || q->ne[2] % k->ne[2] != 0 || !is_dense_f32(q) || !is_dense_f32(op)) {
         return "attention reads it in a layout that is not known";
     }
     const bool known_mask = !mask || (mask->type == GGML_TYPE_F16 && mask->ne[2] == 1 && mask->nb[0] == 2);
     if (!known_mask) return "attention uses a mask of its own for each head";
-    if (!set_head_dim(k, static_cast<int>(k->ne[0])) || !set_head_dim(v, static_cast<int>(v->ne[0]))) return vidkv_last_error();
+    if (!set_head_dim(k, static_cast<int>(k->ne[0])) || !set_head_dim(v, static_cast<int>(v->ne[0])))
+        return vidkv_last_error();
     return "";
 }
 
 std::string obstacle(const ggml_tensor * op) {
     switch (op->op) {
-    case GGML_OP_SET_ROWS: return store_of(op) ? set_rows_obstacle(op) : "it is copied into another tensor";
-    case GGML_OP_ROPE: return store_of(op) ? rope_obstacle(op) : "it is copied into another tensor";
-    case GGML_OP_FLASH_ATTN_EXT: return attention_obstacle(op);
-    case GGML_OP_MUL_MAT: return "attention reads it without flash attention (use -fa on)";
-    default: return std::string("the model runs ") + ggml_op_name(op->op) + " on it";
+    case GGML_OP_SET_ROWS:
+        return store_of(op) ? set_rows_obstacle(op) : "it is copied into another tensor";
+    case GGML_OP_ROPE:
+        return store_of(op) ? rope_obstacle(op) : "it is copied into another tensor";
+    case GGML_OP_FLASH_ATTN_EXT:
+        return attention_obstacle(op);
+    case GGML_OP_MUL_MAT:
+        return "attention reads it without flash attention (use -fa on)";
+    default:
+        return std::string("the model runs ") + ggml_op_name(op->op) + " on it";
     }
 }
 
@@ -161,7 +171,8 @@ ggml_status attention(ggml_tensor * node, int threads) {
 }
 
 // Rotates f16 rows [channels][n] in memory as `node` would rotate them in the store, by n angles.
-ggml_status rotate(const ggml_tensor * node, std::vector<uint16_t> & rows, const std::vector<int32_t> & shifts, HostCpu & cpu) {
+ggml_status rotate(const ggml_tensor * node, std::vector<uint16_t> & rows, const std::vector<int32_t> & shifts,
+                   HostCpu & cpu) {
     const int64_t n = static_cast<int64_t>(shifts.size());
     ggml_context * context = ggml_init({4 * ggml_tensor_overhead(), nullptr, true});
     if (!context) return GGML_STATUS_ALLOC_FAILED;
@@ -235,10 +246,15 @@ ggml_status compute_op(ggml_tensor * node, HostCpu & cpu) {
     // A cache may have become plain after this node was accepted.
     if (!store_of(attends ? node->src[1] : node)) return cpu.compute(node);
     switch (node->op) {
-    case GGML_OP_SET_ROWS: return set_rows(node, cpu.threads());
-    case GGML_OP_FLASH_ATTN_EXT: return attention(node, cpu.threads());
-    case GGML_OP_ROPE: return rope(node, cpu);
-    default: GGML_LOG_ERROR("vidkv: %s was never accepted\n", ggml_op_name(node->op)); return GGML_STATUS_FAILED;
+    case GGML_OP_SET_ROWS:
+        return set_rows(node, cpu.threads());
+    case GGML_OP_FLASH_ATTN_EXT:
+        return attention(node, cpu.threads());
+    case GGML_OP_ROPE:
+        return rope(node, cpu);
+    default:
+        GGML_LOG_ERROR("vidkv: %s was never accepted\n", ggml_op_name(node->op));
+        return GGML_STATUS_FAILED;
     }
 }
 

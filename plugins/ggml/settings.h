@@ -12,8 +12,8 @@ struct Settings {
     std::string name; // for people: "k1.5v1.58", or "custom" where single parameters differ from the preset
 };
 
-// Reads VIDKV_PRESET, VIDKV_KEY_BITS, VIDKV_VALUE_BITS, VIDKV_GROUP_SIZE, VIDKV_RESIDUAL_LENGTH and VIDKV_SINK_TOKENS and makes
-// them the current settings. Returns "" or one line that names the variable, its value and what is allowed.
+// Reads VIDKV_PRESET, VIDKV_KEY_BITS, VIDKV_VALUE_BITS, VIDKV_GROUP_SIZE, VIDKV_RESIDUAL_LENGTH and VIDKV_SINK_TOKENS and
+// makes them the current settings. Returns "" or one line that names the variable, its value and what is allowed.
 std::string load_settings_from_environment();
 
 // See vidkv_configure_t. Returns "" or one line.

@@ -1,5 +1,5 @@
-// The plug-in inside an unmodified llama.cpp against llama.cpp alone: whatever a host does to its KV cache, the f16 preset must
-// give the same logits, and the packed preset must go through the same motions.
+// The plug-in inside an unmodified llama.cpp against llama.cpp alone: whatever a host does to its KV cache, the f16 preset
+// must give the same logits, and the packed preset must go through the same motions.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -16,8 +16,8 @@ namespace {
 
 constexpr uint32_t seed = 20240607;
 
-// llama.cpp's own attention without flash attention works in f32 on f16 keys and values, as the f16 store does; what is left
-// is the order of sums, and f16 roundings of rotated keys.
+// llama.cpp's own attention without flash attention works in f32 on f16 keys and values, as the f16 store does; what is
+// left is the order of sums, and f16 roundings of rotated keys.
 constexpr double same = 2e-3;
 
 std::string model(const std::string & architecture) {
@@ -43,8 +43,8 @@ void expect_same(const std::vector<Logits> & got, const std::vector<Logits> & wa
     }
 }
 
-// Runs the scenario on llama.cpp alone, with the f16 preset and packed. Packed keys and values change the logits of a random
-// model a good deal; they must stay finite and must be packed.
+// Runs the scenario on llama.cpp alone, with the f16 preset and packed. Packed keys and values change the logits of a
+// random model a good deal; they must stay finite and must be packed.
 void compare(const std::string & architecture, const Scenario & scenario, SessionOptions options = {}) {
     std::printf("seed %u, model %s\n", seed, architecture.c_str());
     SessionOptions alone = options, exact = options, packed = options;
@@ -275,8 +275,8 @@ TEST(Plugin, HoldsWhatItPlans) {
         const auto sum = stats();
         const auto lines = logged("vidkv: KV cache of 3 layers: preset k1.5v1.58");
         ASSERT_EQ(lines.size(), 1u);
-        std::printf("  %s\n  held %.2f MiB, planned %.2f MiB, f16 %.2f MiB\n", lines[0].c_str(), double(sum.bytes) / 1048576,
-                    double(sum.bytes_planned) / 1048576, double(sum.bytes_f16) / 1048576);
+        std::printf("  %s\n  held %.2f MiB, planned %.2f MiB, f16 %.2f MiB\n", lines[0].c_str(),
+                    double(sum.bytes) / 1048576, double(sum.bytes_planned) / 1048576, double(sum.bytes_f16) / 1048576);
         EXPECT_EQ(sum.bytes_f16, 3u * 2 * 2048 * 128 * 2);
         EXPECT_LE(sum.bytes, sum.bytes_planned * 11 / 10);
         EXPECT_LT(sum.bytes * 3, sum.bytes_f16);

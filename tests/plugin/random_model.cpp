@@ -45,8 +45,9 @@ class Writer {
     std::string save() {
         gguf_set_val_str(file_, "general.architecture", shape_.architecture.c_str());
         gguf_set_val_str(file_, "tokenizer.ggml.model", "no_vocab");
-        const auto path = std::filesystem::temp_directory_path() /
-                          ("vidkv-" + shape_.architecture + "-" + std::to_string(getpid()) + "-" + std::to_string(counter()++) + ".gguf");
+        const auto path =
+            std::filesystem::temp_directory_path() /
+            ("vidkv-" + shape_.architecture + "-" + std::to_string(getpid()) + "-" + std::to_string(counter()++) + ".gguf");
         if (!gguf_write_to_file(file_, path.c_str(), false)) throw std::runtime_error("cannot write " + path.string());
         return path.string();
     }

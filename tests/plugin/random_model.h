@@ -7,7 +7,8 @@
 namespace vidkv_test {
 
 struct ModelShape {
-    std::string architecture = "llama"; // llama, gemma2 (softcap, sliding window), mpt (ALiBi), gpt-oss (sinks, sliding window)
+    std::string architecture =
+        "llama"; // llama, gemma2 (softcap, sliding window), mpt (ALiBi), gpt-oss (sinks, sliding window)
     uint32_t layers = 3;
     uint32_t width = 128;
     uint32_t heads = 4;

@@ -53,8 +53,7 @@ def run(tool, *arguments, preset=None, check=True, **more):
 
 
 def digest(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else hashlib.sha256(file.read()).hexdigest()
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def text_model():
@@ -103,14 +102,15 @@ class Perplexity(unittest.TestCase):
     shape = ["-c", 512, "-b", 512, "-ub", 128, "--chunks", 2]
 
     def measure(self, *more, preset=None):
-        done = run("llama-perplexity", "-m", text_model(), "-f", os.environ["VIDKV_TEXT"], *self.shape, *THREADS, *more, preset=preset)
+        text = ["-m", text_model(), "-f", os.environ["VIDKV_TEXT"]]
+        done = run("llama-perplexity", *text, *self.shape, *THREADS, *more, preset=preset)
         return float(re.search(r"PPL = ([0-9.]+)", done.stdout + done.stderr)[1])
 
     def test_each_preset(self):
         stock = self.measure("-fa", "off")
         print(f"perplexity: stock {stock:.4f}")
-        # Times the stock perplexity. The f16 store differs by the order of sums alone, which the rounding of activations in a
-        # quantized model amplifies: llama.cpp's own -fa on and off differ by 0.002 here.
+        # Times the stock perplexity. The f16 store differs by the order of sums alone, which the rounding of activations
+        # in a quantized model amplifies: llama.cpp's own -fa on and off differ by 0.002.
         bounds = {"f16": (0.995, 1.005), "k2v2": (0.95, 1.15), "k1.5v2": (0.95, 1.25), "k1.5v1.58": (0.95, 1.4)}
         for preset, (least, most) in bounds.items():
             with self.subTest(preset=preset):
@@ -123,7 +123,8 @@ class Perplexity(unittest.TestCase):
 class Bench(unittest.TestCase):
     def test_prefill_and_decode(self):
         model, _ = video_model()
-        done = run("llama-bench", "-m", model, "-p", 256, "-n", 16, "-r", 1, "-fa", 1, "-o", "json", *THREADS, *DEVICE, preset="k1.5v1.58")
+        arguments = ["-m", model, "-p", 256, "-n", 16, "-r", 1, "-fa", 1, "-o", "json"]
+        done = run("llama-bench", *arguments, *THREADS, *DEVICE, preset="k1.5v1.58")
         results = json.loads(done.stdout)
         self.assertEqual([(r["n_prompt"], r["n_gen"]) for r in results], [(256, 0), (0, 16)])
         for result in results:
@@ -174,7 +175,8 @@ def server(*arguments, preset):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(TOOLS / "llama-server"), "--host", "127.0.0.1", "--port", str(port), *map(str, arguments), *THREADS, *DEVICE]
+    address = ["--host", "127.0.0.1", "--port", str(port)]
+    command = [str(TOOLS / "llama-server"), *address, *map(str, arguments), *THREADS, *DEVICE]
     log = tempfile.TemporaryFile("w+", errors="replace")
     process = subprocess.Popen(command, env=environment(preset), stdout=log, stderr=subprocess.STDOUT)
 
