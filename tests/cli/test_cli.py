@@ -1,0 +1,284 @@
+"""The command line: shapes of its JSON, exit codes, and one clear line for every bad input."""
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import unittest
+
+ROOT = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
+VIDKV = os.environ.get("VIDKV", os.path.join(ROOT, "build", "bin", "vidkv"))
+TINY = os.path.join(ROOT, "models", "tiny")
+QUESTION = "What colour is the circle?"
+PRESETS = ["f16", "k2v2", "k1.5v2", "k1.5v1.58"]
+
+
+def vidkv(*arguments, **options):
+    return subprocess.run([VIDKV, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL, **options)
+
+
+def ffmpeg(*arguments):
+    subprocess.run(["ffmpeg", "-nostdin", "-y", "-loglevel", "error", *arguments], check=True)
+
+
+class Clips(unittest.TestCase):
+    """A folder with a generated set, shared by the tests of a class."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.mkdtemp(prefix="vidkv-cli-")
+        cls.set = os.path.join(cls.folder, "set")
+        done = vidkv("data", "--seed", "3", "--split", "short", "--count", "1", cls.set)
+        assert done.returncode == 0, done.stderr
+        cls.clip = os.path.join(cls.set, "clip-00000.mp4")
+
+    @classmethod
+    def tearDownClass(cls):
+        shutil.rmtree(cls.folder)
+
+    def path(self, name, content=None):
+        path = os.path.join(self.folder, name)
+        if content is not None:
+            with open(path, "wb") as f:
+                f.write(content)
+        return path
+
+    def read(self, path):
+        with open(path, "rb") as f:
+            return f.read()
+
+    def assert_fails(self, done, words, code=1):
+        self.assertEqual(done.returncode, code, done.stderr)
+        self.assertEqual(done.stdout, "")
+        self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+        self.assertTrue(done.stderr.startswith("vidkv: "), done.stderr)
+        self.assertIn(words, done.stderr)
+
+    def ask_fails(self, words, video, *options, **more):
+        self.assert_fails(vidkv("ask", video, QUESTION, *options, **more), words)
+
+
+class Reports(Clips):
+    def test_presets(self):
+        report = json.loads(vidkv("presets", "--json").stdout)
+        self.assertEqual(list(report), ["presets"])
+        for preset in report["presets"]:
+            self.assertEqual(list(preset), ["name", "k_bits_64", "v_bits_64", "k_bits_128", "v_bits_128"])
+        names = [p["name"] for p in report["presets"]]
+        self.assertEqual([n for n in names if n in PRESETS], PRESETS)
+        self.assertEqual(report["presets"][0]["k_bits_128"], 16)
+
+    def test_presets_table_has_a_line_a_preset(self):
+        names = [p["name"] for p in json.loads(vidkv("presets", "--json").stdout)["presets"]]
+        table = vidkv("presets").stdout.splitlines()
+        self.assertEqual([line.split()[0] for line in table[-len(names):]], names)
+
+    def test_ask(self):
+        held = {}
+        for kv in ("stock", *PRESETS):
+            done = vidkv("ask", self.clip, QUESTION, "How many squares appear?", "--kv", kv, "--json", "-n", "4")
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
+            report = json.loads(done.stdout)
+            self.assertEqual(list(report), ["video", "frames", "visual_tokens", "kv", "kv_bytes", "kv_bytes_f16", "true_bits", "tokens_per_s", "answers"])
+            self.assertEqual((report["video"], report["kv"]), (self.clip, kv))
+            self.assertEqual([a["question"] for a in report["answers"]], [QUESTION, "How many squares appear?"])
+            self.assertEqual(report["visual_tokens"], report["frames"] // 2 * 9)
+            held[kv] = report["kv_bytes"]
+        self.assertGreater(held["f16"], held["k2v2"])
+        self.assertGreater(held["k2v2"], held["k1.5v1.58"])
+
+    def test_answers_do_not_depend_on_earlier_questions(self):
+        both = json.loads(vidkv("ask", self.clip, "How many squares appear?", QUESTION, "--kv", "f16", "--json", "-n", "4").stdout)
+        alone = json.loads(vidkv("ask", self.clip, QUESTION, "--kv", "f16", "--json", "-n", "4").stdout)
+        self.assertEqual(both["answers"][1], alone["answers"][0])
+
+    def test_text_output(self):
+        done = vidkv("ask", self.clip, QUESTION, "--kv", "f16", "-n", "4")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(done.stdout.count("\n"), 1)
+        self.assertEqual(done.stderr.count("\n"), 1)
+        for words in ("frames", "visual tokens", "held", "true bits", "tokens/s"):
+            self.assertIn(words, done.stderr)
+
+    def test_frames_caps(self):
+        report = json.loads(vidkv("ask", self.clip, QUESTION, "--frames", "8", "--json", "-n", "2").stdout)
+        self.assertEqual((report["frames"], report["visual_tokens"]), (8, 36))
+
+    def test_chat(self):
+        done = subprocess.run([VIDKV, "chat", self.clip, "-n", "3", "--kv", "f16"], input=f"{QUESTION}\n\n{QUESTION}\n/quit\n", capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        answers = done.stdout.splitlines()
+        self.assertEqual(len(answers), 2)
+        self.assertEqual(answers[0], answers[1])
+
+    def test_eval(self):
+        report = json.loads(vidkv("eval", "video", "--kv", "f16,k2v2", "--data", self.set, "--json").stdout)
+        self.assertEqual(list(report), ["clips", "visual_tokens_mean", "presets", "blank_accuracy"])
+        self.assertEqual(report["clips"], 1)
+        for preset, name in zip(report["presets"], ("f16", "k2v2")):
+            self.assertEqual(list(preset), ["name", "accuracy", "accuracy_by_type", "accuracy_by_candidates", "kv_bytes", "true_bits"])
+            self.assertEqual(preset["name"], name)
+            for share in (preset["accuracy"], *preset["accuracy_by_type"].values(), *preset["accuracy_by_candidates"].values()):
+                self.assertTrue(0 <= share <= 1, share)
+
+    def test_version_and_help(self):
+        self.assertRegex(vidkv("--version").stdout, r"^vidkv \d+\.\d+\.\d+\n$")
+        text = vidkv("--help").stdout
+        for words in ("EXAMPLES", "ENVIRONMENT", "EXIT CODES", "presets"):
+            self.assertIn(words, text)
+
+
+class BadVideo(Clips):
+    def test_missing(self):
+        self.ask_fails("no such file", self.path("nothing.mp4"))
+
+    def test_empty(self):
+        self.ask_fails("is empty", self.path("empty.mp4", b""))
+
+    def test_folder(self):
+        self.ask_fails("is a folder", self.folder)
+
+    def test_text(self):
+        self.ask_fails("text file", self.path("words.txt", b"These are words.\n" * 100))
+
+    def test_text_named_as_a_video(self):
+        self.ask_fails("not a video", self.path("words.mp4", b"These are words.\n" * 100))
+
+    def test_noise(self):
+        self.ask_fails("not a video", self.path("noise.mp4", bytes(range(256)) * 40))
+
+    def test_sound_only(self):
+        sound = self.path("sound.wav")
+        ffmpeg("-f", "lavfi", "-i", "sine=duration=1", sound)
+        self.ask_fails("no video stream", sound)
+
+    def test_cut_off(self):
+        whole = self.read(self.clip)
+        for share in (0.1, 0.5, 0.9):
+            self.ask_fails("cut off", self.path("cut.mp4", whole[:int(len(whole) * share)]))
+
+    def test_cut_off_without_its_index(self):
+        late = self.path("late.mp4")
+        ffmpeg("-i", self.clip, "-c", "copy", late)
+        whole = self.read(late)
+        self.ask_fails("cut off", self.path("late-cut.mp4", whole[:len(whole) // 2]))
+
+    def test_damaged_is_taken_on_request(self):
+        whole = self.read(self.clip)
+        done = vidkv("ask", self.path("half.mp4", whole[:len(whole) // 2]), QUESTION, "--accept-damaged", "-n", "2", "--kv", "stock")
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+
+class BadModel(Clips):
+    def options(self, text="vidkv-tiny.gguf", mmproj="mmproj-vidkv-tiny.gguf"):
+        return ["-m", os.path.join(TINY, text), "--mmproj", os.path.join(TINY, mmproj), "--kv", "stock"]
+
+    def test_not_gguf(self):
+        self.ask_fails("is not a GGUF model", self.clip, *self.options(text=self.path("m.gguf", b"hello" * 100)))
+
+    def test_missing(self):
+        self.ask_fails("cannot read the model", self.clip, *self.options(text=self.path("none.gguf")))
+
+    def test_cut_off(self):
+        half = self.read(os.path.join(TINY, "vidkv-tiny.gguf"))
+        self.ask_fails("cannot load the model", self.clip, *self.options(text=self.path("half.gguf", half[:len(half) // 2])))
+
+    def test_text_model_as_vision_tower(self):
+        self.ask_fails("does not fit the model", self.clip, *self.options(mmproj="vidkv-tiny.gguf"))
+
+    def test_vision_tower_as_text_model(self):
+        self.ask_fails("cannot load the model", self.clip, *self.options(text="mmproj-vidkv-tiny.gguf"))
+
+    def test_unknown_preset(self):
+        for name in ("k3v2", "q2", "", "k2v2x"):
+            self.ask_fails("no preset", self.clip, "--kv", name)
+
+    def test_context_too_small(self):
+        self.ask_fails("the context holds 64: use -c", self.clip, "-c", "64")
+
+    def test_plugin_missing(self):
+        self.ask_fails("cannot load the plug-in", self.clip, env={**os.environ, "VIDKV_PLUGIN": self.path("none.so")})
+
+
+class SavedCache(Clips):
+    def setUp(self):
+        self.saved = self.path("saved.cache")
+        done = vidkv("ask", self.clip, QUESTION, "--kv", "f16", "--json", "-n", "4", "--save-cache", self.saved)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.report = json.loads(done.stdout)
+
+    def load(self, path, *options, kv="f16"):
+        return vidkv("ask", "--load-cache", path, QUESTION, "--kv", kv, "--json", "-n", "4", *options)
+
+    def test_same_answer(self):
+        report = json.loads(self.load(self.saved).stdout)
+        for key in ("video", "frames", "visual_tokens", "answers"):
+            self.assertEqual(report[key], self.report[key])
+
+    def test_cut_off(self):
+        content = self.read(self.saved)
+        for size in (10, 40, len(content) // 2, len(content) - 1):
+            self.assert_fails(self.load(self.path("cut.cache", content[:size])), "saved cache")
+
+    def test_altered(self):
+        content = bytearray(self.read(self.saved))
+        for at in (14, 20, 40, len(content) // 2, len(content) - 1):
+            altered = bytearray(content)
+            altered[at] ^= 4
+            self.assert_fails(self.load(self.path("altered.cache", bytes(altered))), "cut off or altered")
+
+    def test_of_another_preset(self):
+        self.assert_fails(self.load(self.saved, kv="k2v2"), "was kept as f16")
+
+    def test_no_cache(self):
+        self.assert_fails(self.load(self.path("words.cache", b"words" * 100)), "is not a saved cache")
+
+    def test_full_disk_leaves_the_old_file(self):
+        before = self.read(self.saved)
+
+        def limit():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+        self.ask_fails("cannot save the cache", self.clip, "--kv", "f16", "--save-cache", self.saved, preexec_fn=limit)
+        self.assertEqual(self.read(self.saved), before)
+        self.assertEqual([n for n in os.listdir(self.folder) if n.endswith(".part")], [])
+
+    def test_folder_missing(self):
+        self.ask_fails("cannot save the cache", self.clip, "--kv", "stock", "--save-cache", self.path("none/saved.cache"))
+
+
+class Usage(Clips):
+    def test_wrong_usage(self):
+        for arguments in (["ask"], ["ask", self.clip], ["ask", self.clip, ""], ["frobnicate"], [], ["ask", self.clip, QUESTION, "--fps", "0"],
+                          ["ask", self.clip, QUESTION, "--frames", "x"], ["ask", self.clip, QUESTION, "--nonsense"], ["chat"],
+                          ["ask", self.clip, QUESTION, "--mmproj", "x"], ["data", "--seed", "1"], ["eval"]):
+            self.assert_fails(vidkv(*arguments), "--help", code=2)
+
+    def test_full_standard_output(self):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([VIDKV, "presets"], stdout=full, stderr=subprocess.PIPE, text=True)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("cannot write", done.stderr)
+
+    def test_data_refuses_a_folder_in_use(self):
+        done = vidkv("data", "--seed", "1", "--split", "short", "--count", "1", self.set)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("is not empty", done.stderr)
+
+    def test_eval_without_questions(self):
+        self.assert_fails(vidkv("eval", "video", "--data", self.folder), "no questions.jsonl")
+        self.assert_fails(vidkv("eval", "video", "--kv", "f16,nope", "--data", self.set), "no preset 'nope'")
+
+    def test_interrupt(self):
+        child = subprocess.Popen([VIDKV, "ask", self.clip, QUESTION, "--kv", "stock", "-n", "20000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        child.stdout.read(1)  # it has begun to answer, or ended
+        child.send_signal(signal.SIGINT)
+        child.communicate()
+        self.assertEqual(child.returncode, 130)
+
+
+if __name__ == "__main__":
+    unittest.main()
