@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <functional>
+#include <map>
 #include <string>
 
 #include "random_model.h"
@@ -20,16 +21,22 @@ constexpr uint32_t seed = 20240607;
 // left is the order of sums, and f16 roundings of rotated keys.
 constexpr double same = 2e-3;
 
+// The models written so far; removed when the tests end.
+struct Models {
+    std::map<std::string, std::string> paths;
+    ~Models() {
+        for (const auto & [name, path] : paths) std::remove(path.c_str());
+    }
+};
+
 std::string model(const std::string & architecture) {
+    static Models models;
+    std::string & path = models.paths[architecture];
+    if (!path.empty()) return path;
     ModelShape shape;
     shape.architecture = architecture;
     if (architecture == "mpt") shape.kv_heads = 4, shape.head_dim = 32;
-    static std::vector<std::pair<std::string, std::string>> written;
-    for (const auto & [name, path] : written) {
-        if (name == architecture) return path;
-    }
-    written.emplace_back(architecture, write_random_model(shape, seed));
-    return written.back().second;
+    return path = write_random_model(shape, seed);
 }
 
 using Scenario = std::function<void(Session &)>;
