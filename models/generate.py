@@ -21,6 +21,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 
 try:
     import numpy as np
@@ -112,7 +113,7 @@ def draw_events(rng, pairs):
     return [units[i] for i in rng.permutation(len(units))]
 
 
-def _place(rng, event, table, start):
+def place(rng, event, table, start):
     """Write an event's frames into the frame table."""
     n = LENGTH[event["kind"]]
     rows = table[start:start + n]
@@ -158,7 +159,7 @@ def make_clip(rng, pairs):
             if at + LENGTH[event["kind"]] > 2 * pairs:
                 break
             event["start"], event["joined"] = at, i > 0
-            _place(rng, event, table, at)
+            place(rng, event, table, at)
             table[at:at + LENGTH[event["kind"]], EVENT] = len(events)
             events.append(event)
             at += LENGTH[event["kind"]]
@@ -357,21 +358,30 @@ def main():
     args = parser.parse_args()
     if not shutil.which("ffmpeg"):
         fail("the ffmpeg program is missing: install ffmpeg")
+    work = None
     try:
-        os.makedirs(args.out, exist_ok=True)
-        if os.listdir(args.out):
+        if os.path.exists(args.out) and os.listdir(args.out):
             fail(f"{args.out} is not empty: name a new directory")
+        parent = os.path.dirname(os.path.abspath(args.out))
+        os.makedirs(parent, exist_ok=True)
+        work = tempfile.mkdtemp(prefix=".vidkv-data-", dir=parent)           # a set appears whole or not at all
         lines = []
         for i in range(args.count):
             frames, chosen, pairs = user_clip(args.seed, args.split, i)
             name = f"clip-{i:05d}.mp4"
-            write_video(os.path.join(args.out, name), blank(frames) if args.blank else frames)
+            write_video(os.path.join(work, name), blank(frames) if args.blank else frames)
             lines += [json.dumps({"video": name, "question": q, "answer": a, "type": t, "candidates": n,
                                   "visual_tokens": pairs * TOKENS_PER_PAIR}) + "\n" for t, q, a, n, _ in chosen]
-        with open(os.path.join(args.out, "questions.jsonl"), "w", encoding="utf-8") as f:   # last: a set without it is unfinished
+        with open(os.path.join(work, "questions.jsonl"), "w", encoding="utf-8") as f:
             f.writelines(lines)
+        os.makedirs(args.out, exist_ok=True)
+        for name in sorted(os.listdir(work)):                                # questions.jsonl comes last
+            os.replace(os.path.join(work, name), os.path.join(args.out, name))
     except (OSError, RuntimeError) as e:
-        fail(str(e))
+        fail(f"{e.filename}: {e.strerror}" if isinstance(e, OSError) and e.strerror else str(e))
+    finally:
+        if work:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,23 @@ def draw(rng, table):
     return np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
 
 
+def busy_table(rng, events=12):
+    """Events back to back, mostly digits, which are hardest to read; now and then an empty pair."""
+    kinds = rng.choice([g.IS_SHAPE, g.IS_DIGIT, g.IS_MOMENT, g.IS_FLASH], size=events, p=[0.25, 0.4, 0.3, 0.05])
+    drawn = [dict(kind=int(k), shape=int(rng.integers(6)), colour=int(rng.integers(6)), direction=int(rng.integers(4)),
+                  digit=int(rng.integers(10))) for k in kinds]
+    lead = rng.integers(0, 2, events) * 2
+    table = np.full((int(lead.sum()) + sum(g.LENGTH[e["kind"]] for e in drawn), g.COLUMNS), -1, np.float32)
+    table[:, g.KIND] = g.BACKGROUND
+    at = 0
+    for i, (gap, event) in enumerate(zip(lead, drawn)):
+        at += int(gap)
+        g.place(rng, event, table, at)
+        table[at:at + g.LENGTH[event["kind"]], g.EVENT] = i
+        at += g.LENGTH[event["kind"]]
+    return table
+
+
 class Pool:
     """Frame pairs of recent short clips. Rendering costs more than a step of the tower, so each clip serves many steps;
     `refresh` replaces the oldest."""
@@ -39,7 +56,7 @@ class Pool:
         self.clips = [self._clip() for _ in range(clips)]
 
     def _clip(self):
-        table, _ = g.make_clip(self.rng, int(self.rng.integers(14, 30)))
+        table = busy_table(self.rng) if self.rng.random() < 0.75 else g.make_clip(self.rng, int(self.rng.integers(14, 30)))[0]
         return table, draw(self.rng, table)
 
     def refresh(self):
@@ -51,8 +68,8 @@ class Pool:
         pixels, weights = [], []
         for i in self.rng.integers(len(self.clips), size=max(1, count // 16)):
             table, frames = self.clips[i]
-            # Two in three pairs are aligned with the events, the others shifted by a frame as timestamps shift them.
-            first = self.rng.integers(0, len(table) // 2 - 1, 16) * 2 + (self.rng.random(16) < 0.33)
+            # Four in five pairs are aligned with the events, the others shifted by a frame as timestamps shift them.
+            first = self.rng.integers(0, len(table) // 2 - 1, 16) * 2 + (self.rng.random(16) < 0.2)
             pairs = np.stack([first, first + (self.rng.random(16) > 0.02)], 1)
             pixels.append(frames[pairs])
             weights.append(batches.pair_symbols(table, pairs))

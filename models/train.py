@@ -3,6 +3,7 @@
 
     python train.py vision --out DIR      the tower: frame pairs -> sums of symbols
     python train.py recall --out DIR      the language model: recall on symbol clips, ever longer (may run beside `vision`)
+    python train.py mix    --out DIR      the language model on symbol clips of all lengths
     python train.py join   --out DIR      the language model on what the trained tower makes of rendered clips, up to 444 pairs
 
 Each stage continues from DIR/<stage>.pt where it exists, else from the stages before it. Every clip is drawn afresh and
@@ -64,7 +65,7 @@ class Run:
             if "heads" in state and stage != "vision":
                 self.heads.load_state_dict(state["heads"])
             # Of an earlier stage only what that stage trained.
-            part = {"vision": "visual.", "recall": "model."}.get(os.path.basename(path)[:-3], "")
+            part = {"vision": "visual.", "recall": "model.", "mix": "model."}.get(os.path.basename(path)[:-3], "")
             self.model.load_state_dict({k: v for k, v in state["model"].items() if k.startswith(part)}, strict=False)
         self.groups = [dict(params=[p for n, p in self.model.named_parameters() if n.startswith(prefix)], scale=scale)
                        for prefix, scale in parts]
@@ -143,7 +144,7 @@ class Run:
         # Then the prompt's last token is to read the key word in the fourth layer, where the answer must already stand.
         with_key = self.read_key(layout, rows, batch, taps[2])
         self.history["~find"] += (find.detach() < 0.7)[~counting].tolist()
-        return torch.where(counting, 3 * count - 6, find).mean() + with_key
+        return torch.where(counting, 8 * count - 16, find).mean() + with_key
 
     def read_key(self, layout, keys, batch, hidden):
         """Loss: the answer at the key word after the third layer, and head 0 of the fourth layer from the last token to it."""
@@ -177,17 +178,12 @@ class Run:
         return loss
 
 
-def ramp(step, warm, end, floor=0.05):
-    """Learning-rate factor: a linear rise over `warm` steps, then a linear fall to `floor` at `end`."""
-    return min(1.0, (step + 1) / warm) * max(floor, 1 - step / end)
-
-
 def vision(args):
     run = Run(args, "vision", [], [("visual", 1.0)])
     table = run.symbols.to(run.device)
     pool = pixels.Pool(g.generator(DOMAIN, run.seed, 77, run.step), 60)
     spans = {name: (batches.FIRST[name], batches.FIRST[name] + n) for name, n in batches.GROUPS if n > 1}
-    steps = args.steps or 3000
+    steps = args.steps or 1 << 20
     while run.step < steps and run.minutes() < args.minutes:
         if run.step % 2 == 0:
             pool.refresh()
@@ -202,7 +198,7 @@ def vision(args):
                 truth = weights[on, a:b].argmax(1)
                 loss = loss + 0.1 * F.cross_entropy(read[on, a:b] * 6, truth)
                 run.history[name] += (read[on, a:b].argmax(1) == truth).tolist()
-        run.update(loss, 1.5e-3 * ramp(run.step, 50, steps))
+        run.update(loss, (args.lr or 1.5e-3) * min(1, (run.step + 1) / 50) * max(0.02, 1 - run.minutes() / args.minutes))
         if run.step % 50 == 0:
             run.report(loss=round(loss.item(), 4), error=round(error.pow(2).mean().item(), 5))
         if run.step % 200 == 0:
@@ -236,11 +232,12 @@ def recall(args):
 
 
 class TowerClips(torch.utils.data.Dataset):
-    """Step -> (batch, visual tokens) as the tower at rest makes them. Used by worker processes, so that rendering and
+    """Step -> (batch, visual tokens) as the tower at rest makes them, or of symbols where there is no tower. Used by worker processes, so that rendering and
     the tower run beside the language model."""
 
     def __init__(self, visual, seed, config, blend):
         self.visual, self.seed, self.config, self.blend = visual, seed, config, blend
+        self.symbols = batches.symbol_table(config.hidden)
 
     def __len__(self):
         return 1 << 30
@@ -253,6 +250,8 @@ class TowerClips(torch.utils.data.Dataset):
         clips, low, high, count = self.blend[rng.choice(len(self.blend), p=[b[0] for b in self.blend])][1:]
         pairs = int(rng.integers(low, high + 1))
         batch = batches.make_batch(rng, encode, self.config, clips, pairs, count, stamps=rng.random() < 0.2)
+        if self.visual is None:
+            return batch, batches.symbol_tokens(batch, self.symbols, self.config, float(rng.uniform(0.02, 0.1)))
         visual = []
         for table in batch.tables:
             frames = pixels.draw(rng, table)[batch.layout.pairs]
@@ -262,22 +261,32 @@ class TowerClips(torch.utils.data.Dataset):
         return batch, torch.stack(visual)
 
 
-# join: (share of steps, clips a step, fewest pairs, most pairs, questions a clip)
+# mix and join: (share of steps, clips a step, fewest pairs, most pairs, questions a clip)
 BLEND = [(0.45, 4, 20, 33, 32), (0.2, 2, 34, 150, 36), (0.35, 1, 200, 444, 48)]
 
 
+def mix(args):
+    tune(args, Run(args, "mix", ["recall"], [("model", 1.0)]), False)
+
+
 def join(args):
-    run = Run(args, "join", ["vision", "recall"], [("model", 1.0)])
+    tune(args, Run(args, "join", ["vision", "mix"], [("model", 1.0)]), True)
+
+
+def tune(args, run, pixels_):
+    """The language model on clips of all lengths, of pixels through the tower or of symbols."""
     steps = args.steps or 1 << 20
-    tower = TowerClips(VideoModel(run.config).visual, run.seed, run.config, BLEND)
-    tower.visual.load_state_dict(run.model.visual.state_dict())
-    tower.visual.requires_grad_(False)
-    loader = torch.utils.data.DataLoader(tower, batch_size=None, sampler=range(run.step, steps), num_workers=args.workers, prefetch_factor=3)
+    tower = TowerClips(VideoModel(run.config).visual if pixels_ else None, run.seed, run.config, BLEND)
+    if pixels_:
+        tower.visual.load_state_dict(run.model.visual.state_dict())
+        tower.visual.requires_grad_(False)
+    loader = torch.utils.data.DataLoader(tower, batch_size=None, sampler=range(run.step, steps), num_workers=args.workers,
+                                         prefetch_factor=3 if args.workers else None)
     for batch, visual in loader:
         loss, accuracy = run.answer(batch, visual.to(run.device))
         long = len(batch.layout.pairs) > 150
         run.history["[long]" if long else "[short]"].append(accuracy)
-        run.update(loss, args.lr * min(1, (run.step + 1) / 30) * max(0.03, 1 - run.minutes() / args.minutes))
+        run.update(loss, (args.lr or 5e-4) * min(1, (run.step + 1) / 30) * max(0.03, 1 - run.minutes() / args.minutes))
         if run.step % 20 == 0:
             run.report(loss=round(loss.item(), 3))
         if run.step % 50 == 0:
@@ -287,7 +296,7 @@ def join(args):
     run.save()
 
 
-STAGES = {"vision": (vision, 25), "recall": (recall, 60), "join": (join, 60)}
+STAGES = {"vision": (vision, 25), "recall": (recall, 30), "mix": (mix, 15), "join": (join, 20)}
 
 
 def main():
@@ -298,8 +307,8 @@ def main():
     parser.add_argument("--minutes", type=float, help="stop (and save) after so many minutes of this stage")
     parser.add_argument("--steps", type=int, help="stop after so many steps")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--workers", type=int, default=1, help="join: processes that render clips")
-    parser.add_argument("--lr", type=float, default=5e-4, help="join: highest learning rate")
+    parser.add_argument("--workers", type=int, default=1, help="mix and join: processes that make clips")
+    parser.add_argument("--lr", type=float, help="highest learning rate (vision, join)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     run, minutes = STAGES[args.stage]
