@@ -1,6 +1,7 @@
 """The tokenizer: byte-level BPE with Qwen2's pre-tokenizer pattern (llama.cpp's `qwen2`) and Qwen's special tokens.
 
-It is trained on the generator's own questions, so each of their words is one token. Rebuilding gives the same file.
+It is trained on the generator's own questions, so each of their words is one token. The committed file belongs
+to the committed weights: it is built again only where it is missing.
 """
 import os
 
