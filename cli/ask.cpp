@@ -133,7 +133,7 @@ void run_chat(AskOptions & options) {
     if (options.load.empty() == options.video.empty()) { throw UsageError("name either a VIDEO or --load-cache FILE"); }
     capture_logs(options.common.verbose);
     Progress progress(false);
-    options.common.session.max_tokens += CHAT_QUESTION_TOKENS;
+    options.common.session.spare_tokens = CHAT_QUESTION_TOKENS;
     const Watched watched = watch(options, {""}, progress);
     if (isatty(STDIN_FILENO)) { std::cerr << "Ask about the video. Each question stands alone; /quit or Ctrl-D ends.\n"; }
     for (std::string line; read_question(line);) {

@@ -194,19 +194,19 @@ void Evaluation::run(const std::vector<Clip> & clips) {
 void Evaluation::print_table(size_t clips) const {
     const Result & first = results_.front();
     std::printf("%zu clips, %d questions, %.0f visual tokens a clip; exact match in %%\n\n", clips, first.all.asked, visual_tokens_mean_);
-    std::printf("%-12s %7s %7s", "preset", "all", "drop");
+    std::printf("%-16s %7s %7s", "preset", "all", "drop");
     for (const auto & [type, tally] : first.by_type) { std::printf(" %7s", type.c_str()); }
     std::printf(" %10s %6s\n", "KV KiB", "bits");
     for (const Result & result : results_) {
-        std::printf("%-12s %7.1f %7.1f", result.name.c_str(), 100 * result.all.share(), 100 * (first.all.share() - result.all.share()));
+        std::printf("%-16s %7.1f %7.1f", result.name.c_str(), 100 * result.all.share(), 100 * (first.all.share() - result.all.share()));
         for (const auto & [type, tally] : result.by_type) { std::printf(" %7.1f", 100 * tally.share()); }
         std::printf(" %10.1f %6.2f\n", result.bytes / 1024, result.true_bits);
     }
-    std::printf("\n%-12s", "candidates");
+    std::printf("\n%-16s", "candidates");
     for (const auto & [candidates, tally] : first.by_candidates) { std::printf(" %7d", candidates); }
     std::printf("\n");
     for (const Result & result : results_) {
-        std::printf("%-12s", result.name.c_str());
+        std::printf("%-16s", result.name.c_str());
         for (const auto & [candidates, tally] : result.by_candidates) { std::printf(" %7.1f", 100 * tally.share()); }
         std::printf("\n");
     }

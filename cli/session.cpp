@@ -34,7 +34,9 @@ Sampler make_sampler(float temperature, uint32_t seed) {
 // Cells for the longest question and its answer.
 int64_t question_cells(const Model & model, const std::vector<std::string> & questions, int max_tokens) {
     size_t longest = 0;
-    for (const std::string & question : questions) { longest = std::max(longest, model.tokenize(model.format(question).after, false).size()); }
+    for (const std::string & question : questions) {
+        longest = std::max(longest, model.tokenize(model.format(question).after, false).size());
+    }
     return static_cast<int64_t>(longest) + max_tokens;
 }
 
@@ -42,7 +44,9 @@ llama_context_params context_params(const Model & model, const KvChoice & kv, co
     llama_context_params params = llama_context_default_params();
     params.n_ctx = static_cast<uint32_t>(cells);
     params.n_batch = params.n_ubatch = BATCH;
-    if (mtmd_decode_use_non_causal(model.vision(), nullptr)) { params.n_batch = params.n_ubatch = static_cast<uint32_t>(std::max<int64_t>(BATCH, std::min<int64_t>(cells, 4 * BATCH))); }
+    if (mtmd_decode_use_non_causal(model.vision(), nullptr)) { // an image must then fit one batch
+        params.n_batch = params.n_ubatch = static_cast<uint32_t>(std::max<int64_t>(BATCH, std::min<int64_t>(cells, 4 * BATCH)));
+    }
     params.n_threads = params.n_threads_batch = options.threads;
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     params.type_k = params.type_v = kv.type;
@@ -54,7 +58,7 @@ llama_context_params context_params(const Model & model, const KvChoice & kv, co
 
 Session::Session(const Model & model, const KvChoice & kv, const SessionOptions & options, int64_t tokens, const std::vector<std::string> & questions)
     : model_(model), kv_(kv), options_(options) {
-    const int64_t asked = question_cells(model, questions, options.max_tokens), needed = tokens + asked;
+    const int64_t asked = question_cells(model, questions, options.max_tokens + options.spare_tokens), needed = tokens + asked;
     if (options.context > 0 && options.context < needed) {
         throw Error("the video takes " + std::to_string(tokens) + " tokens and a question with its answer " + std::to_string(asked) + ", but the context holds " +
                     std::to_string(options.context) + ": use -c " + std::to_string(needed) + " or more, or lower --fps, --frames or -n");

@@ -16,6 +16,7 @@ namespace vidkv::cli {
 struct SessionOptions {
     int64_t context = 0;   // cells; 0: as many as the video, the question and the answer need
     int max_tokens = 256;  // of an answer
+    int spare_tokens = 0;  // cells kept for questions that are not known yet
     float temperature = 0; // 0: the likeliest token
     uint32_t seed = 0;
     int threads = 1;

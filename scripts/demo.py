@@ -40,20 +40,20 @@ def print_table(split, reports):
     print(f"\nA {split} clip: {os.path.relpath(first['video'])}, {first['frames']} frames, {first['visual_tokens']} visual tokens\n")
     width = max(len(a["question"]) for a in first["answers"]) + 2
     names = [r["kv"] for r in reports]
-    print(" " * 2 + "question".ljust(width) + "expected".ljust(12) + "".join(n.ljust(14) for n in names))
+    print(" " * 2 + "question".ljust(width) + "expected".ljust(12) + "".join(n.ljust(16) for n in names))
     for i, answer in enumerate(first["answers"]):
         given = (r["answers"][i]["answer"] for r in reports)
         marked = (text + (" " if text == answer["expected"] else " x") for text in given)
-        print(" " * 2 + answer["question"].ljust(width) + answer["expected"].ljust(12) + "".join(t.ljust(14) for t in marked))
+        print(" " * 2 + answer["question"].ljust(width) + answer["expected"].ljust(12) + "".join(t.ljust(16) for t in marked))
 
     def row(name, texts):
-        print(" " * 2 + name.ljust(width + 12) + "".join(t.ljust(14) for t in texts))
+        print(" " * 2 + name.ljust(width + 12) + "".join(t.ljust(16) for t in texts))
 
     row("right", (f"{sum(a['answer'] == a['expected'] for a in r['answers'])} of {len(r['answers'])}" for r in reports))
     row("KV bytes held", (f"{r['kv_bytes']:,}" for r in reports))
     row("  of what f16 takes", (f"{r['kv_bytes'] / r['kv_bytes_f16']:.0%}" for r in reports))
     row("true bits an element", (f"{r['true_bits']:.2f}" for r in reports))
-    row("tokens a second", (f"{r['tokens_per_s']:.0f}" for r in reports), )
+    row("tokens a second", (f"{r['tokens_per_s']:.0f}" for r in reports))
 
 
 def main():
@@ -61,7 +61,7 @@ def main():
     parser.add_argument("--vidkv", required=True)
     parser.add_argument("--clips", required=True, help="folder to keep clips in")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--kv", default="f16,k2v2,k1.5v1.58")
+    parser.add_argument("--kv", default="f16,k2v2,k1.5v1.58,k1.5v1.58-g128")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     runs = []

@@ -220,7 +220,12 @@ ggml_status rope(ggml_tensor * node, HostCpu & cpu) {
         for (size_t i = 0; i < n; ++i) {
             ids[i] = first_row + moved[done + i];
             shifts[i] = shift[moved[done + i]];
-            if (!store.read_rows(ids[i], 1, &rows[i * static_cast<size_t>(channels)])) return failed(node);
+        }
+        // Neighbours are read together: reading one row of a sealed group decodes the whole group.
+        for (size_t i = 0, end; i < n; i = end) {
+            for (end = i + 1; end < n && ids[end] == ids[end - 1] + 1;) ++end;
+            uint16_t * to = &rows[i * static_cast<size_t>(channels)];
+            if (!store.read_rows(ids[i], static_cast<int64_t>(end - i), to)) return failed(node);
         }
         if (ggml_status status = rotate(node, rows, shifts, cpu); status != GGML_STATUS_SUCCESS) return status;
         if (!store.write_rows(ids.data(), static_cast<int64_t>(n), rows.data(), channels)) return failed(node);
