@@ -38,32 +38,34 @@ struct Watched {
 
 Watched watch(const AskOptions & options, const std::vector<std::string> & questions, Progress & progress) {
     const KvChoice kv = parse_kv(options.common.kv);
-    if (options.load.empty()) { probe_video(options.video); } // before the model is loaded
+    if (options.load.empty()) probe_video(options.video); // before the model is loaded
     Watched watched;
     const ModelOptions model_options = options.common.model_options();
     if (!options.load.empty()) {
         const SavedCache saved = load_cache(options.load, model_options.files, kv.name);
         watched.model = std::make_unique<Model>(model_options, kv);
-        watched.session = std::make_unique<Session>(*watched.model, kv, options.common.session, saved.prefix.tokens, questions);
+        watched.session =
+            std::make_unique<Session>(*watched.model, kv, options.common.session, saved.prefix.tokens, questions);
         watched.session->restore(saved.prefix, saved.state);
         return watched;
     }
     watched.model = std::make_unique<Model>(model_options, kv);
-    const EncodedVideo video = encode_video(*watched.model, options.video, options.common.watch_options(*watched.model), progress);
+    const EncodedVideo video =
+        encode_video(*watched.model, options.video, options.common.watch_options(*watched.model), progress);
     watched.session = std::make_unique<Session>(*watched.model, kv, options.common.session, video.tokens, questions);
     watched.session->prefill(video, options.video, progress);
     progress.clear();
-    if (!options.save.empty()) { save_cache(options.save, {watched.session->prefix(), watched.session->state()}, model_options.files, kv.name); }
+    if (!options.save.empty())
+        save_cache(options.save, {watched.session->prefix(), watched.session->state()}, model_options.files, kv.name);
     return watched;
 }
 
 std::string size_text(uint64_t bytes) {
     char text[32];
-    if (bytes < 10 * 1024 * 1024) {
+    if (bytes < 10 * 1024 * 1024)
         std::snprintf(text, sizeof(text), "%.1f KiB", static_cast<double>(bytes) / 1024);
-    } else {
+    else
         std::snprintf(text, sizeof(text), "%.1f MiB", static_cast<double>(bytes) / (1024 * 1024));
-    }
     return text;
 }
 
@@ -71,8 +73,9 @@ void print_summary(const Session & session, const std::string & kv) {
     const VideoPrefix & prefix = session.prefix();
     const KvReport report = session.kv_report();
     std::fprintf(stderr, "%lld frames, %lld visual tokens | KV %s: %s held, %s in f16 | %.2f true bits | %.1f tokens/s\n",
-                 static_cast<long long>(prefix.frames), static_cast<long long>(prefix.visual_tokens), kv.c_str(), size_text(report.bytes).c_str(),
-                 size_text(report.bytes_f16).c_str(), report.true_bits, session.tokens_per_second());
+                 static_cast<long long>(prefix.frames), static_cast<long long>(prefix.visual_tokens), kv.c_str(),
+                 size_text(report.bytes).c_str(), size_text(report.bytes_f16).c_str(), report.true_bits,
+                 session.tokens_per_second());
 }
 
 std::string trim(const std::string & text) {
@@ -83,9 +86,15 @@ std::string trim(const std::string & text) {
 void print_report(const Session & session, const std::string & kv, const Json & answers) {
     const VideoPrefix & prefix = session.prefix();
     const KvReport report = session.kv_report();
-    const Json document = {{"video", prefix.video}, {"frames", prefix.frames}, {"visual_tokens", prefix.visual_tokens}, {"kv", kv},
-                           {"kv_bytes", report.bytes}, {"kv_bytes_f16", report.bytes_f16}, {"true_bits", report.true_bits},
-                           {"tokens_per_s", session.tokens_per_second()}, {"answers", answers}};
+    const Json document = {{"video", prefix.video},
+                           {"frames", prefix.frames},
+                           {"visual_tokens", prefix.visual_tokens},
+                           {"kv", kv},
+                           {"kv_bytes", report.bytes},
+                           {"kv_bytes_f16", report.bytes_f16},
+                           {"true_bits", report.true_bits},
+                           {"tokens_per_s", session.tokens_per_second()},
+                           {"answers", answers}};
     std::cout << document.dump(2, ' ', false, Json::error_handler_t::replace) << "\n";
 }
 
@@ -100,29 +109,29 @@ void run_ask(AskOptions & options) {
         options.words.erase(options.words.begin());
     }
     const std::vector<std::string> & questions = options.words;
-    if (questions.empty()) { throw UsageError("a question is missing: vidkv ask VIDEO QUESTION..."); }
-    for (const std::string & question : questions) {
-        if (trim(question).empty()) { throw UsageError("a question is empty"); }
-    }
+    if (questions.empty()) throw UsageError("a question is missing: vidkv ask VIDEO QUESTION...");
+    for (const std::string & question : questions)
+        if (trim(question).empty()) throw UsageError("a question is empty");
     capture_logs(options.common.verbose);
     Progress progress(options.json);
     const Watched watched = watch(options, questions, progress);
     Json answers = Json::array();
     for (const std::string & question : questions) {
         if (options.json) {
-            answers.push_back({{"question", question}, {"answer", trim(watched.session->ask(question, [](const std::string &) {}))}});
+            answers.push_back(
+                {{"question", question}, {"answer", trim(watched.session->ask(question, [](const std::string &) {}))}});
             continue;
         }
-        if (questions.size() > 1) { std::cout << question << " "; }
+        if (questions.size() > 1) std::cout << question << " ";
         stream_answer(*watched.session, question);
     }
-    if (options.json) { print_report(*watched.session, options.common.kv, answers); }
-    if (!options.json) { print_summary(*watched.session, options.common.kv); }
+    if (options.json) print_report(*watched.session, options.common.kv, answers);
+    if (!options.json) print_summary(*watched.session, options.common.kv);
 }
 
 // One line of standard input; false at its end.
 bool read_question(std::string & line) {
-    if (isatty(STDIN_FILENO)) { std::cerr << "> " << std::flush; }
+    if (isatty(STDIN_FILENO)) std::cerr << "> " << std::flush;
     const bool got = static_cast<bool>(std::getline(std::cin, line));
     check_interrupt();
     line = trim(line);
@@ -130,21 +139,21 @@ bool read_question(std::string & line) {
 }
 
 void run_chat(AskOptions & options) {
-    if (options.load.empty() == options.video.empty()) { throw UsageError("name either a VIDEO or --load-cache FILE"); }
+    if (options.load.empty() == options.video.empty()) throw UsageError("name either a VIDEO or --load-cache FILE");
     capture_logs(options.common.verbose);
     Progress progress(false);
     options.common.session.spare_tokens = CHAT_QUESTION_TOKENS;
     const Watched watched = watch(options, {""}, progress);
-    if (isatty(STDIN_FILENO)) { std::cerr << "Ask about the video. Each question stands alone; /quit or Ctrl-D ends.\n"; }
-    for (std::string line; read_question(line);) {
-        if (!line.empty()) { stream_answer(*watched.session, line); }
-    }
+    if (isatty(STDIN_FILENO)) std::cerr << "Ask about the video. Each question stands alone; /quit or Ctrl-D ends.\n";
+    for (std::string line; read_question(line);)
+        if (!line.empty()) stream_answer(*watched.session, line);
     print_summary(*watched.session, options.common.kv);
 }
 
 void add_shared(CLI::App & app, AskOptions & options) {
     options.common.add_model(app);
-    app.add_option("--kv", options.common.kv, "how the cache is kept: " + kv_names() + " (default k2v2; stock, q8_0 and q4_0 are llama.cpp's own)")
+    app.add_option("--kv", options.common.kv,
+                   "how the cache is kept: " + kv_names() + " (default k2v2; stock, q8_0 and q4_0 are llama.cpp's own)")
         ->envname("VIDKV_KV");
     options.common.add_video(app);
     options.common.add_answer(app);
@@ -156,7 +165,8 @@ void add_shared(CLI::App & app, AskOptions & options) {
 void add_ask(CLI::App & app, Command & run) {
     auto options = std::make_shared<AskOptions>();
     CLI::App * ask = app.add_subcommand("ask", "Answer questions about a video file");
-    ask->add_option("VIDEO", options->words, "the video file, then one or more questions about it")->type_name("QUESTION...");
+    ask->add_option("VIDEO", options->words, "the video file, then one or more questions about it")
+        ->type_name("QUESTION...");
     add_shared(*ask, *options);
     ask->add_option("--save-cache", options->save, "keep the video's cache in this file, for --load-cache");
     ask->add_flag("--json", options->json, "print one JSON document instead of text");

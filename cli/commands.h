@@ -15,5 +15,4 @@ void add_presets(CLI::App & app, Command & run);
 void add_data(CLI::App & app, Command & run);
 void add_eval(CLI::App & app, Command & run);
 
-
 } // namespace vidkv::cli

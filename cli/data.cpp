@@ -19,20 +19,22 @@ namespace {
 
 // The first Python that has numpy: VIDKV_PYTHON, the one in PATH, Debian's.
 std::string find_python() {
-    if (const char * chosen = std::getenv("VIDKV_PYTHON"); chosen && *chosen) { return chosen; }
+    if (const char * chosen = std::getenv("VIDKV_PYTHON"); chosen && *chosen) return chosen;
     for (const std::string python : {"python3", "/usr/bin/python3"}) {
         try {
             Subprocess probe({python, "-c", "import numpy"});
-            if (probe.wait() == 0) { return python; }
-        } catch (const Error &) { continue; } // not installed
+            if (probe.wait() == 0) return python;
+        } catch (const Error &) {
+            continue;
+        } // not installed
     }
     throw Error("making clips needs python3 with numpy: install python3-numpy, or set VIDKV_PYTHON");
 }
 
 std::vector<std::string> generator_command(const DataOptions & options) {
-    std::vector<std::string> command = {find_python(), generator_path(), "--seed", std::to_string(options.seed), "--split", options.split,
-                                        "--count", std::to_string(options.count)};
-    if (options.blank) { command.push_back("--blank"); }
+    std::vector<std::string> command = {find_python(), generator_path(), "--seed",  std::to_string(options.seed),
+                                        "--split",     options.split,    "--count", std::to_string(options.count)};
+    if (options.blank) command.push_back("--blank");
     command.push_back("--");
     command.push_back(options.out);
     return command;
@@ -42,7 +44,7 @@ std::vector<std::string> generator_command(const DataOptions & options) {
 [[noreturn]] void run_data(const DataOptions & options) {
     const std::vector<std::string> command = generator_command(options);
     std::vector<char *> arguments;
-    for (const std::string & argument : command) { arguments.push_back(const_cast<char *>(argument.c_str())); }
+    for (const std::string & argument : command) arguments.push_back(const_cast<char *>(argument.c_str()));
     arguments.push_back(nullptr);
     execvp(arguments[0], arguments.data());
     throw Error("cannot run '" + command[0] + "' (" + std::strerror(errno) + "): install python3 and python3-numpy");
@@ -51,7 +53,8 @@ std::vector<std::string> generator_command(const DataOptions & options) {
 } // namespace
 
 void add_data_options(CLI::App & app, DataOptions & options) {
-    app.add_option("--seed", options.seed, "the same seed makes the same clips (default 0)")->check(CLI::Range(int64_t(0), INT64_MAX));
+    app.add_option("--seed", options.seed, "the same seed makes the same clips (default 0)")
+        ->check(CLI::Range(int64_t(0), INT64_MAX));
     app.add_option("--split", options.split, "short: up to 300 visual tokens a clip; long: 2,000 to 4,000 (default short)")
         ->check(CLI::IsMember({"short", "long"}));
     app.add_option("--count", options.count, "clips")->check(CLI::Range(1, 100000));

@@ -40,15 +40,16 @@ class VideoEncoder {
 };
 
 void VideoEncoder::add_tokens(const std::vector<llama_token> & tokens) {
-    if (tokens.empty()) { return; }
-    if (video_.pieces.empty() || video_.pieces.back().chunk) { video_.pieces.emplace_back(); }
+    if (tokens.empty()) return;
+    if (video_.pieces.empty() || video_.pieces.back().chunk) video_.pieces.emplace_back();
     auto & last = video_.pieces.back().tokens;
     last.insert(last.end(), tokens.begin(), tokens.end());
     video_.tokens += static_cast<int64_t>(tokens.size());
 }
 
 void VideoEncoder::add_image(const mtmd_input_chunk * chunk) {
-    if (mtmd_encode_chunk(model_.vision(), chunk) != 0) { throw Error("the vision tower failed on a frame: " + logged_error()); }
+    if (mtmd_encode_chunk(model_.vision(), chunk) != 0)
+        throw Error("the vision tower failed on a frame: " + logged_error());
     Piece piece;
     piece.chunk.reset(mtmd_input_chunk_get_placeholder(chunk));
     const size_t n = mtmd_input_chunk_get_n_tokens(chunk) * static_cast<size_t>(llama_model_n_embd_inp(model_.text()));
@@ -61,13 +62,12 @@ void VideoEncoder::add_image(const mtmd_input_chunk * chunk) {
 
 void VideoEncoder::add_frames(const std::vector<Bitmap> & frames) {
     std::vector<mtmd_input_part> parts;
-    for (const Bitmap & frame : frames) { parts.push_back({nullptr, frame.get()}); }
+    for (const Bitmap & frame : frames) parts.push_back({nullptr, frame.get()});
     std::vector<const mtmd_input_part *> pointers;
-    for (const mtmd_input_part & part : parts) { pointers.push_back(&part); }
+    for (const mtmd_input_part & part : parts) pointers.push_back(&part);
     const std::unique_ptr<mtmd_input_chunks, ChunksDeleter> chunks(mtmd_input_chunks_init());
-    if (mtmd_tokenize_from_parts(model_.vision(), chunks.get(), pointers.data(), pointers.size(), false) != 0) {
+    if (mtmd_tokenize_from_parts(model_.vision(), chunks.get(), pointers.data(), pointers.size(), false) != 0)
         throw Error("the vision tower does not take a frame: " + logged_error());
-    }
     for (size_t i = 0; i < mtmd_input_chunks_size(chunks.get()); ++i) {
         const mtmd_input_chunk * chunk = mtmd_input_chunks_get(chunks.get(), i);
         if (mtmd_input_chunk_get_type(chunk) == MTMD_INPUT_CHUNK_TYPE_TEXT) {
@@ -100,7 +100,8 @@ int64_t Piece::size() const {
     return chunk ? static_cast<int64_t>(mtmd_input_chunk_get_n_tokens(chunk.get())) : static_cast<int64_t>(tokens.size());
 }
 
-EncodedVideo encode_video(const Model & model, const std::string & path, const WatchOptions & options, Progress & progress) {
+EncodedVideo encode_video(const Model & model, const std::string & path, const WatchOptions & options,
+                          Progress & progress) {
     FrameReader reader(path, options.sampling);
     EncodedVideo video;
     VideoEncoder encoder(model, video);
@@ -123,7 +124,7 @@ EncodedVideo encode_video(const Model & model, const std::string & path, const W
             next_stamp += options.timestamp_seconds;
         }
     }
-    if (!waiting.empty()) { encoder.add_frames(waiting); }
+    if (!waiting.empty()) encoder.add_frames(waiting);
     return video;
 }
 

@@ -50,7 +50,8 @@ class TemporarySet {
   public:
     explicit TemporarySet(DataOptions options) {
         std::string name = (fs::temp_directory_path() / "vidkv-eval-XXXXXX").string();
-        if (!mkdtemp(name.data())) { throw Error("cannot make a folder in '" + fs::temp_directory_path().string() + "': set TMPDIR"); }
+        if (!mkdtemp(name.data()))
+            throw Error("cannot make a folder in '" + fs::temp_directory_path().string() + "': set TMPDIR");
         folder_ = name;
         options.out = name;
         try {
@@ -76,7 +77,7 @@ class TemporarySet {
 std::vector<Clip> read_set(const std::string & folder) {
     const std::string path = (fs::path(folder) / "questions.jsonl").string();
     std::ifstream file(path);
-    if (!file) { throw Error("no questions.jsonl in '" + folder + "': make a set with vidkv data"); }
+    if (!file) throw Error("no questions.jsonl in '" + folder + "': make a set with vidkv data");
     std::vector<Clip> clips;
     std::map<std::string, size_t> index;
     int line_number = 0;
@@ -86,13 +87,15 @@ std::vector<Clip> read_set(const std::string & folder) {
         try {
             const std::string video = entry.at("video");
             const auto [at, added] = index.emplace(video, clips.size());
-            if (added) { clips.push_back({(fs::path(folder) / video).string(), {}}); }
-            clips[at->second].questions.push_back({entry.at("question"), entry.at("answer"), entry.at("type"), entry.at("candidates")});
+            if (added) clips.push_back({(fs::path(folder) / video).string(), {}});
+            clips[at->second].questions.push_back(
+                {entry.at("question"), entry.at("answer"), entry.at("type"), entry.at("candidates")});
         } catch (const Json::exception &) {
-            throw Error("line " + std::to_string(line_number) + " of '" + path + "' is not a question: make the set again with vidkv data");
+            throw Error("line " + std::to_string(line_number) + " of '" + path +
+                        "' is not a question: make the set again with vidkv data");
         }
     }
-    if (clips.empty()) { throw Error("'" + path + "' holds no questions: make the set again with vidkv data"); }
+    if (clips.empty()) throw Error("'" + path + "' holds no questions: make the set again with vidkv data");
     return clips;
 }
 
@@ -116,8 +119,11 @@ struct Result {
 
 std::string normal(const std::string & answer) {
     const size_t first = answer.find_first_not_of(" \t\r\n"), last = answer.find_last_not_of(" \t\r\n.");
-    std::string text = first == std::string::npos || last == std::string::npos || last < first ? "" : answer.substr(first, last - first + 1);
-    std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    std::string text = first == std::string::npos || last == std::string::npos || last < first
+                           ? ""
+                           : answer.substr(first, last - first + 1);
+    std::transform(text.begin(), text.end(), text.begin(),
+                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
     return text;
 }
 
@@ -130,7 +136,8 @@ class Evaluation {
     void print_json(size_t clips) const;
 
   private:
-    Result evaluate(const KvChoice & kv, const std::vector<Clip> & clips, const std::vector<EncodedVideo> & videos, const std::string & stage);
+    Result evaluate(const KvChoice & kv, const std::vector<Clip> & clips, const std::vector<EncodedVideo> & videos,
+                    const std::string & stage);
     std::vector<EncodedVideo> encode_all(const Model & model, const std::vector<Clip> & clips, bool blank);
 
     const EvalOptions & options_;
@@ -146,13 +153,15 @@ std::vector<EncodedVideo> Evaluation::encode_all(const Model & model, const std:
     std::vector<EncodedVideo> videos;
     Progress silent(true);
     for (const Clip & clip : clips) {
-        progress_.show(blank ? "reading, blanked" : "reading", static_cast<int64_t>(videos.size()), static_cast<int64_t>(clips.size()), "clips");
+        progress_.show(blank ? "reading, blanked" : "reading", static_cast<int64_t>(videos.size()),
+                       static_cast<int64_t>(clips.size()), "clips");
         videos.push_back(encode_video(model, clip.path, watch, silent));
     }
     return videos;
 }
 
-Result Evaluation::evaluate(const KvChoice & kv, const std::vector<Clip> & clips, const std::vector<EncodedVideo> & videos, const std::string & stage) {
+Result Evaluation::evaluate(const KvChoice & kv, const std::vector<Clip> & clips, const std::vector<EncodedVideo> & videos,
+                            const std::string & stage) {
     const Model model(options_.common.model_options(), kv);
     Result result;
     result.name = kv.name;
@@ -160,7 +169,7 @@ Result Evaluation::evaluate(const KvChoice & kv, const std::vector<Clip> & clips
     for (size_t i = 0; i < clips.size(); ++i) {
         progress_.show(stage, static_cast<int64_t>(i), static_cast<int64_t>(clips.size()), "clips");
         std::vector<std::string> questions;
-        for (const Question & question : clips[i].questions) { questions.push_back(question.text); }
+        for (const Question & question : clips[i].questions) questions.push_back(question.text);
         Session session(model, kv, options_.common.session, videos[i].tokens, questions);
         session.prefill(videos[i], clips[i].path, silent);
         for (const Question & question : clips[i].questions) {
@@ -178,36 +187,39 @@ Result Evaluation::evaluate(const KvChoice & kv, const std::vector<Clip> & clips
 
 void Evaluation::run(const std::vector<Clip> & clips) {
     std::vector<KvChoice> choices;
-    for (const std::string & name : options_.kv) { choices.push_back(parse_kv(name)); }
+    for (const std::string & name : options_.kv) choices.push_back(parse_kv(name));
     std::vector<EncodedVideo> videos, blank;
     {
         const Model model(options_.common.model_options(), choices.front());
         videos = encode_all(model, clips, false);
         blank = encode_all(model, clips, true);
     }
-    for (const EncodedVideo & video : videos) { visual_tokens_mean_ += static_cast<double>(video.visual_tokens) / static_cast<double>(videos.size()); }
-    for (const KvChoice & kv : choices) { results_.push_back(evaluate(kv, clips, videos, kv.name)); }
+    for (const EncodedVideo & video : videos)
+        visual_tokens_mean_ += static_cast<double>(video.visual_tokens) / static_cast<double>(videos.size());
+    for (const KvChoice & kv : choices) results_.push_back(evaluate(kv, clips, videos, kv.name));
     blank_accuracy_ = evaluate(choices.front(), clips, blank, choices.front().name + ", blanked").all.share();
     progress_.clear();
 }
 
 void Evaluation::print_table(size_t clips) const {
     const Result & first = results_.front();
-    std::printf("%zu clips, %d questions, %.0f visual tokens a clip; exact match in %%\n\n", clips, first.all.asked, visual_tokens_mean_);
+    std::printf("%zu clips, %d questions, %.0f visual tokens a clip; exact match in %%\n\n", clips, first.all.asked,
+                visual_tokens_mean_);
     std::printf("%-16s %7s %7s", "preset", "all", "drop");
-    for (const auto & [type, tally] : first.by_type) { std::printf(" %7s", type.c_str()); }
+    for (const auto & [type, tally] : first.by_type) std::printf(" %7s", type.c_str());
     std::printf(" %10s %6s\n", "KV KiB", "bits");
     for (const Result & result : results_) {
-        std::printf("%-16s %7.1f %7.1f", result.name.c_str(), 100 * result.all.share(), 100 * (first.all.share() - result.all.share()));
-        for (const auto & [type, tally] : result.by_type) { std::printf(" %7.1f", 100 * tally.share()); }
+        std::printf("%-16s %7.1f %7.1f", result.name.c_str(), 100 * result.all.share(),
+                    100 * (first.all.share() - result.all.share()));
+        for (const auto & [type, tally] : result.by_type) std::printf(" %7.1f", 100 * tally.share());
         std::printf(" %10.1f %6.2f\n", result.bytes / 1024, result.true_bits);
     }
     std::printf("\n%-16s", "candidates");
-    for (const auto & [candidates, tally] : first.by_candidates) { std::printf(" %7d", candidates); }
+    for (const auto & [candidates, tally] : first.by_candidates) std::printf(" %7d", candidates);
     std::printf("\n");
     for (const Result & result : results_) {
         std::printf("%-16s", result.name.c_str());
-        for (const auto & [candidates, tally] : result.by_candidates) { std::printf(" %7.1f", 100 * tally.share()); }
+        for (const auto & [candidates, tally] : result.by_candidates) std::printf(" %7.1f", 100 * tally.share());
         std::printf("\n");
     }
     std::printf("\nblanked video (%s): %.1f\n", first.name.c_str(), 100 * blank_accuracy_);
@@ -217,20 +229,27 @@ void Evaluation::print_json(size_t clips) const {
     Json presets = Json::array();
     for (const Result & result : results_) {
         Json types = Json::object(), candidates = Json::object();
-        for (const auto & [type, tally] : result.by_type) { types[type] = tally.share(); }
-        for (const auto & [count, tally] : result.by_candidates) { candidates[std::to_string(count)] = tally.share(); }
-        presets.push_back({{"name", result.name}, {"accuracy", result.all.share()}, {"accuracy_by_type", types}, {"accuracy_by_candidates", candidates},
-                           {"kv_bytes", static_cast<uint64_t>(result.bytes)}, {"true_bits", result.true_bits}});
+        for (const auto & [type, tally] : result.by_type) types[type] = tally.share();
+        for (const auto & [count, tally] : result.by_candidates) candidates[std::to_string(count)] = tally.share();
+        presets.push_back({{"name", result.name},
+                           {"accuracy", result.all.share()},
+                           {"accuracy_by_type", types},
+                           {"accuracy_by_candidates", candidates},
+                           {"kv_bytes", static_cast<uint64_t>(result.bytes)},
+                           {"true_bits", result.true_bits}});
     }
-    const Json document = {{"clips", clips}, {"visual_tokens_mean", visual_tokens_mean_}, {"presets", presets}, {"blank_accuracy", blank_accuracy_}};
+    const Json document = {{"clips", clips},
+                           {"visual_tokens_mean", visual_tokens_mean_},
+                           {"presets", presets},
+                           {"blank_accuracy", blank_accuracy_}};
     std::cout << document.dump(2) << "\n";
 }
 
 void run_eval(const EvalOptions & options) {
-    for (const std::string & name : options.kv) { parse_kv(name); } // before any clip is made
+    for (const std::string & name : options.kv) parse_kv(name); // before any clip is made
     capture_logs(options.common.verbose);
     std::unique_ptr<TemporarySet> made;
-    if (options.folder.empty()) { made = std::make_unique<TemporarySet>(options.data); }
+    if (options.folder.empty()) made = std::make_unique<TemporarySet>(options.data);
     const std::vector<Clip> clips = read_set(made ? made->folder() : options.folder);
     Evaluation evaluation(options);
     evaluation.run(clips);
@@ -246,7 +265,10 @@ void add_eval(CLI::App & app, Command & run) {
     eval->require_subcommand(1);
     CLI::App * video = eval->add_subcommand("video", "Accuracy of each preset on generated clips, by question type");
     options->common.add_model(*video);
-    video->add_option("--kv", options->kv, "presets, separated by commas; drops are against the first (default f16,k2v2,k1.5v2,k1.5v1.58)")->delimiter(',');
+    video
+        ->add_option("--kv", options->kv,
+                     "presets, separated by commas; drops are against the first (default f16,k2v2,k1.5v2,k1.5v1.58)")
+        ->delimiter(',');
     add_data_options(*video, options->data);
     video->add_option("--data", options->folder, "a set made with vidkv data, instead of --seed, --split and --count");
     video->add_flag("--json", options->json, "print one JSON document instead of tables");

@@ -12,7 +12,7 @@ namespace {
 volatile std::sig_atomic_t pressed = 0;
 
 void on_interrupt(int) {
-    if (pressed) { _exit(EXIT_INTERRUPTED); }
+    if (pressed) _exit(EXIT_INTERRUPTED);
     pressed = 1;
 }
 
@@ -29,7 +29,7 @@ void catch_interrupts() {
 bool interrupted() { return pressed != 0; }
 
 void check_interrupt() {
-    if (interrupted()) { throw Interrupted(); }
+    if (interrupted()) throw Interrupted();
 }
 
 bool interrupt_callback(void *) { return interrupted(); }

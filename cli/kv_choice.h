@@ -13,9 +13,9 @@ namespace vidkv::cli {
 
 struct KvChoice {
     std::string name;
-    bool stock = false;                // llama.cpp's own cache, without the plug-in
-    ggml_type type = GGML_TYPE_F16;    // of a stock cache
-    vidkv_params params = {};          // of a packed one
+    bool stock = false;             // llama.cpp's own cache, without the plug-in
+    ggml_type type = GGML_TYPE_F16; // of a stock cache
+    vidkv_params params = {};       // of a packed one
 };
 
 struct KvReport {

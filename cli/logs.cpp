@@ -24,16 +24,16 @@ Captured & captured() {
 void on_log(ggml_log_level level, const char * text, void *) {
     Captured & log = captured();
     const std::lock_guard lock(log.mutex);
-    if (log.verbose) { std::fputs(text, stderr); }
-    if (level != GGML_LOG_LEVEL_CONT) { log.level = level; }
-    if (log.level == GGML_LOG_LEVEL_ERROR && level != GGML_LOG_LEVEL_CONT) { log.error = text; }
+    if (log.verbose) std::fputs(text, stderr);
+    if (level != GGML_LOG_LEVEL_CONT) log.level = level;
+    if (log.level == GGML_LOG_LEVEL_ERROR && level != GGML_LOG_LEVEL_CONT) log.error = text;
 }
 
 // "llama_model_load: error loading model: X\n" -> "error loading model: X"
 std::string trimmed(std::string line) {
-    while (!line.empty() && (line.back() == '\n' || line.back() == ' ')) { line.pop_back(); }
+    while (!line.empty() && (line.back() == '\n' || line.back() == ' ')) line.pop_back();
     const size_t colon = line.find(": ");
-    if (colon != std::string::npos && line.find(' ') == colon + 1) { line.erase(0, colon + 2); }
+    if (colon != std::string::npos && line.find(' ') == colon + 1) line.erase(0, colon + 2);
     return line.substr(0, line.find('\n'));
 }
 

@@ -46,10 +46,9 @@ EXIT CODES
 Needs the programs ffmpeg and ffprobe; vidkv data and eval also need python3 with numpy.)";
 
 std::string one_line(std::string text) {
-    while (!text.empty() && text.back() == '\n') { text.pop_back(); }
-    for (char & c : text) {
-        if (c == '\n' || c == '\r') { c = ' '; }
-    }
+    while (!text.empty() && text.back() == '\n') text.pop_back();
+    for (char & c : text)
+        if (c == '\n' || c == '\r') c = ' ';
     return text;
 }
 
@@ -61,7 +60,8 @@ int complain(const std::string & what, ExitCode code) {
 
 int finish() {
     std::cout.flush();
-    if (!std::cout || std::fflush(stdout) != 0) { return complain("cannot write to standard output: is the disk full?", EXIT_FAILED); }
+    if (!std::cout || std::fflush(stdout) != 0)
+        return complain("cannot write to standard output: is the disk full?", EXIT_FAILED);
     return EXIT_OK;
 }
 
@@ -82,7 +82,9 @@ int run(int argc, char ** argv) {
     } catch (const CLI::Success & success) {
         app.exit(success);
         return finish();
-    } catch (const CLI::ParseError & error) { return complain(std::string(error.what()) + " (see vidkv --help)", EXIT_USAGE); }
+    } catch (const CLI::ParseError & error) {
+        return complain(std::string(error.what()) + " (see vidkv --help)", EXIT_USAGE);
+    }
     command();
     return finish();
 }
@@ -105,5 +107,7 @@ int main(int argc, char ** argv) {
         return complain(error.what(), EXIT_FAILED);
     } catch (const std::bad_alloc &) {
         return complain("no memory left: use fewer --frames, or a smaller model", EXIT_FAILED);
-    } catch (const std::exception & error) { return complain(std::string("unexpected failure: ") + error.what(), EXIT_FAILED); }
+    } catch (const std::exception & error) {
+        return complain(std::string("unexpected failure: ") + error.what(), EXIT_FAILED);
+    }
 }

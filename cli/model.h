@@ -21,7 +21,7 @@ struct VisionDeleter {
 
 struct ModelOptions {
     ModelFiles files;
-    bool small = false;   // the project's own model, whose frames, sizes and timestamps are known
+    bool small = false; // the project's own model, whose frames, sizes and timestamps are known
     int threads = 1;
     int frame_tokens = 0; // most visual tokens a frame pair or frame; 0: what the model says
 };

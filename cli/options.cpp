@@ -23,38 +23,50 @@ int available_cores() {
 
 void Options::add_model(CLI::App & app) {
     session.threads = available_cores();
-    app.add_option("-m,--model", model, "GGUF of a video language model (default: the small model that comes with VidKV)")->envname("VIDKV_MODEL");
-    app.add_option("--mmproj", mmproj, "GGUF of its vision tower (default: the one mmproj*.gguf beside the model)")->envname("VIDKV_MMPROJ");
-    app.add_option("-t,--threads", session.threads, "threads (default: all cores)")->envname("VIDKV_THREADS")->check(CLI::Range(1, 1024));
+    app.add_option("-m,--model", model, "GGUF of a video language model (default: the small model that comes with VidKV)")
+        ->envname("VIDKV_MODEL");
+    app.add_option("--mmproj", mmproj, "GGUF of its vision tower (default: the one mmproj*.gguf beside the model)")
+        ->envname("VIDKV_MMPROJ");
+    app.add_option("-t,--threads", session.threads, "threads (default: all cores)")
+        ->envname("VIDKV_THREADS")
+        ->check(CLI::Range(1, 1024));
     app.add_flag("-v,--verbose", verbose, "show what llama.cpp logs");
 }
 
 void Options::add_video(CLI::App & app) {
-    app.add_option("--fps", fps, "frames taken a second (default 4)")->envname("VIDKV_FPS")->check(CLI::Range(0.001, 1000.0));
+    app.add_option("--fps", fps, "frames taken a second (default 4)")
+        ->envname("VIDKV_FPS")
+        ->check(CLI::Range(0.001, 1000.0));
     app.add_option("--frames", frames, "at most this many frames, evenly over the video (default: no limit)")
-        ->envname("VIDKV_FRAMES")->check(CLI::Range(int64_t(1), std::numeric_limits<int64_t>::max() / 2));
-    app.add_option("--frame-tokens", frame_tokens, "at most this many visual tokens a frame or frame pair, for models of any resolution")
+        ->envname("VIDKV_FRAMES")
+        ->check(CLI::Range(int64_t(1), std::numeric_limits<int64_t>::max() / 2));
+    app.add_option("--frame-tokens", frame_tokens,
+                   "at most this many visual tokens a frame or frame pair, for models of any resolution")
         ->check(CLI::Range(1, 65536));
-    app.add_option("--timestamps", timestamps, "seconds between time stamps in the prompt, 0: none (default 5; the small model: 0)")
+    app.add_option("--timestamps", timestamps,
+                   "seconds between time stamps in the prompt, 0: none (default 5; the small model: 0)")
         ->check(CLI::Range(0.0, 1e6));
     app.add_flag("--accept-damaged", accept_damaged, "take what can be decoded of a damaged video");
 }
 
 void Options::add_answer(CLI::App & app) {
     app.add_option("-c,--ctx-size", session.context, "tokens the context holds (default: as many as needed)")
-        ->envname("VIDKV_CTX_SIZE")->check(CLI::Range(int64_t(1), int64_t(1) << 30));
+        ->envname("VIDKV_CTX_SIZE")
+        ->check(CLI::Range(int64_t(1), int64_t(1) << 30));
     app.add_option("-n,--predict", session.max_tokens, "at most this many tokens an answer (default 256)")
-        ->envname("VIDKV_PREDICT")->check(CLI::Range(1, 1 << 20));
-    app.add_option("--temp", session.temperature, "temperature; 0: always the likeliest token (default)")->check(CLI::Range(0.0, 100.0));
+        ->envname("VIDKV_PREDICT")
+        ->check(CLI::Range(1, 1 << 20));
+    app.add_option("--temp", session.temperature, "temperature; 0: always the likeliest token (default)")
+        ->check(CLI::Range(0.0, 100.0));
     app.add_option("--seed", session.seed, "seed of the sampler (default 0)");
 }
 
 ModelOptions Options::model_options() const {
     ModelOptions options;
     options.threads = session.threads;
-    if (model.empty() && !mmproj.empty()) { throw UsageError("--mmproj needs -m"); }
+    if (model.empty() && !mmproj.empty()) throw UsageError("--mmproj needs -m");
     options.files = model.empty() ? default_model() : ModelFiles{model, mmproj};
-    if (options.files.mmproj.empty()) { options.files.mmproj = mmproj_beside(model); }
+    if (options.files.mmproj.empty()) options.files.mmproj = mmproj_beside(model);
     options.small = std::filesystem::path(options.files.text).filename().string().starts_with("vidkv-tiny");
     options.frame_tokens = frame_tokens > 0 ? frame_tokens : options.small ? SMALL_MODEL_FRAME_TOKENS : 0;
     return options;

@@ -37,16 +37,16 @@ ModelFiles model_in(const fs::path & folder) {
 ModelFiles default_model() {
     if (const char * folder = std::getenv("VIDKV_MODEL_DIR"); folder && *folder) {
         ModelFiles files = model_in(folder);
-        if (files.text.empty()) {
+        if (files.text.empty())
             throw Error(std::string("no vidkv-tiny.gguf and mmproj-vidkv-tiny.gguf in VIDKV_MODEL_DIR (") + folder + ")");
-        }
         return files;
     }
     for (const fs::path & root : model_roots()) {
         ModelFiles files = model_in((root / "tiny").lexically_normal());
-        if (!files.text.empty()) { return files; }
+        if (!files.text.empty()) return files;
     }
-    throw Error("the small video model is not installed beside this program: set VIDKV_MODEL_DIR, or name a model with -m and --mmproj");
+    throw Error("the small video model is not installed beside this program: set VIDKV_MODEL_DIR, or name a model with -m "
+                "and --mmproj");
 }
 
 std::string mmproj_beside(const std::string & model) {
@@ -55,26 +55,25 @@ std::string mmproj_beside(const std::string & model) {
     std::vector<std::string> found;
     for (const auto & entry : fs::directory_iterator(folder.empty() ? fs::path(".") : folder, failed)) {
         const std::string name = entry.path().filename().string();
-        if (name.find("mmproj") != std::string::npos && entry.path().extension() == ".gguf") { found.push_back(entry.path().string()); }
+        if (name.find("mmproj") != std::string::npos && entry.path().extension() == ".gguf")
+            found.push_back(entry.path().string());
     }
-    if (found.size() == 1) { return found[0]; }
+    if (found.size() == 1) return found[0];
     throw Error(found.empty() ? "no vision tower for '" + model + "': name its mmproj GGUF with --mmproj"
                               : "several mmproj files beside '" + model + "': name the right one with --mmproj");
 }
 
 std::string plugin_path() {
-    if (const char * path = std::getenv("VIDKV_PLUGIN"); path && *path) { return path; }
+    if (const char * path = std::getenv("VIDKV_PLUGIN"); path && *path) return path;
     const fs::path program = program_folder();
-    for (const fs::path & folder : {program, program / ".." / "lib", program / ".." / "lib" / "vidkv"}) {
-        if (is_file(folder / "libggml-vidkv.so")) { return (folder / "libggml-vidkv.so").lexically_normal().string(); }
-    }
+    for (const fs::path & folder : {program, program / ".." / "lib", program / ".." / "lib" / "vidkv"})
+        if (is_file(folder / "libggml-vidkv.so")) return (folder / "libggml-vidkv.so").lexically_normal().string();
     return "";
 }
 
 std::string generator_path() {
-    for (const fs::path & root : model_roots()) {
-        if (is_file(root / "generate.py")) { return (root / "generate.py").lexically_normal().string(); }
-    }
+    for (const fs::path & root : model_roots())
+        if (is_file(root / "generate.py")) return (root / "generate.py").lexically_normal().string();
     throw Error("models/generate.py is not installed beside this program");
 }
 

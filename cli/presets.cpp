@@ -22,23 +22,28 @@ struct PresetBits {
 
 PresetBits bits_of(const char * name) {
     vidkv_params params;
-    if (vidkv_params_from_preset(name, &params) != VIDKV_OK) { throw Error(vidkv_last_error()); }
-    return {name, vidkv_true_bits(&params, VIDKV_KEYS, 64), vidkv_true_bits(&params, VIDKV_VALUES, 64), vidkv_true_bits(&params, VIDKV_KEYS, 128),
-            vidkv_true_bits(&params, VIDKV_VALUES, 128)};
+    if (vidkv_params_from_preset(name, &params) != VIDKV_OK) throw Error(vidkv_last_error());
+    return {name, vidkv_true_bits(&params, VIDKV_KEYS, 64), vidkv_true_bits(&params, VIDKV_VALUES, 64),
+            vidkv_true_bits(&params, VIDKV_KEYS, 128), vidkv_true_bits(&params, VIDKV_VALUES, 128)};
 }
 
 void run_presets(bool as_json) {
     Json presets = Json::array();
     if (!as_json) {
-        std::printf("Bits an element of a sealed group, all metadata included.\n\n%-16s %17s %17s\n", "", "head_dim 64", "head_dim 128");
+        std::printf("Bits an element of a sealed group, all metadata included.\n\n%-16s %17s %17s\n", "", "head_dim 64",
+                    "head_dim 128");
         std::printf("%-16s %8s %8s %8s %8s\n", "preset", "K", "V", "K", "V");
     }
     for (size_t i = 0; const char * name = vidkv_preset_name(i); ++i) {
         const PresetBits bits = bits_of(name);
-        presets.push_back({{"name", name}, {"k_bits_64", bits.k64}, {"v_bits_64", bits.v64}, {"k_bits_128", bits.k128}, {"v_bits_128", bits.v128}});
-        if (!as_json) { std::printf("%-16s %8.3f %8.3f %8.3f %8.3f\n", name, bits.k64, bits.v64, bits.k128, bits.v128); }
+        presets.push_back({{"name", name},
+                           {"k_bits_64", bits.k64},
+                           {"v_bits_64", bits.v64},
+                           {"k_bits_128", bits.k128},
+                           {"v_bits_128", bits.v128}});
+        if (!as_json) std::printf("%-16s %8.3f %8.3f %8.3f %8.3f\n", name, bits.k64, bits.v64, bits.k128, bits.v128);
     }
-    if (as_json) { std::cout << Json{{"presets", presets}}.dump(2) << "\n"; }
+    if (as_json) std::cout << Json{{"presets", presets}}.dump(2) << "\n";
 }
 
 } // namespace

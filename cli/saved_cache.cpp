@@ -34,7 +34,7 @@ static_assert(sizeof(FileHeader) == 32);
 // FNV-1a, 64 bits.
 uint64_t fnv1a(const void * data, size_t n, uint64_t hash = 0xcbf29ce484222325) {
     const auto * bytes = static_cast<const unsigned char *>(data);
-    for (size_t i = 0; i < n; ++i) { hash = (hash ^ bytes[i]) * 0x100000001b3; }
+    for (size_t i = 0; i < n; ++i) hash = (hash ^ bytes[i]) * 0x100000001b3;
     return hash;
 }
 
@@ -44,7 +44,7 @@ uint64_t fingerprint(const std::string & path, uint64_t hash) {
     std::error_code failed;
     const uint64_t size = std::filesystem::file_size(path, failed);
     std::ifstream file(path, std::ios::binary);
-    if (failed || !file) { throw Error("cannot read the model '" + path + "': no such file, or no permission"); }
+    if (failed || !file) throw Error("cannot read the model '" + path + "': no such file, or no permission");
     hash = fnv1a(&size, sizeof(size), hash);
     std::vector<char> part(std::min(PART, size));
     for (const uint64_t at : {uint64_t(0), size - part.size()}) {
@@ -57,7 +57,8 @@ uint64_t fingerprint(const std::string & path, uint64_t hash) {
 
 std::string fingerprint(const ModelFiles & model) {
     char text[17];
-    std::snprintf(text, sizeof(text), "%016llx", static_cast<unsigned long long>(fingerprint(model.mmproj, fingerprint(model.text, 1))));
+    std::snprintf(text, sizeof(text), "%016llx",
+                  static_cast<unsigned long long>(fingerprint(model.mmproj, fingerprint(model.text, 1))));
     return text;
 }
 
@@ -71,13 +72,14 @@ struct FileCloser {
 };
 using File = std::unique_ptr<std::FILE, FileCloser>;
 
-bool write_all(const std::string & path, const FileHeader & file_header, const std::string & header, const std::vector<uint8_t> & state) {
+bool write_all(const std::string & path, const FileHeader & file_header, const std::string & header,
+               const std::vector<uint8_t> & state) {
     File file(std::fopen(path.c_str(), "wb"));
-    if (!file) { return false; }
+    if (!file) return false;
     const bool written = std::fwrite(&file_header, sizeof(file_header), 1, file.get()) == 1 &&
                          std::fwrite(header.data(), 1, header.size(), file.get()) == header.size() &&
-                         std::fwrite(state.data(), 1, state.size(), file.get()) == state.size() && std::fflush(file.get()) == 0 &&
-                         fsync(fileno(file.get())) == 0;
+                         std::fwrite(state.data(), 1, state.size(), file.get()) == state.size() &&
+                         std::fflush(file.get()) == 0 && fsync(fileno(file.get())) == 0;
     return std::fclose(file.release()) == 0 && written;
 }
 
@@ -89,9 +91,15 @@ bool write_all(const std::string & path, const FileHeader & file_header, const s
 
 void save_cache(const std::string & path, const SavedCache & cache, const ModelFiles & model, const std::string & kv) {
     const VideoPrefix & prefix = cache.prefix;
-    const std::string header = json{{"model", fingerprint(model)}, {"kv", kv}, {"video", prefix.video}, {"frames", prefix.frames},
-                                    {"visual_tokens", prefix.visual_tokens}, {"tokens", prefix.tokens}, {"position", prefix.position}}
-                                   .dump(-1, ' ', false, json::error_handler_t::replace);
+    const std::string header = json{
+        {"model", fingerprint(model)},
+        {"kv", kv},
+        {"video", prefix.video},
+        {"frames", prefix.frames},
+        {"visual_tokens", prefix.visual_tokens},
+        {"tokens", prefix.tokens},
+        {"position",
+         prefix.position}}.dump(-1, ' ', false, json::error_handler_t::replace);
     FileHeader file_header;
     file_header.header_bytes = static_cast<uint32_t>(header.size());
     file_header.state_bytes = cache.state.size();
@@ -106,26 +114,32 @@ void save_cache(const std::string & path, const SavedCache & cache, const ModelF
 
 SavedCache load_cache(const std::string & path, const ModelFiles & model, const std::string & kv) {
     std::ifstream file(path, std::ios::binary | std::ios::ate);
-    if (!file) { throw Error("cannot read the saved cache '" + path + "': no such file, or no permission"); }
+    if (!file) throw Error("cannot read the saved cache '" + path + "': no such file, or no permission");
     const auto size = static_cast<uint64_t>(file.tellg());
     file.seekg(0);
     FileHeader file_header;
     file.read(reinterpret_cast<char *>(&file_header), sizeof(file_header));
-    if (!file || file_header.magic != FileHeader().magic) { throw Error("'" + path + "' is not a saved cache: it comes from --save-cache"); }
-    if (file_header.version != VERSION) { throw Error("the saved cache '" + path + "' is of another version: save it again"); }
-    if (file_header.state_bytes > size || sizeof(file_header) + file_header.header_bytes + file_header.state_bytes != size) { damaged(path); }
+    if (!file || file_header.magic != FileHeader().magic)
+        throw Error("'" + path + "' is not a saved cache: it comes from --save-cache");
+    if (file_header.version != VERSION) throw Error("the saved cache '" + path + "' is of another version: save it again");
+    if (file_header.state_bytes > size || sizeof(file_header) + file_header.header_bytes + file_header.state_bytes != size)
+        damaged(path);
     std::string header(file_header.header_bytes, '\0');
     SavedCache cache;
     cache.state.resize(file_header.state_bytes);
     file.read(header.data(), static_cast<std::streamsize>(header.size()));
     file.read(reinterpret_cast<char *>(cache.state.data()), static_cast<std::streamsize>(cache.state.size()));
-    if (!file || checksum(file_header, header, cache.state) != file_header.checksum) { damaged(path); }
+    if (!file || checksum(file_header, header, cache.state) != file_header.checksum) damaged(path);
     const json facts = json::parse(header, nullptr, false);
-    if (!facts.is_object()) { damaged(path); }
-    if (facts.value("model", "") != fingerprint(model)) { throw Error("the saved cache '" + path + "' is of another model: name that model with -m and --mmproj"); }
-    if (facts.value("kv", "") != kv) { throw Error("the saved cache '" + path + "' was kept as " + facts.value("kv", "") + ": use --kv " + facts.value("kv", "")); }
-    cache.prefix = {facts.value("video", ""), facts.value("frames", int64_t(0)), facts.value("visual_tokens", int64_t(0)), facts.value("tokens", int64_t(0)),
-                    facts.value("position", llama_pos(0))};
+    if (!facts.is_object()) damaged(path);
+    if (facts.value("model", "") != fingerprint(model))
+        throw Error("the saved cache '" + path + "' is of another model: name that model with -m and --mmproj");
+    if (facts.value("kv", "") != kv) {
+        throw Error("the saved cache '" + path + "' was kept as " + facts.value("kv", "") + ": use --kv " +
+                    facts.value("kv", ""));
+    }
+    cache.prefix = {facts.value("video", ""), facts.value("frames", int64_t(0)), facts.value("visual_tokens", int64_t(0)),
+                    facts.value("tokens", int64_t(0)), facts.value("position", llama_pos(0))};
     return cache;
 }
 

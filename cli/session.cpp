@@ -34,18 +34,19 @@ Sampler make_sampler(float temperature, uint32_t seed) {
 // Cells for the longest question and its answer.
 int64_t question_cells(const Model & model, const std::vector<std::string> & questions, int max_tokens) {
     size_t longest = 0;
-    for (const std::string & question : questions) {
+    for (const std::string & question : questions)
         longest = std::max(longest, model.tokenize(model.format(question).after, false).size());
-    }
     return static_cast<int64_t>(longest) + max_tokens;
 }
 
-llama_context_params context_params(const Model & model, const KvChoice & kv, const SessionOptions & options, int64_t cells) {
+llama_context_params context_params(const Model & model, const KvChoice & kv, const SessionOptions & options,
+                                    int64_t cells) {
     llama_context_params params = llama_context_default_params();
     params.n_ctx = static_cast<uint32_t>(cells);
     params.n_batch = params.n_ubatch = BATCH;
     if (mtmd_decode_use_non_causal(model.vision(), nullptr)) { // an image must then fit one batch
-        params.n_batch = params.n_ubatch = static_cast<uint32_t>(std::max<int64_t>(BATCH, std::min<int64_t>(cells, 4 * BATCH)));
+        params.n_batch = params.n_ubatch =
+            static_cast<uint32_t>(std::max<int64_t>(BATCH, std::min<int64_t>(cells, 4 * BATCH)));
     }
     params.n_threads = params.n_threads_batch = options.threads;
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
@@ -56,23 +57,28 @@ llama_context_params context_params(const Model & model, const KvChoice & kv, co
 
 } // namespace
 
-Session::Session(const Model & model, const KvChoice & kv, const SessionOptions & options, int64_t tokens, const std::vector<std::string> & questions)
+Session::Session(const Model & model, const KvChoice & kv, const SessionOptions & options, int64_t tokens,
+                 const std::vector<std::string> & questions)
     : model_(model), kv_(kv), options_(options) {
-    const int64_t asked = question_cells(model, questions, options.max_tokens + options.spare_tokens), needed = tokens + asked;
+    const int64_t asked = question_cells(model, questions, options.max_tokens + options.spare_tokens),
+                  needed = tokens + asked;
     if (options.context > 0 && options.context < needed) {
-        throw Error("the video takes " + std::to_string(tokens) + " tokens and a question with its answer " + std::to_string(asked) + ", but the context holds " +
-                    std::to_string(options.context) + ": use -c " + std::to_string(needed) + " or more, or lower --fps, --frames or -n");
+        throw Error("the video takes " + std::to_string(tokens) + " tokens and a question with its answer " +
+                    std::to_string(asked) + ", but the context holds " + std::to_string(options.context) + ": use -c " +
+                    std::to_string(needed) + " or more, or lower --fps, --frames or -n");
     }
-    if (!kv_.stock) { configure_plugin(kv_); }
+    if (!kv_.stock) configure_plugin(kv_);
     forget_logged_error();
-    context_.reset(llama_init_from_model(model.text(), context_params(model, kv_, options, std::max(options.context, needed))));
-    if (!context_) { throw Error("llama.cpp cannot make a context of " + std::to_string(needed) + " tokens: " + logged_error()); }
+    context_.reset(
+        llama_init_from_model(model.text(), context_params(model, kv_, options, std::max(options.context, needed))));
+    if (!context_)
+        throw Error("llama.cpp cannot make a context of " + std::to_string(needed) + " tokens: " + logged_error());
 }
 
 void Session::check_decoded(int status) const {
     check_interrupt();
-    if (status == 1) { throw Error("the context of " + std::to_string(cells()) + " tokens is full: use a larger -c"); }
-    if (status != 0) { throw Error("llama.cpp failed to decode (" + std::to_string(status) + "): " + logged_error()); }
+    if (status == 1) throw Error("the context of " + std::to_string(cells()) + " tokens is full: use a larger -c");
+    if (status != 0) throw Error("llama.cpp failed to decode (" + std::to_string(status) + "): " + logged_error());
 }
 
 void Session::decode(const std::vector<llama_token> & tokens, bool want_logits) {
@@ -96,10 +102,11 @@ void Session::decode(const std::vector<llama_token> & tokens, bool want_logits) 
 }
 
 void Session::decode(const Piece & piece) {
-    if (!piece.chunk) { return decode(piece.tokens, false); }
+    if (!piece.chunk) return decode(piece.tokens, false);
     llama_pos next = position_;
-    const int status = mtmd_helper_decode_image_chunk(model_.vision(), context_.get(), piece.chunk.get(), const_cast<float *>(piece.embeddings.data()),
-                                                      position_, 0, static_cast<int>(llama_n_batch(context_.get())), &next, nullptr, nullptr);
+    const int status = mtmd_helper_decode_image_chunk(
+        model_.vision(), context_.get(), piece.chunk.get(), const_cast<float *>(piece.embeddings.data()), position_, 0,
+        static_cast<int>(llama_n_batch(context_.get())), &next, nullptr, nullptr);
     check_decoded(status);
     position_ = next;
     used_ += piece.size();
@@ -121,10 +128,9 @@ void Session::prefill(const EncodedVideo & video, const std::string & name, Prog
 
 // Rolls the cache back to the end of the video.
 void Session::forget_question() {
-    if (used_ == prefix_.tokens) { return; }
-    if (!llama_memory_seq_rm(llama_get_memory(context_.get()), 0, prefix_.position, -1)) {
+    if (used_ == prefix_.tokens) return;
+    if (!llama_memory_seq_rm(llama_get_memory(context_.get()), 0, prefix_.position, -1))
         throw Error("this model's memory cannot be rolled back: ask one question at a time");
-    }
     position_ = prefix_.position;
     used_ = prefix_.tokens;
 }
@@ -133,7 +139,8 @@ std::string Session::ask(const std::string & question, const std::function<void(
     forget_question();
     const std::vector<llama_token> tokens = model_.tokenize(model_.format(question).after, false);
     if (used_ + static_cast<int64_t>(tokens.size()) >= cells()) {
-        throw Error("the question takes " + std::to_string(tokens.size()) + " tokens and the context has " + std::to_string(cells() - used_) + " left: use a larger -c");
+        throw Error("the question takes " + std::to_string(tokens.size()) + " tokens and the context has " +
+                    std::to_string(cells() - used_) + " left: use a larger -c");
     }
     decode(tokens, true);
     const Sampler sampler = make_sampler(options_.temperature, options_.seed);
@@ -141,7 +148,7 @@ std::string Session::ask(const std::string & question, const std::function<void(
     for (int i = 0; i < options_.max_tokens && used_ < cells(); ++i) {
         const auto start = std::chrono::steady_clock::now();
         const llama_token token = llama_sampler_sample(sampler.get(), context_.get(), -1);
-        if (llama_vocab_is_eog(model_.vocab(), token)) { break; }
+        if (llama_vocab_is_eog(model_.vocab(), token)) break;
         const std::string text = model_.piece(token);
         answer += text;
         on_text(text);
@@ -158,7 +165,8 @@ KvReport Session::kv_report() const {
     KvReport report;
     report.true_bits = true_bits(kv_, model_.head_dim());
     if (kv_.stock) {
-        const auto elements = 2.0 * static_cast<double>(used_) * llama_model_n_layer(model_.text()) * llama_model_n_head_kv(model_.text()) * model_.head_dim();
+        const auto elements = 2.0 * static_cast<double>(used_) * llama_model_n_layer(model_.text()) *
+                              llama_model_n_head_kv(model_.text()) * model_.head_dim();
         report.bytes = static_cast<uint64_t>(elements * report.true_bits / 8);
         report.bytes_f16 = static_cast<uint64_t>(elements * 2);
         return report;
@@ -172,15 +180,14 @@ KvReport Session::kv_report() const {
 std::vector<uint8_t> Session::state() const {
     std::vector<uint8_t> bytes(llama_state_seq_get_size(context_.get(), 0));
     const size_t written = llama_state_seq_get_data(context_.get(), bytes.data(), bytes.size(), 0);
-    if (written == 0) { throw Error("llama.cpp cannot save this model's cache: " + logged_error()); }
+    if (written == 0) throw Error("llama.cpp cannot save this model's cache: " + logged_error());
     bytes.resize(written);
     return bytes;
 }
 
 void Session::restore(const VideoPrefix & prefix, const std::vector<uint8_t> & state) {
-    if (llama_state_seq_set_data(context_.get(), state.data(), state.size(), 0) == 0) {
+    if (llama_state_seq_set_data(context_.get(), state.data(), state.size(), 0) == 0)
         throw Error("llama.cpp does not take the saved cache: " + logged_error());
-    }
     prefix_ = prefix;
     position_ = prefix.position;
     used_ = prefix.tokens;

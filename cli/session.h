@@ -26,14 +26,15 @@ struct SessionOptions {
 struct VideoPrefix {
     std::string video;
     int64_t frames = 0, visual_tokens = 0;
-    int64_t tokens = 0;    // cells
+    int64_t tokens = 0;     // cells
     llama_pos position = 0; // of the next token (M-RoPE advances differently from the cells)
 };
 
 class Session {
   public:
     // Makes room for `tokens` of video and for the longest of the questions with its answer.
-    Session(const Model & model, const KvChoice & kv, const SessionOptions & options, int64_t tokens, const std::vector<std::string> & questions);
+    Session(const Model & model, const KvChoice & kv, const SessionOptions & options, int64_t tokens,
+            const std::vector<std::string> & questions);
 
     // Puts the video into the cache.
     void prefill(const EncodedVideo & video, const std::string & name, Progress & progress);

@@ -20,7 +20,7 @@ namespace vidkv::cli {
 Subprocess::Subprocess(const std::vector<std::string> & argv) {
     int ends[2];
     errors_ = memfd_create("stderr", MFD_CLOEXEC);
-    if (errors_ < 0 || pipe2(ends, O_CLOEXEC) != 0) { throw Error(std::string("cannot make a pipe: ") + std::strerror(errno)); }
+    if (errors_ < 0 || pipe2(ends, O_CLOEXEC) != 0) throw Error(std::string("cannot make a pipe: ") + std::strerror(errno));
     output_ = ends[0];
     posix_spawn_file_actions_t files;
     posix_spawn_file_actions_init(&files);
@@ -28,7 +28,7 @@ Subprocess::Subprocess(const std::vector<std::string> & argv) {
     posix_spawn_file_actions_adddup2(&files, ends[1], STDOUT_FILENO);
     posix_spawn_file_actions_adddup2(&files, errors_, STDERR_FILENO);
     std::vector<char *> arguments;
-    for (const std::string & argument : argv) { arguments.push_back(const_cast<char *>(argument.c_str())); }
+    for (const std::string & argument : argv) arguments.push_back(const_cast<char *>(argument.c_str()));
     arguments.push_back(nullptr);
     const int failed = posix_spawnp(&child_, arguments[0], &files, nullptr, arguments.data(), environ);
     posix_spawn_file_actions_destroy(&files);
@@ -53,22 +53,23 @@ size_t Subprocess::read(void * data, size_t n) {
     for (;;) {
         check_interrupt();
         const ssize_t got = ::read(output_, data, n);
-        if (got >= 0) { return static_cast<size_t>(got); }
-        if (errno != EINTR) { throw Error(std::string("cannot read from a pipe: ") + std::strerror(errno)); }
+        if (got >= 0) return static_cast<size_t>(got);
+        if (errno != EINTR) throw Error(std::string("cannot read from a pipe: ") + std::strerror(errno));
     }
 }
 
 std::string Subprocess::read_all() {
     std::string all;
     char block[4096];
-    while (const size_t got = read(block, sizeof(block))) { all.append(block, got); }
+    while (const size_t got = read(block, sizeof(block))) all.append(block, got);
     return all;
 }
 
 int Subprocess::wait() {
-    if (child_ <= 0) { return 0; }
+    if (child_ <= 0) return 0;
     int status = 0;
-    while (waitpid(child_, &status, 0) < 0 && errno == EINTR) {}
+    while (waitpid(child_, &status, 0) < 0 && errno == EINTR) {
+    }
     child_ = -1;
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
@@ -77,7 +78,8 @@ std::string Subprocess::complaints() const {
     std::string text;
     char block[4096];
     off_t at = 0;
-    for (ssize_t got; (got = pread(errors_, block, sizeof(block), at)) > 0; at += got) { text.append(block, static_cast<size_t>(got)); }
+    for (ssize_t got; (got = pread(errors_, block, sizeof(block), at)) > 0; at += got)
+        text.append(block, static_cast<size_t>(got));
     return text;
 }
 
