@@ -39,6 +39,10 @@ class TokenRows {
 
 std::vector<float> gaussian(size_t n, uint64_t seed);
 
+// Queries that weigh the channels as unevenly as a model's do, so that trellis keys get all their widths.
+constexpr int64_t OBSERVED_QUERIES = 64;
+std::vector<float> uneven_queries(const AttentionShape & shape); // [OBSERVED_QUERIES][heads][head_dim]
+
 // One attention call, the same for all: queries that are the newest of `cells` cells.
 struct AttentionCall {
     AttentionShape shape;
@@ -67,8 +71,14 @@ class Contender {
     virtual std::vector<uint16_t> content(vidkv_side side) const = 0;
 };
 
+// How ggml's cache lies in memory.
+enum class Layout {
+    BY_HEAD, // the cells of a KV head side by side: the quickest for ggml
+    BY_CELL, // the heads of a cell side by side: what llama.cpp has
+};
+
 // type: F16, Q8_0 or Q4_0. Capacity in cells.
-std::unique_ptr<Contender> make_ggml_contender(ggml_type type, const AttentionShape & shape, int64_t capacity,
+std::unique_ptr<Contender> make_ggml_contender(ggml_type type, Layout layout, const AttentionShape & shape, int64_t capacity,
                                                const TokenRows & rows);
 std::unique_ptr<Contender> make_packed_contender(const std::string & preset, const AttentionShape & shape, int64_t capacity,
                                                  const TokenRows & rows);

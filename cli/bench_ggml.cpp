@@ -1,5 +1,4 @@
-// ggml's flash attention on a cache laid out as llama.cpp lays it out: rows of all heads, one a cell.
-#include <algorithm>
+// ggml's flash attention through its public graph interface.
 #include <cmath>
 #include <cstring>
 
@@ -45,7 +44,7 @@ Buffer allocate(ggml_context * context, ggml_backend_t backend) {
 
 class GgmlContender : public Contender {
   public:
-    GgmlContender(ggml_type type, const AttentionShape & shape, int64_t capacity, const TokenRows & rows);
+    GgmlContender(ggml_type type, Layout layout, const AttentionShape & shape, int64_t capacity, const TokenRows & rows);
 
     const std::string & name() const override { return name_; }
     uint64_t bytes() const override { return 2 * ggml_row_size(k_->type, shape_.channels()) * static_cast<uint64_t>(cells_); }
@@ -55,12 +54,17 @@ class GgmlContender : public Contender {
     std::vector<uint16_t> content(vidkv_side side) const override;
 
   private:
+    // Bytes from a cell to the next, and from a KV head to the next.
+    size_t cell_stride() const;
+    size_t head_stride() const;
     void fill(ggml_tensor * cache, const float * rows);
     ggml_tensor * view(ggml_tensor * cache) const;
     void build(const AttentionCall & call);
 
     std::string name_;
+    Layout layout_;
     AttentionShape shape_;
+    int64_t capacity_;
     Backend backend_;
     Context cache_context_, call_context_;
     Buffer cache_buffer_, call_buffer_;
@@ -69,8 +73,9 @@ class GgmlContender : public Contender {
     int64_t cells_ = 0;
 };
 
-GgmlContender::GgmlContender(ggml_type type, const AttentionShape & shape, int64_t capacity, const TokenRows & rows)
-    : name_(std::string("ggml-") + ggml_type_name(type)), shape_(shape),
+GgmlContender::GgmlContender(ggml_type type, Layout layout, const AttentionShape & shape, int64_t capacity,
+                             const TokenRows & rows)
+    : name_(std::string("ggml-") + ggml_type_name(type)), layout_(layout), shape_(shape), capacity_(capacity),
       backend_(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr)), cache_context_(new_context()) {
     if (!backend_) throw Error("ggml has no CPU back-end here");
     k_ = ggml_new_tensor_2d(cache_context_.get(), type, shape.channels(), capacity);
@@ -80,20 +85,31 @@ GgmlContender::GgmlContender(ggml_type type, const AttentionShape & shape, int64
     fill(v_, rows.values());
 }
 
+size_t GgmlContender::cell_stride() const {
+    return ggml_row_size(k_->type, layout_ == Layout::BY_CELL ? shape_.channels() : shape_.head_dim);
+}
+
+size_t GgmlContender::head_stride() const {
+    const size_t row = ggml_row_size(k_->type, shape_.head_dim);
+    return layout_ == Layout::BY_CELL ? row : row * static_cast<size_t>(capacity_);
+}
+
 void GgmlContender::fill(ggml_tensor * cache, const float * rows) {
-    const size_t row = ggml_row_size(cache->type, cache->ne[0]);
-    std::vector<char> block(row * TokenRows::BLOCK);
-    ggml_quantize_chunk(cache->type, rows, block.data(), 0, TokenRows::BLOCK, cache->ne[0], nullptr);
-    for (int64_t cell = 0; cell < cache->ne[1]; cell += TokenRows::BLOCK) {
-        const auto n = static_cast<size_t>(std::min(TokenRows::BLOCK, cache->ne[1] - cell));
-        ggml_backend_tensor_set(cache, block.data(), static_cast<size_t>(cell) * row, n * row);
+    const size_t row = ggml_row_size(cache->type, shape_.head_dim);
+    std::vector<char> block(row * static_cast<size_t>(TokenRows::BLOCK * shape_.kv_heads)); // [cell][head]
+    ggml_quantize_chunk(cache->type, rows, block.data(), 0, TokenRows::BLOCK * shape_.kv_heads, shape_.head_dim, nullptr);
+    auto * data = static_cast<char *>(ggml_get_data(cache));
+    for (int64_t cell = 0; cell < capacity_; ++cell) {
+        for (int64_t head = 0; head < shape_.kv_heads; ++head) {
+            const char * from = block.data() + static_cast<size_t>(cell % TokenRows::BLOCK * shape_.kv_heads + head) * row;
+            std::memcpy(data + static_cast<size_t>(cell) * cell_stride() + static_cast<size_t>(head) * head_stride(), from, row);
+        }
     }
 }
 
 // [head_dim, cells, kv_heads], without a copy.
 ggml_tensor * GgmlContender::view(ggml_tensor * cache) const {
-    return ggml_view_3d(call_context_.get(), cache, shape_.head_dim, cells_, shape_.kv_heads,
-                        ggml_row_size(cache->type, shape_.channels()), ggml_row_size(cache->type, shape_.head_dim), 0);
+    return ggml_view_3d(call_context_.get(), cache, shape_.head_dim, cells_, shape_.kv_heads, cell_stride(), head_stride(), 0);
 }
 
 void GgmlContender::build(const AttentionCall & call) {
@@ -131,25 +147,25 @@ std::vector<float> GgmlContender::output() const {
 
 std::vector<uint16_t> GgmlContender::content(vidkv_side side) const {
     const ggml_tensor * cache = side == VIDKV_KEYS ? k_ : v_;
-    const auto n = static_cast<size_t>(cells_) * static_cast<size_t>(shape_.channels());
-    std::vector<char> rows(ggml_row_size(cache->type, shape_.channels()) * static_cast<size_t>(cells_));
-    ggml_backend_tensor_get(cache, rows.data(), 0, rows.size());
-    std::vector<uint16_t> halves(n);
-    if (cache->type == GGML_TYPE_F16) {
-        std::memcpy(halves.data(), rows.data(), rows.size());
-        return halves;
+    const auto * data = static_cast<const char *>(ggml_get_data(cache));
+    std::vector<float> row(static_cast<size_t>(shape_.head_dim));
+    std::vector<uint16_t> halves(static_cast<size_t>(cells_) * static_cast<size_t>(shape_.channels()));
+    uint16_t * to = halves.data();
+    for (int64_t cell = 0; cell < cells_; ++cell) {
+        for (int64_t head = 0; head < shape_.kv_heads; ++head, to += shape_.head_dim) {
+            const char * from = data + static_cast<size_t>(cell) * cell_stride() + static_cast<size_t>(head) * head_stride();
+            ggml_get_type_traits(cache->type)->to_float(from, row.data(), shape_.head_dim);
+            ggml_fp32_to_fp16_row(row.data(), to, shape_.head_dim);
+        }
     }
-    std::vector<float> decoded(n);
-    ggml_get_type_traits(cache->type)->to_float(rows.data(), decoded.data(), static_cast<int64_t>(n));
-    ggml_fp32_to_fp16_row(decoded.data(), halves.data(), static_cast<int64_t>(n));
     return halves;
 }
 
 } // namespace
 
-std::unique_ptr<Contender> make_ggml_contender(ggml_type type, const AttentionShape & shape, int64_t capacity,
+std::unique_ptr<Contender> make_ggml_contender(ggml_type type, Layout layout, const AttentionShape & shape, int64_t capacity,
                                                const TokenRows & rows) {
-    return std::make_unique<GgmlContender>(type, shape, capacity, rows);
+    return std::make_unique<GgmlContender>(type, layout, shape, capacity, rows);
 }
 
 std::string ggml_isa() {

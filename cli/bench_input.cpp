@@ -14,7 +14,7 @@ namespace {
 
 constexpr uint16_t F16_MINUS_INFINITY = 0xFC00;
 constexpr int64_t MAX_TOKENS = int64_t(1) << 26;
-constexpr uint64_t KEY_SEED = 1, VALUE_SEED = 2, QUERY_SEED = 3;
+constexpr uint64_t KEY_SEED = 1, VALUE_SEED = 2, QUERY_SEED = 3, WEIGHT_SEED = 4;
 
 const char * parse_number(const char * first, const char * last, int64_t & value) {
     const auto [end, failed] = std::from_chars(first, last, value);
@@ -90,6 +90,18 @@ std::vector<float> gaussian(size_t n, uint64_t seed) {
     std::vector<float> values(n);
     for (float & value : values) value = normal(generator);
     return values;
+}
+
+std::vector<float> uneven_queries(const AttentionShape & shape) {
+    const auto width = static_cast<size_t>(shape.heads * shape.head_dim);
+    std::vector<float> queries = gaussian(OBSERVED_QUERIES * width, QUERY_SEED);
+    const std::vector<float> octaves = gaussian(static_cast<size_t>(shape.channels()), WEIGHT_SEED);
+    const auto shared = static_cast<size_t>(shape.heads / shape.kv_heads), dim = static_cast<size_t>(shape.head_dim);
+    for (size_t i = 0; i < queries.size(); ++i) {
+        const size_t head = i % width / dim;
+        queries[i] *= std::exp2(octaves[head / shared * dim + i % dim]);
+    }
+    return queries;
 }
 
 TokenRows::TokenRows(int channels)

@@ -89,7 +89,7 @@ double int8_peak(const std::string & isa, int threads) {
     if (!loop.run) return 0;
     std::vector<double> seconds;
     for (int i = 0; i < REPEATS; ++i) seconds.push_back(run_on_threads(threads, [&](int) { loop.run(); }));
-    return loop.macs * ROUNDS * threads / median(seconds);
+    return loop.macs * ROUNDS * threads / *std::min_element(seconds.begin(), seconds.end());
 }
 
 } // namespace vidkv::cli

@@ -39,7 +39,9 @@ class PackedContender : public Contender {
     void append_until(int64_t length, bool seal);
 
     std::string name_;
+    AttentionShape shape_;
     const TokenRows & rows_;
+    std::vector<float> queries_; // what trellis keys allot their bits by
     std::unique_ptr<vidkv_cache, CacheFree> cache_;
     vidkv_attention_args args_ = {};
     std::vector<float> out_;
@@ -48,9 +50,10 @@ class PackedContender : public Contender {
 
 PackedContender::PackedContender(const std::string & preset, const AttentionShape & shape, int64_t capacity,
                                  const TokenRows & rows)
-    : name_(preset), rows_(rows) {
+    : name_(preset), shape_(shape), rows_(rows) {
     vidkv_params params;
     check(vidkv_params_from_preset(preset.c_str(), &params));
+    queries_ = uneven_queries(shape);
     const vidkv_cache_shape cache_shape = {1, shape.kv_heads, shape.head_dim, capacity, 1};
     vidkv_cache * cache = nullptr;
     check(vidkv_cache_create(&cache_shape, &params, &cache));
@@ -76,6 +79,7 @@ void PackedContender::append_until(int64_t length, bool seal) {
         const int64_t n = std::min({length - at, PREFILL_BATCH, TokenRows::BLOCK - in_block});
         const float *k = rows_.keys() + in_block * rows_.channels(), *v = rows_.values() + in_block * rows_.channels();
         check(vidkv_cache_append(cache_.get(), 0, 0, n, k, v));
+        check(vidkv_cache_observe_queries(cache_.get(), 0, 0, queries_.data(), OBSERVED_QUERIES, shape_.heads));
         if (seal) check(vidkv_cache_seal(cache_.get(), available_cores()));
         at += n;
     }
