@@ -98,9 +98,9 @@ void add_bench(CLI::App & app, Command & run) {
     CLI::App * bench = app.add_subcommand("bench", "Measure speed and memory against ggml's own caches");
     bench->require_subcommand(1);
     add_bench_attention(*bench, run);
-    //    add_bench_seal(*bench, run);
-    //    add_bench_model(*bench, run);
-    //    add_bench_memory(*bench, run);
+    add_bench_seal(*bench, run);
+    add_bench_model(*bench, run);
+    add_bench_memory(*bench, run);
 }
 
 } // namespace vidkv::cli

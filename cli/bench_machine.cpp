@@ -9,7 +9,6 @@
 #include <thread>
 
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 namespace vidkv::cli {
@@ -99,10 +98,10 @@ int64_t resident_bytes() {
     return resident * sysconf(_SC_PAGESIZE);
 }
 
+// Not getrusage: its figure starts with that of the process that started this one.
 int64_t peak_resident_bytes() {
-    rusage usage = {};
-    getrusage(RUSAGE_SELF, &usage);
-    return static_cast<int64_t>(usage.ru_maxrss) * 1024;
+    const std::string kilobytes = value_of("/proc/self/status", "VmHWM");
+    return kilobytes.empty() ? resident_bytes() : std::atoll(kilobytes.c_str()) * 1024;
 }
 
 } // namespace vidkv::cli
