@@ -24,8 +24,8 @@ bool is_file(const fs::path & path) {
 
 std::string plot_script() {
     const fs::path folder = program().parent_path();
-    for (const fs::path & root : {folder / ".." / ".." / "bench", fs::path(VIDKV_SOURCE_BENCH),
-                                  folder / ".." / "share" / "vidkv" / "bench"})
+    for (const fs::path & root :
+         {folder / ".." / ".." / "bench", fs::path(VIDKV_SOURCE_BENCH), folder / ".." / "share" / "vidkv" / "bench"})
         if (is_file(root / "roofline.py")) return (root / "roofline.py").lexically_normal().string();
     throw Error("bench/roofline.py is not installed beside this program: --plot needs it");
 }
@@ -74,7 +74,9 @@ void write_csv(const std::string & path, const std::vector<std::string> & header
         std::string names, values;
         for (const auto & [name, value] : rows[i].items()) {
             names += (names.empty() ? "" : ",") + name;
-            values += (values.empty() ? "" : ",") + (value.is_string() ? value.get<std::string>() : value.is_null() ? "" : value.dump());
+            values += (values.empty() ? "" : ",") + (value.is_string() ? value.get<std::string>()
+                                                     : value.is_null() ? ""
+                                                                       : value.dump());
         }
         if (i == 0) file << names << "\n";
         file << values << "\n";

@@ -28,7 +28,8 @@ std::vector<std::string> packed_presets();
 // This program again with these arguments, which end in --json; its report. Throws Error with its complaint if it fails.
 Json run_child(const std::vector<std::string> & arguments);
 
-// ggml's CPU back-end compiled for an instruction set (bench/build-ggml makes it), beside this program; "" if there is none.
+// ggml's CPU back-end compiled for an instruction set (bench/build-ggml makes it), beside this program; "" if there is
+// none.
 std::string ggml_built_for(const std::string & isa);
 
 // A CSV of flat rows. header: lines that begin with "# ". Throws Error if the file cannot be written.

@@ -95,7 +95,8 @@ AttentionBench::Contenders AttentionBench::contenders(const AttentionShape & sha
     const Layout layout = options_.layout == "cell" ? Layout::BY_CELL : Layout::BY_HEAD;
     Contenders all;
     for (const ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0})
-        if (shape.head_dim % ggml_blck_size(type) == 0) all.push_back(make_ggml_contender(type, layout, shape, capacity, rows));
+        if (shape.head_dim % ggml_blck_size(type) == 0)
+            all.push_back(make_ggml_contender(type, layout, shape, capacity, rows));
     for (const std::string & preset : options_.kv) all.push_back(make_packed_contender(preset, shape, capacity, rows));
     return all;
 }
@@ -156,7 +157,8 @@ void AttentionBench::run_point(const Point & point, const AttentionCall & call, 
     std::map<std::string, double> medians;
     for (size_t i = 0; i < all.size(); ++i) medians[all[i]->name()] = median(seconds[i]);
     const double stream = static_cast<double>(stream_.bytes()) / median(stream_seconds_[point.threads]);
-    const double macs = 2.0 * point.shape.heads * point.shape.head_dim * static_cast<double>(call.cells() * call.query_tokens);
+    const double macs =
+        2.0 * point.shape.heads * point.shape.head_dim * static_cast<double>(call.cells() * call.query_tokens);
     for (size_t i = 0; i < all.size(); ++i) {
         const double time = medians[all[i]->name()], rate = static_cast<double>(all[i]->bytes()) / time;
         const auto ratio = [&](const char * peer) { return medians.contains(peer) ? Json(medians[peer] / time) : Json(); };
@@ -233,10 +235,16 @@ std::string join(const std::vector<int> & numbers) {
 }
 
 std::vector<std::string> arguments(const AttentionOptions & options, const std::string & isa) {
-    std::vector<std::string> line = {"bench", "attention", "--shape", join(options.shapes), "--kv", join(options.kv), "--phase",
-                                     join(options.phases), "--query-tokens", join(options.query_tokens), "--threads",
-                                     join(options.threads), "--repeat", std::to_string(options.repeat), "--seconds",
-                                     std::to_string(options.seconds), "--ggml-layout", options.layout, "--isa", isa};
+    std::vector<std::string> line = {"bench",          "attention",
+                                     "--shape",        join(options.shapes),
+                                     "--kv",           join(options.kv),
+                                     "--phase",        join(options.phases),
+                                     "--query-tokens", join(options.query_tokens),
+                                     "--threads",      join(options.threads),
+                                     "--repeat",       std::to_string(options.repeat),
+                                     "--seconds",      std::to_string(options.seconds),
+                                     "--ggml-layout",  options.layout,
+                                     "--isa",          isa};
     if (!options.tokens.empty()) line.insert(line.end(), {"--tokens", join(options.tokens)});
     if (options.warm) line.push_back("--warm");
     return line;
@@ -268,18 +276,20 @@ void merge(Json & report, Json && part) {
 }
 
 void print_table(const Json & report) {
-    std::printf("%s, streaming read %.1f GB/s, medians; ratio: ggml's time / this one's\n", report["cpu"].get<std::string>().c_str(),
-                report["stream_gb_s"].get<double>());
+    std::printf("%s, streaming read %.1f GB/s, medians; ratio: ggml's time / this one's\n",
+                report["cpu"].get<std::string>().c_str(), report["stream_gb_s"].get<double>());
     std::string heading;
     for (const Json & row : report["rows"]) {
         char text[200];
-        std::snprintf(text, sizeof(text), "%s, %lld tokens, %s of %d, %s (ggml: %s), %d threads", row["shape"].get<std::string>().c_str(),
-                      row["tokens"].get<long long>(), row["phase"].get<std::string>().c_str(), row["query_tokens"].get<int>(),
-                      row["isa"].get<std::string>().c_str(), row["ggml_isa"].get<std::string>().c_str(), row["threads"].get<int>());
+        std::snprintf(text, sizeof(text), "%s, %lld tokens, %s of %d, %s (ggml: %s), %d threads",
+                      row["shape"].get<std::string>().c_str(), row["tokens"].get<long long>(),
+                      row["phase"].get<std::string>().c_str(), row["query_tokens"].get<int>(),
+                      row["isa"].get<std::string>().c_str(), row["ggml_isa"].get<std::string>().c_str(),
+                      row["threads"].get<int>());
         if (heading != text) {
             heading = text;
-            std::printf("\n%s\n%-16s %10s %8s %8s %8s %8s %8s %8s\n", text, "", "ms", "x f16", "x q8_0", "GB/s", "stream", "int8",
-                        "error");
+            std::printf("\n%s\n%-16s %10s %8s %8s %8s %8s %8s %8s\n", text, "", "ms", "x f16", "x q8_0", "GB/s", "stream",
+                        "int8", "error");
         }
         const auto number = [&](const char * name) { return row[name].is_null() ? 0.0 : row[name].get<double>(); };
         std::printf("%-16s %10.3f %8.2f %8.2f %8.1f %7.0f%% %7.0f%% ", row["name"].get<std::string>().c_str(), number("ms"),
@@ -290,8 +300,9 @@ void print_table(const Json & report) {
     std::printf("\nTime over tokens: microseconds a thousand tokens, and how much of the variation the line explains\n");
     for (const Json & fit : report["fits"])
         std::printf("%-10s %-8s %3d %-8s %-16s %10.2f   R2 %.4f\n", fit["shape"].get<std::string>().c_str(),
-                    fit["phase"].get<std::string>().c_str(), fit["query_tokens"].get<int>(), fit["isa"].get<std::string>().c_str(),
-                    fit["name"].get<std::string>().c_str(), fit["us_per_1k_tokens"].get<double>(), fit["r2"].get<double>());
+                    fit["phase"].get<std::string>().c_str(), fit["query_tokens"].get<int>(),
+                    fit["isa"].get<std::string>().c_str(), fit["name"].get<std::string>().c_str(),
+                    fit["us_per_1k_tokens"].get<double>(), fit["r2"].get<double>());
 }
 
 std::vector<std::string> csv_header(const AttentionOptions & options, const Json & report) {
@@ -327,9 +338,12 @@ void run_attention(AttentionOptions options) {
 
 void add_bench_attention(CLI::App & bench, Command & run) {
     auto options = std::make_shared<AttentionOptions>();
-    CLI::App * app = bench.add_subcommand("attention", "Attention on packed caches against ggml's flash attention on f16, q8_0, q4_0");
-    app->add_option("--shape", options->shapes, "query heads/KV heads/head_dim (default 28/4/128,9/3/64,4/1/256)")->delimiter(',');
-    app->add_option("--tokens", options->tokens, "cells in the cache, up to 64M (default 1k,8k,32k,128k; prefill up to 32k)")
+    CLI::App * app =
+        bench.add_subcommand("attention", "Attention on packed caches against ggml's flash attention on f16, q8_0, q4_0");
+    app->add_option("--shape", options->shapes, "query heads/KV heads/head_dim (default 28/4/128,9/3/64,4/1/256)")
+        ->delimiter(',');
+    app->add_option("--tokens", options->tokens,
+                    "cells in the cache, up to 64M (default 1k,8k,32k,128k; prefill up to 32k)")
         ->delimiter(',');
     app->add_option("--kv", options->kv, "presets (default: all that are listed)")->delimiter(',');
     app->add_option("--phase", options->phases, "decode, prefill (512 tokens on a packed past), or both (default)")
@@ -344,7 +358,8 @@ void add_bench_attention(CLI::App & bench, Command & run) {
     app->add_option("-t,--threads", options->threads, "thread counts (default: all cores)")
         ->delimiter(',')
         ->check(CLI::Range(1, 1024));
-    app->add_option("--repeat", options->repeat, "timed runs of each; the median counts (default 15)")->check(CLI::Range(3, 10000));
+    app->add_option("--repeat", options->repeat, "timed runs of each; the median counts (default 15)")
+        ->check(CLI::Range(3, 10000));
     app->add_option("--seconds", options->seconds, "stop repeating a point after this long, not before 3 runs (default 20)")
         ->check(CLI::Range(0.0, 1e6));
     app->add_option("--ggml-layout", options->layout,

@@ -78,8 +78,8 @@ enum class Layout {
 };
 
 // type: F16, Q8_0 or Q4_0. Capacity in cells.
-std::unique_ptr<Contender> make_ggml_contender(ggml_type type, Layout layout, const AttentionShape & shape, int64_t capacity,
-                                               const TokenRows & rows);
+std::unique_ptr<Contender> make_ggml_contender(ggml_type type, Layout layout, const AttentionShape & shape,
+                                               int64_t capacity, const TokenRows & rows);
 std::unique_ptr<Contender> make_packed_contender(const std::string & preset, const AttentionShape & shape, int64_t capacity,
                                                  const TokenRows & rows);
 

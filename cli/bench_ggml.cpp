@@ -47,7 +47,9 @@ class GgmlContender : public Contender {
     GgmlContender(ggml_type type, Layout layout, const AttentionShape & shape, int64_t capacity, const TokenRows & rows);
 
     const std::string & name() const override { return name_; }
-    uint64_t bytes() const override { return 2 * ggml_row_size(k_->type, shape_.channels()) * static_cast<uint64_t>(cells_); }
+    uint64_t bytes() const override {
+        return 2 * ggml_row_size(k_->type, shape_.channels()) * static_cast<uint64_t>(cells_);
+    }
     void prepare(const AttentionCall & call, int threads) override;
     void run() override;
     std::vector<float> output() const override;
@@ -102,14 +104,16 @@ void GgmlContender::fill(ggml_tensor * cache, const float * rows) {
     for (int64_t cell = 0; cell < capacity_; ++cell) {
         for (int64_t head = 0; head < shape_.kv_heads; ++head) {
             const char * from = block.data() + static_cast<size_t>(cell % TokenRows::BLOCK * shape_.kv_heads + head) * row;
-            std::memcpy(data + static_cast<size_t>(cell) * cell_stride() + static_cast<size_t>(head) * head_stride(), from, row);
+            std::memcpy(data + static_cast<size_t>(cell) * cell_stride() + static_cast<size_t>(head) * head_stride(), from,
+                        row);
         }
     }
 }
 
 // [head_dim, cells, kv_heads], without a copy.
 ggml_tensor * GgmlContender::view(ggml_tensor * cache) const {
-    return ggml_view_3d(call_context_.get(), cache, shape_.head_dim, cells_, shape_.kv_heads, cell_stride(), head_stride(), 0);
+    return ggml_view_3d(call_context_.get(), cache, shape_.head_dim, cells_, shape_.kv_heads, cell_stride(), head_stride(),
+                        0);
 }
 
 void GgmlContender::build(const AttentionCall & call) {
@@ -153,7 +157,8 @@ std::vector<uint16_t> GgmlContender::content(vidkv_side side) const {
     uint16_t * to = halves.data();
     for (int64_t cell = 0; cell < cells_; ++cell) {
         for (int64_t head = 0; head < shape_.kv_heads; ++head, to += shape_.head_dim) {
-            const char * from = data + static_cast<size_t>(cell) * cell_stride() + static_cast<size_t>(head) * head_stride();
+            const char * from =
+                data + static_cast<size_t>(cell) * cell_stride() + static_cast<size_t>(head) * head_stride();
             ggml_get_type_traits(cache->type)->to_float(from, row.data(), shape_.head_dim);
             ggml_fp32_to_fp16_row(row.data(), to, shape_.head_dim);
         }
@@ -163,8 +168,8 @@ std::vector<uint16_t> GgmlContender::content(vidkv_side side) const {
 
 } // namespace
 
-std::unique_ptr<Contender> make_ggml_contender(ggml_type type, Layout layout, const AttentionShape & shape, int64_t capacity,
-                                               const TokenRows & rows) {
+std::unique_ptr<Contender> make_ggml_contender(ggml_type type, Layout layout, const AttentionShape & shape,
+                                               int64_t capacity, const TokenRows & rows) {
     return std::make_unique<GgmlContender>(type, layout, shape, capacity, rows);
 }
 

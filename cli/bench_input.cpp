@@ -30,7 +30,8 @@ std::vector<double> to_double(const std::vector<uint16_t> & halves) {
 // softmax(q . K) V of one query head in double; hidden cells have a mask other than 0.
 std::vector<double> attend(const AttentionCall & call, int64_t token, int head, const std::vector<double> & keys,
                            const std::vector<double> & values) {
-    const int d = call.shape.head_dim, channels = call.shape.channels(), kv_head = head / (call.shape.heads / call.shape.kv_heads);
+    const int d = call.shape.head_dim, channels = call.shape.channels(),
+              kv_head = head / (call.shape.heads / call.shape.kv_heads);
     const float * q = call.q.data() + (token * call.shape.heads + head) * d;
     const uint16_t * mask = call.mask.data() + token * call.cells();
     std::vector<double> weights(static_cast<size_t>(call.cells())), out(static_cast<size_t>(d));
@@ -66,8 +67,9 @@ AttentionShape parse_shape(const std::string & text) {
     const bool sound = at == end && numbers[0] <= 1024 && numbers[2] <= 512 && numbers[1] <= numbers[0] &&
                        numbers[0] % numbers[1] == 0 && numbers[2] % 8 == 0;
     if (!sound)
-        throw UsageError("'" + text + "' is no shape: --shape takes query heads/KV heads/head_dim, as in 28/4/128 (the "
-                                      "first a multiple of the second, head_dim of 8)");
+        throw UsageError("'" + text +
+                         "' is no shape: --shape takes query heads/KV heads/head_dim, as in 28/4/128 (the "
+                         "first a multiple of the second, head_dim of 8)");
     return {static_cast<int>(numbers[0]), static_cast<int>(numbers[1]), static_cast<int>(numbers[2])};
 }
 
@@ -121,7 +123,8 @@ AttentionCall make_call(const AttentionShape & shape, int64_t past, int64_t fres
 }
 
 double output_error(const Contender & contender, const AttentionCall & call) {
-    const std::vector<double> keys = to_double(contender.content(VIDKV_KEYS)), values = to_double(contender.content(VIDKV_VALUES));
+    const std::vector<double> keys = to_double(contender.content(VIDKV_KEYS)),
+                              values = to_double(contender.content(VIDKV_VALUES));
     const std::vector<float> out = contender.output();
     double difference = 0, power = 0;
     size_t at = 0;

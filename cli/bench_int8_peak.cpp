@@ -73,7 +73,8 @@ Loop loop_of(const std::string & isa) {
 
 Loop loop_of(const std::string & isa) {
     constexpr unsigned long HAS_DOT_PRODUCT = 1ul << 20; // HWCAP_ASIMDDP
-    return isa.starts_with("neon") && (getauxval(AT_HWCAP) & HAS_DOT_PRODUCT) ? Loop{neon_loop, 12 * 16.0} : Loop{nullptr, 0};
+    return isa.starts_with("neon") && (getauxval(AT_HWCAP) & HAS_DOT_PRODUCT) ? Loop{neon_loop, 12 * 16.0}
+                                                                              : Loop{nullptr, 0};
 }
 
 #else

@@ -19,7 +19,8 @@ double run_on_threads(int threads, const std::function<void(int)> & task);
 
 double median(std::vector<double> values);
 
-// Memory far larger than the last-level cache. Reading it measures the bandwidth and pushes everything else out of the caches.
+// Memory far larger than the last-level cache. Reading it measures the bandwidth and pushes everything else out of the
+// caches.
 class StreamBuffer {
   public:
     explicit StreamBuffer(size_t bytes);

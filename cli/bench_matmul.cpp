@@ -40,9 +40,7 @@ using Context = std::unique_ptr<ggml_context, ContextFree>;
 using Buffer = std::unique_ptr<ggml_backend_buffer, BufferFree>;
 using Backend = std::unique_ptr<ggml_backend, BackendFree>;
 
-Context new_context() {
-    return Context(ggml_init({ggml_tensor_overhead() * 8 + ggml_graph_overhead(), nullptr, true}));
-}
+Context new_context() { return Context(ggml_init({ggml_tensor_overhead() * 8 + ggml_graph_overhead(), nullptr, true})); }
 
 template <typename Function> Function cpu_function(ggml_backend_dev_t device, const char * name) {
     return reinterpret_cast<Function>(ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), name));
@@ -94,8 +92,8 @@ PrefillEstimate estimate_prefill(int threads) {
     double layer = 0;
     for (const Product & product : PRODUCTS) layer += product_seconds(device, backend.get(), product);
     return {layer * LAYERS / static_cast<double>(TOKENS),
-            std::string("ggml's matrix products of a Qwen2.5-7B layer, q4_0 in ") + ggml_backend_buft_name(weight_buffers(device)) +
-                ", 512 tokens, times 28, without attention"};
+            std::string("ggml's matrix products of a Qwen2.5-7B layer, q4_0 in ") +
+                ggml_backend_buft_name(weight_buffers(device)) + ", 512 tokens, times 28, without attention"};
 }
 
 } // namespace vidkv::cli

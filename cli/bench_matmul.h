@@ -10,8 +10,8 @@ struct PrefillEstimate {
     std::string method;
 };
 
-// One layer of Qwen2.5-7B (seven products of 512 tokens, q4_0 weights, repacked where ggml does that) times 28. Attention, the
-// vision tower and the output layer are left out, so the real prefill takes longer.
+// One layer of Qwen2.5-7B (seven products of 512 tokens, q4_0 weights, repacked where ggml does that) times 28. Attention,
+// the vision tower and the output layer are left out, so the real prefill takes longer.
 PrefillEstimate estimate_prefill(int threads);
 
 } // namespace vidkv::cli

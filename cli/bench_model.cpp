@@ -89,7 +89,9 @@ Runner::Runner(llama_model * model, const KvChoice & kv, const ModelBenchOptions
     params.abort_callback = interrupt_callback;
     forget_logged_error();
     context_.reset(llama_init_from_model(model, params));
-    if (!context_) throw Error("llama.cpp cannot make a context of " + std::to_string(cells) + " tokens with --kv " + kv.name + because());
+    if (!context_)
+        throw Error("llama.cpp cannot make a context of " + std::to_string(cells) + " tokens with --kv " + kv.name +
+                    because());
 }
 
 void Runner::feed(int64_t n) {
@@ -184,16 +186,18 @@ void ModelBench::run_depth(int64_t depth) {
 Json ModelBench::run() {
     for (const int64_t depth : depths_) run_depth(depth);
     progress_.clear();
-    return {{"cpu", cpu_name()}, {"model", options_.model}, {"isa", vidkv_isa()}, {"ggml_isa", ggml_isa()}, {"rows", rows_}};
+    return {
+        {"cpu", cpu_name()}, {"model", options_.model}, {"isa", vidkv_isa()}, {"ggml_isa", ggml_isa()}, {"rows", rows_}};
 }
 
 void print_table(const Json & report) {
     std::printf("%s, %s; medians of turns; ratio: to the first\n\n%8s %-8s %8s %-16s %12s %8s\n",
-                report["cpu"].get<std::string>().c_str(), report["model"].get<std::string>().c_str(), "depth", "phase", "threads",
-                "cache", "tokens/s", "ratio");
+                report["cpu"].get<std::string>().c_str(), report["model"].get<std::string>().c_str(), "depth", "phase",
+                "threads", "cache", "tokens/s", "ratio");
     for (const Json & row : report["rows"])
-        std::printf("%8lld %-8s %8d %-16s %12.1f %8.2f\n", row["depth"].get<long long>(), row["phase"].get<std::string>().c_str(),
-                    row["threads"].get<int>(), row["name"].get<std::string>().c_str(), row["tokens_per_s"].get<double>(),
+        std::printf("%8lld %-8s %8d %-16s %12.1f %8.2f\n", row["depth"].get<long long>(),
+                    row["phase"].get<std::string>().c_str(), row["threads"].get<int>(),
+                    row["name"].get<std::string>().c_str(), row["tokens_per_s"].get<double>(),
                     row["ratio_first"].get<double>());
 }
 
@@ -203,8 +207,11 @@ void run_model(const ModelBenchOptions & options) {
     if (!options.csv.empty()) {
         std::string kv;
         for (const std::string & name : options.kv) kv += (kv.empty() ? "" : ",") + name;
-        write_csv(options.csv, {"command: vidkv bench model -m " + std::filesystem::path(options.model).filename().string() +
-                                    " --kv " + kv, "cpu: " + cpu_name()}, report["rows"]);
+        write_csv(
+            options.csv,
+            {"command: vidkv bench model -m " + std::filesystem::path(options.model).filename().string() + " --kv " + kv,
+             "cpu: " + cpu_name()},
+            report["rows"]);
     }
     options.json ? void(std::cout << report.dump(2) << "\n") : print_table(report);
 }
@@ -216,12 +223,16 @@ void add_bench_model(CLI::App & bench, Command & run) {
     options->threads = available_cores();
     for (const char * name : {"k2v2", "k1.5v1.58", "t1.65"})
         if (vidkv_params params; vidkv_params_from_preset(name, &params) == VIDKV_OK) options->kv.push_back(name);
-    CLI::App * app = bench.add_subcommand("model", "Tokens/s of a model at depth, with llama.cpp's caches and with presets");
+    CLI::App * app =
+        bench.add_subcommand("model", "Tokens/s of a model at depth, with llama.cpp's caches and with presets");
     app->add_option("-m,--model", options->model, "GGUF of a language model")->required()->envname("VIDKV_MODEL");
-    app->add_option("--kv", options->kv, "caches; ratios are to the first (default stock,q8_0,q4_0,k2v2,k1.5v1.58,t1.65)")->delimiter(',');
+    app->add_option("--kv", options->kv, "caches; ratios are to the first (default stock,q8_0,q4_0,k2v2,k1.5v1.58,t1.65)")
+        ->delimiter(',');
     app->add_option("-d,--depth", options->depths, "tokens in the cache before (default 0,2k,8k)")->delimiter(',');
-    app->add_option("-p,--prompt", options->prompt, "tokens of the prompt; 0: none (default 512)")->check(CLI::Range(0, 1 << 20));
-    app->add_option("-n,--predict", options->predict, "tokens decoded one by one; 0: none (default 32)")->check(CLI::Range(0, 1 << 20));
+    app->add_option("-p,--prompt", options->prompt, "tokens of the prompt; 0: none (default 512)")
+        ->check(CLI::Range(0, 1 << 20));
+    app->add_option("-n,--predict", options->predict, "tokens decoded one by one; 0: none (default 32)")
+        ->check(CLI::Range(0, 1 << 20));
     app->add_option("--repeat", options->repeat, "turns; the median counts (default 5)")->check(CLI::Range(1, 1000));
     app->add_option("-t,--threads", options->threads, "threads (default: all cores)")->check(CLI::Range(1, 1024));
     app->add_flag("-v,--verbose", options->verbose, "show what llama.cpp logs");

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <cstring>
 #include <iostream>
 #include <memory>
 
@@ -12,6 +11,7 @@
 #include "bench_matmul.h"
 #include "error.h"
 #include "interrupt.h"
+#include "logs.h"
 #include "options.h"
 #include "progress.h"
 
@@ -68,14 +68,14 @@ double seal_seconds(const std::string & preset, const AttentionShape & shape, in
 }
 
 void print_table(const Json & report) {
-    std::printf("%s, shape %s, %d layers; estimated prefill of a 7B model: %s\n\n", report["cpu"].get<std::string>().c_str(),
-                report["shape"].get<std::string>().c_str(), report["layers"].get<int>(),
-                report["prefill_estimate"].get<std::string>().c_str());
-    std::printf("%-16s %8s %18s %18s %18s %16s\n", "preset", "threads", "tokens/s, 1 layer", "tokens/s, model", "prefill, tokens/s",
-                "share of prefill");
+    std::printf("%s, shape %s, %d layers; estimated prefill of a 7B model: %s\n\n",
+                report["cpu"].get<std::string>().c_str(), report["shape"].get<std::string>().c_str(),
+                report["layers"].get<int>(), report["prefill_estimate"].get<std::string>().c_str());
+    std::printf("%-16s %8s %18s %18s %18s %16s\n", "preset", "threads", "tokens/s, 1 layer", "tokens/s, model",
+                "prefill, tokens/s", "share of prefill");
     for (const Json & row : report["rows"])
-        std::printf("%-16s %8d %18.0f %18.0f %18.1f %15.1f%%\n", row["name"].get<std::string>().c_str(), row["threads"].get<int>(),
-                    row["layer_tokens_per_s"].get<double>(), row["tokens_per_s"].get<double>(),
+        std::printf("%-16s %8d %18.0f %18.0f %18.1f %15.1f%%\n", row["name"].get<std::string>().c_str(),
+                    row["threads"].get<int>(), row["layer_tokens_per_s"].get<double>(), row["tokens_per_s"].get<double>(),
                     row["prefill_tokens_per_s"].get<double>(), 100 * row["share_of_prefill"].get<double>());
 }
 
@@ -102,18 +102,20 @@ Json measure(const SealOptions & options) {
                            {"share_of_prefill", model / prefill.seconds_per_token}});
         }
     }
-    return {{"cpu", cpu_name()}, {"shape", shape.name()}, {"layers", options.layers}, {"tokens", tokens},
-            {"prefill_estimate", estimate}, {"rows", all}};
+    return {{"cpu", cpu_name()}, {"shape", shape.name()},        {"layers", options.layers},
+            {"tokens", tokens},  {"prefill_estimate", estimate}, {"rows", all}};
 }
 
 void run_seal(SealOptions options) {
     if (options.kv.empty()) options.kv = packed_presets();
     if (options.threads.empty()) options.threads = {available_cores()};
     check_presets(options.kv);
+    capture_logs(false);
     const Json report = measure(options);
     if (!options.csv.empty())
-        write_csv(options.csv, {"command: vidkv bench seal --shape " + options.shape + " --tokens " + options.tokens,
-                                "cpu: " + cpu_name(), "prefill: " + report["prefill_estimate"].get<std::string>()},
+        write_csv(options.csv,
+                  {"command: vidkv bench seal --shape " + options.shape + " --tokens " + options.tokens,
+                   "cpu: " + cpu_name(), "prefill: " + report["prefill_estimate"].get<std::string>()},
                   report["rows"]);
     options.json ? void(std::cout << report.dump(2) << "\n") : print_table(report);
 }
