@@ -65,22 +65,27 @@ double page_variance(const std::vector<const KeyRows *> & rows, const std::vecto
     return sum / static_cast<double>(rows.size());
 }
 
+// The median over all pages: a mean would let one broken page move what is subtracted in the others.
+float plan_mean(const std::vector<const KeyRows *> & rows, const std::vector<uint8_t> & use, int channel) {
+    std::vector<float> used;
+    for (size_t p = 0; p < rows.size(); ++p) {
+        for (int t = 0; t < page_tokens; ++t) {
+            if (use[p * page_tokens + t]) used.push_back((*rows[p])[channel * page_tokens + t]);
+        }
+    }
+    if (used.empty()) return 0.0f;
+    const auto middle = used.begin() + static_cast<ptrdiff_t>(used.size() / 2);
+    std::nth_element(used.begin(), middle, used.end());
+    return *middle;
+}
+
 } // namespace
 
 ChannelPlan plan_trellis_keys(const std::vector<const KeyRows *> & rows, const std::vector<uint8_t> & use, int head, int head_dim,
                               const QueryStatistics * statistics) {
     const size_t n = static_cast<size_t>(head_dim);
-    std::vector<double> weight(n), mean(n);
+    std::vector<double> weight(n);
     for (int c = 0; c < head_dim; ++c) {
-        double sum = 0;
-        int pages = 0;
-        for (size_t p = 0; p < rows.size(); ++p) {
-            const uint8_t * used = &use[p * page_tokens];
-            if (std::none_of(used, used + page_tokens, [](uint8_t u) { return u != 0; })) continue;
-            sum += moments(rows[p]->data() + c * page_tokens, used).mean;
-            ++pages;
-        }
-        mean[c] = pages ? sum / pages : 0;
         const double q2 = statistics && !statistics->empty() ? statistics->second(head, c, c) : 1.0;
         weight[c] = q2 * page_variance(rows, use, c);
     }
@@ -88,7 +93,8 @@ ChannelPlan plan_trellis_keys(const std::vector<const KeyRows *> & rows, const s
     plan.order.resize(n);
     std::iota(plan.order.begin(), plan.order.end(), uint16_t{0});
     std::stable_sort(plan.order.begin(), plan.order.end(), [&](uint16_t a, uint16_t b) { return weight[a] > weight[b]; });
-    for (const uint16_t channel : plan.order) plan.mean.push_back(float_to_half(static_cast<float>(mean[channel])));
+    plan.mean.resize(n);
+    for (size_t i = 0; i < n; ++i) plan.mean[i] = float_to_half(plan_mean(rows, use, plan.order[i]));
     return plan;
 }
 
@@ -229,6 +235,7 @@ void encode_trellis_keys(const KeyLayout & layout, const ChannelPlan & plan, con
             const float * error = &errors[j * page_tokens];
             for (int t = 0; t < page_tokens; ++t) target[t] += carry * error[t];
         }
+        for (float & x_t : target) x_t = sanitize(x_t);
         const ChannelCode coded = encode_channel(quads[quad], target, use, at % 4, codes + start[quad],
                                                  &levels[static_cast<size_t>(quad) * 4 * page_tokens], decoded);
         for (int t = 0; t < page_tokens; ++t) errors[c * page_tokens + t] = use[t] ? x[t] - mean - decoded[t] : 0.0f;

@@ -21,7 +21,7 @@ struct KeyFeedback {
     std::vector<float> weight;    // by natural channel: what a squared error costs when earlier errors are made good
 };
 
-// The plan of one head: mean (f16) and order by falling weight, from all pages about to be sealed. rows: one entry a page; use:
+// The plan of one head: median (f16) and order by falling weight, from all pages about to be sealed. rows: one entry a page; use:
 // [pages][128]. statistics may be null or empty: all channels weigh the same.
 ChannelPlan plan_trellis_keys(const std::vector<const KeyRows *> & rows, const std::vector<uint8_t> & use, int head, int head_dim,
                               const QueryStatistics * statistics);
