@@ -125,7 +125,8 @@ struct Kernels {
     // out[row][c] += sum of weights[row][t] * value[t][c]; cells of weight 0 are left out. out: channels up to a multiple of 16.
     void (*add_halves)(const float * weights, int rows, const HalfRows & values, float * out, int64_t out_stride);
 
-    void (*scale)(float * x, int n, float factor); // n: a multiple of 16
+    void (*scale)(float * x, int n, float factor);                              // n: a multiple of 16
+    void (*add_scaled)(const float * x, float factor, int n, float * out);      // out += factor * x; n: a multiple of 16
 };
 
 extern const Kernels scalar_kernels;

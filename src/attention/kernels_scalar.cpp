@@ -230,9 +230,13 @@ void scale(float * x, int n, float factor) {
     for (int i = 0; i < n; ++i) x[i] *= factor;
 }
 
+void add_scaled(const float * x, float factor, int n, float * out) {
+    for (int i = 0; i < n; ++i) out[i] = std::fma(x[i], factor, out[i]);
+}
+
 } // namespace
 
 const Kernels scalar_kernels = {"scalar",     unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_mask, fold_queries,
-                                score_levels, score_halves, softmax,        pack_weights, add_levels,      add_halves, scale};
+                                score_levels, score_halves, softmax,        pack_weights, add_levels,      add_halves, scale, add_scaled};
 
 } // namespace vidkv

@@ -224,6 +224,10 @@ void scale(float * x, int n, float factor) {
     for (int i = 0; i < n; i += lanes) store(x + i, mul(load(x + i), splat(factor)));
 }
 
+void add_scaled(const float * x, float factor, int n, float * out) {
+    for (int i = 0; i < n; i += lanes) store(out + i, fma(load(x + i), splat(factor), load(out + i)));
+}
+
 // ---- f16 rows
 
 // 16 channels of a row, or the last 8 and zeros.

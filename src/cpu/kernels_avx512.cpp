@@ -213,7 +213,7 @@ void unpack_ternary(const uint8_t * packed, int bytes, uint8_t * levels) { unpac
 } // namespace
 
 const Kernels avx512_kernels = {"avx512",     unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_mask, fold_queries,
-                                score_levels, score_halves, softmax,        pack_weights, add_levels,      add_halves, scale};
+                                score_levels, score_halves, softmax,        pack_weights, add_levels,      add_halves, scale, add_scaled};
 
 } // namespace vidkv
 
