@@ -106,9 +106,9 @@ struct Kernels {
     void (*unpack_quads)(QuadCode code, const uint8_t * packed, int rows, int quads, int stride, uint8_t * levels);
     // Ternary digits (trit.h): byte j holds digits j, j + bytes, .. -> 5 * bytes levels.
     void (*unpack_ternary)(const uint8_t * packed, int bytes, uint8_t * levels);
-    void (*load_halves)(const uint8_t * halves, int n, float * out);        // n: a multiple of 8
-    void (*load_log_scales)(const uint8_t * codes, int n, float * out);     // log_scale.h; n: a multiple of 8
-    MaskKind (*load_mask)(const uint16_t * mask, int n, float * bias);      // n elements
+    void (*load_halves)(const uint8_t * halves, int n, float * out);
+    void (*load_log_scales)(const uint8_t * codes, int n, float * out); // log_scale.h
+    MaskKind (*load_mask)(const uint16_t * mask, int n, float * bias);
 
     // queries: [rows][stride], zeros up to a multiple of 64 channels. base: a row, added to what comes from the centers.
     void (*fold_queries)(const float * queries, int64_t stride, int rows, const KeySteps & keys, const float * base,
@@ -125,8 +125,9 @@ struct Kernels {
     // out[row][c] += sum of weights[row][t] * value[t][c]; cells of weight 0 are left out. out: channels up to a multiple of 16.
     void (*add_halves)(const float * weights, int rows, const HalfRows & values, float * out, int64_t out_stride);
 
-    void (*scale)(float * x, int n, float factor);                              // n: a multiple of 16
-    void (*add_scaled)(const float * x, float factor, int n, float * out);      // out += factor * x; n: a multiple of 16
+    // n: a multiple of 16
+    void (*scale)(float * x, int n, float factor);
+    void (*add_scaled)(const float * x, float factor, int n, float * out); // out += factor * x
 };
 
 extern const Kernels scalar_kernels;

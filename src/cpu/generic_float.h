@@ -8,7 +8,11 @@ constexpr float smallest_factor = 1e-30f;
 void load_halves(const uint8_t * halves, int n, float * out) {
     int i = 0;
     for (; i + lanes <= n; i += lanes) store(out + i, halves_16(halves + 2 * i));
-    if (i < n) store_8(out + i, halves_8(halves + 2 * i));
+    if (i + 8 <= n) {
+        store_8(out + i, halves_8(halves + 2 * i));
+        i += 8;
+    }
+    for (; i < n; ++i) out[i] = half_to_float(load_at<uint16_t>(halves, static_cast<size_t>(i)));
 }
 
 void load_log_scales(const uint8_t * codes, int n, float * out) {

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "attention/weight.h"
+#include "base/bytes.h"
 #include "base/half.h"
 #include "codec/log_scale.h"
 #include "codec/trellis.h"

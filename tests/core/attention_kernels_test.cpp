@@ -117,7 +117,8 @@ TEST(AttentionKernels, NumbersWidenExactly) {
         std::vector<uint16_t> halves(65536);
         std::iota(halves.begin(), halves.end(), uint16_t{0});
         std::vector<float> want(65536), got(65536);
-        for (const int n : {65536, 65528}) {
+        for (const int n : {65536, 65528, 65522, 65517, 7}) {
+            std::ranges::fill(want, 7.0f), std::ranges::fill(got, 7.0f);
             scalar_kernels.load_halves(reinterpret_cast<const uint8_t *>(halves.data()), n, want.data());
             kernels.load_halves(reinterpret_cast<const uint8_t *>(halves.data()), n, got.data());
             expect_same(got, want);
