@@ -17,6 +17,7 @@
 #include "bench_machine.h"
 #include "error.h"
 #include "interrupt.h"
+#include "logs.h"
 #include "options.h"
 #include "progress.h"
 
@@ -338,8 +339,13 @@ void run_attention(AttentionOptions options) {
     check_presets(options.kv);
     token_counts(options);
     for (const std::string & shape : options.shapes) parse_shape(shape);
+    capture_logs(false);
     Json report;
-    for (const std::string & isa : options.isa) merge(report, run_isa(options, isa));
+    try {
+        for (const std::string & isa : options.isa) merge(report, run_isa(options, isa));
+    } catch (const std::bad_alloc &) {
+        throw Error("no memory left: ask for fewer --tokens, or for fewer presets with --kv");
+    }
     report["fits"] = linear_fits(report["rows"]);
     if (!options.csv.empty()) write_csv(options.csv, csv_header(options, report), report["rows"]);
     if (!options.plot.empty()) {
