@@ -7,8 +7,9 @@ namespace vidkv {
 
 namespace {
 
-constexpr int stride = 4;       // every fourth token is looked at
-constexpr double horizon = 512; // tokens after which a query counts 1/e
+constexpr double horizon = 300;         // tokens after which a query counts 1/e
+constexpr int64_t small_batch = 8;      // a decoding step: only every fourth token is looked at, to cost next to nothing
+constexpr int stride = 4;
 
 constexpr float largest = 1e6f; // of a query's elements: larger ones are taken for broken
 
@@ -34,10 +35,11 @@ QueryStatistics::QueryStatistics(int kv_heads, int head_dim)
       second_(triangle_ * kv_heads), mean_(static_cast<size_t>(head_dim) * kv_heads) {}
 
 void QueryStatistics::observe(const float * q, int64_t tokens, int heads, int64_t token_stride, int64_t head_stride) {
-    const float decay = static_cast<float>(std::exp(-stride / horizon));
+    const int step = tokens <= small_batch ? stride : 1;
+    const float decay = static_cast<float>(std::exp(-step / horizon));
     const int heads_a_group = heads / kv_heads_;
     for (int64_t t = 0; t < tokens; ++t) {
-        if (seen_++ % stride != 0 || !is_sane(q + t * token_stride, heads, head_stride, head_dim_)) continue;
+        if (seen_++ % step != 0 || !is_sane(q + t * token_stride, heads, head_stride, head_dim_)) continue;
         ++sampled_;
         for (float & x : second_) x *= decay;
         for (float & x : mean_) x *= decay;
