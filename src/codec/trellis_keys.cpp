@@ -124,7 +124,8 @@ ChannelPlan plan_trellis_keys(const KeyFeedback & feedback, const std::vector<co
     plan.order.resize(n);
     std::iota(plan.order.begin(), plan.order.end(), uint16_t{0});
     std::stable_sort(plan.order.begin(), plan.order.end(), [&](uint16_t a, uint16_t b) { return weight[a] > weight[b]; });
-    for (const uint16_t channel : plan.order) plan.mean.push_back(float_to_half(plan_mean(rows, use, channel)));
+    plan.mean.resize(n);
+    for (size_t i = 0; i < n; ++i) plan.mean[i] = float_to_half(plan_mean(rows, use, plan.order[i]));
     return plan;
 }
 
