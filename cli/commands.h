@@ -14,5 +14,6 @@ void add_chat(CLI::App & app, Command & run);
 void add_presets(CLI::App & app, Command & run);
 void add_data(CLI::App & app, Command & run);
 void add_eval(CLI::App & app, Command & run);
+void add_bench(CLI::App & app, Command & run);
 
 } // namespace vidkv::cli

@@ -30,6 +30,7 @@ EXAMPLES
   vidkv presets
   vidkv data --seed 7 --split short --count 20 clips
   vidkv eval video --kv f16,k2v2,k1.5v1.58 --seed 7 --count 20
+  vidkv bench attention --shape 28/4/128 --tokens 32k --kv k2v2,k1.5v1.58
 
 ENVIRONMENT
   VIDKV_MODEL, VIDKV_MMPROJ, VIDKV_KV, VIDKV_FPS, VIDKV_FRAMES, VIDKV_CTX_SIZE, VIDKV_PREDICT, VIDKV_THREADS
@@ -77,6 +78,7 @@ int run(int argc, char ** argv) {
     add_presets(app, command);
     add_data(app, command);
     add_eval(app, command);
+    add_bench(app, command);
     try {
         app.parse(argc, argv);
     } catch (const CLI::Success & success) {
