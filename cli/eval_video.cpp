@@ -258,12 +258,10 @@ void run_eval(const EvalOptions & options) {
 
 } // namespace
 
-void add_eval(CLI::App & app, Command & run) {
+void add_eval_video(CLI::App & eval, Command & run) {
     auto options = std::make_shared<EvalOptions>();
     options->common.session.max_tokens = 16;
-    CLI::App * eval = app.add_subcommand("eval", "Measure presets");
-    eval->require_subcommand(1);
-    CLI::App * video = eval->add_subcommand("video", "Accuracy of each preset on generated clips, by question type");
+    CLI::App * video = eval.add_subcommand("video", "Accuracy of each preset on generated clips, by question type");
     options->common.add_model(*video);
     video
         ->add_option("--kv", options->kv,

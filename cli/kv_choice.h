@@ -1,11 +1,10 @@
-// How the cache is kept (--kv), and the ggml plug-in that keeps it so.
+// How the cache is kept (--kv).
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
-#include "ggml-backend.h"
 #include "llama.h"
 #include "vidkv/vidkv.h"
 
@@ -30,12 +29,5 @@ KvChoice parse_kv(const std::string & name);
 double true_bits(const KvChoice & kv, int head_dim);
 // For --kv's help: "f16, k2v2, ...".
 std::string kv_names();
-
-// The plug-in's device; loads the plug-in on the first call. Throws Error if it cannot be had.
-ggml_backend_dev_t kv_device();
-// Tells the plug-in what the next context's cache is to be.
-void configure_plugin(const KvChoice & kv);
-// What the plug-in's stores hold now.
-vidkv_store_stats plugin_stats();
 
 } // namespace vidkv::cli

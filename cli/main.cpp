@@ -76,7 +76,10 @@ int run(int argc, char ** argv) {
     add_chat(app, command);
     add_presets(app, command);
     add_data(app, command);
-    add_eval(app, command);
+    CLI::App * eval = app.add_subcommand("eval", "Measure presets");
+    eval->require_subcommand(1);
+    add_eval_kl(*eval, command);
+    add_eval_video(*eval, command);
     try {
         app.parse(argc, argv);
     } catch (const CLI::Success & success) {

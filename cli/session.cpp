@@ -6,6 +6,7 @@
 #include "error.h"
 #include "interrupt.h"
 #include "logs.h"
+#include "plugin.h"
 
 namespace vidkv::cli {
 
@@ -67,7 +68,7 @@ Session::Session(const Model & model, const KvChoice & kv, const SessionOptions 
                     std::to_string(asked) + ", but the context holds " + std::to_string(options.context) + ": use -c " +
                     std::to_string(needed) + " or more, or lower --fps, --frames or -n");
     }
-    if (!kv_.stock) configure_plugin(kv_);
+    if (!kv_.stock) configure_plugin(kv_.params);
     forget_logged_error();
     context_.reset(
         llama_init_from_model(model.text(), context_params(model, kv_, options, std::max(options.context, needed))));
