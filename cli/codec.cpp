@@ -11,7 +11,7 @@ namespace vidkv::cli {
 namespace {
 
 constexpr const char * WITHOUT_SINKS = "-nosink";
-constexpr int64_t PAGE = 128;
+constexpr int64_t PAGE = VIDKV_PAGE;
 
 // Rows 0 .. n - 1 of a store through the peer's codec; the sink tokens stay, and take no part in the scales of others.
 void pack_store(const Codec & codec, int store, const vidkv_kv_info & info, int64_t n) {
@@ -39,11 +39,17 @@ Packed measure_peer(const Codec & codec, int64_t packed_cells, int64_t cells) {
     return result;
 }
 
-Packed measure_preset() {
+// A sequence's plan: the order of the channels, and for trellis keys their means.
+double plan_bytes(const vidkv_params & params, const vidkv_kv_info & store) {
+    if (store.side == VIDKV_VALUES || store.stats.cells_sealed == 0) return 0;
+    return store.channels * (params.key_codec == VIDKV_CODEC_TRELLIS ? 4.0 : 2.0);
+}
+
+Packed measure_preset(const vidkv_params & params) {
     Packed result;
     double bytes[2] = {0, 0}, elements[2] = {0, 0};
     for (const vidkv_kv_info & store : live_stores()) {
-        bytes[store.side] += static_cast<double>(store.stats.sealed_bytes);
+        bytes[store.side] += static_cast<double>(store.stats.sealed_bytes) + plan_bytes(params, store);
         elements[store.side] += static_cast<double>(store.stats.cells_sealed) * store.channels;
         result.bytes += store.stats.bytes;
     }
@@ -87,7 +93,7 @@ void pack(const Codec & codec, int64_t cells, int threads) {
 }
 
 Packed measure(const Codec & codec, int64_t packed_cells, int64_t cells) {
-    return codec.peer ? measure_peer(codec, packed_cells, cells) : measure_preset();
+    return codec.peer ? measure_peer(codec, packed_cells, cells) : measure_preset(codec.kv.params);
 }
 
 std::vector<float> read_rows(int store, int64_t first, int64_t cells, int channels) {

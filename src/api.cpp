@@ -84,6 +84,16 @@ vidkv_status vidkv_store_write_f16(vidkv_store * store, int32_t sequence, const 
 vidkv_status vidkv_store_read_f16(const vidkv_store * store, int32_t sequence, int64_t first_cell, int64_t n, uint16_t * rows) {
     return guarded([&] { return unwrap(store)->read(sequence, first_cell, n, rows); }, store, rows);
 }
+vidkv_status vidkv_store_observe_queries(vidkv_store * store, int32_t sequence, const float * q, int64_t tokens, int32_t heads,
+                                         int64_t token_stride, int64_t head_stride) {
+    return guarded([&] { return unwrap(store)->observe_queries(sequence, q, tokens, heads, token_stride, head_stride); }, store, q);
+}
+vidkv_status vidkv_store_protect(vidkv_store * values, int32_t sequence, const int64_t * cells, int64_t n) {
+    return guarded([&] { return unwrap(values)->protect(sequence, cells, n); }, values, cells);
+}
+vidkv_status vidkv_store_protect_by_queries(vidkv_store * values, const vidkv_store * keys, float scale) {
+    return guarded([&] { return unwrap(values)->protect_by_queries(*unwrap(keys), scale); }, values, keys);
+}
 vidkv_status vidkv_store_seal(vidkv_store * store, int32_t threads) {
     return guarded([&] { return unwrap(store)->seal(threads); }, store);
 }
@@ -140,6 +150,13 @@ int64_t vidkv_cache_length(const vidkv_cache * cache, int32_t layer, int32_t seq
     const vidkv_cache_shape & shape = unwrap(cache)->shape();
     const bool there = layer >= 0 && layer < shape.layers && sequence >= 0 && sequence < shape.sequences;
     return there ? unwrap(cache)->length(layer, sequence) : 0;
+}
+vidkv_status vidkv_cache_observe_queries(vidkv_cache * cache, int32_t layer, int32_t sequence, const float * q, int64_t tokens,
+                                         int32_t heads) {
+    return guarded([&] { return unwrap(cache)->observe_queries(layer, sequence, q, tokens, heads); }, cache, q);
+}
+vidkv_status vidkv_cache_protect(vidkv_cache * cache, int32_t sequence, const int64_t * cells, int64_t n) {
+    return guarded([&] { return unwrap(cache)->protect(sequence, cells, n); }, cache, cells);
 }
 vidkv_status vidkv_cache_seal(vidkv_cache * cache, int32_t threads) {
     return guarded([&] { return unwrap(cache)->seal(threads); }, cache);

@@ -1,8 +1,9 @@
 /* libvidkv: a packed KV cache of 1.x bits an element, and attention that reads it. C API.
  *
- * Words: a *cell* is one token's slot. A *group* is group_size consecutive cells of one sequence. A group is *open* (rows
- * in f16) until it is *sealed* (packed once, never re-quantized); writing to a sealed cell reopens its group. A *store*
- * holds the keys or the values of one layer; a *cache* is a stack of layers, a key store and a value store each.
+ * Words: a *cell* is one token's slot. A *page* is 128 consecutive cells of one sequence. A page is *open* (rows in f16)
+ * until it is *sealed* (packed once, never re-quantized); writing to a sealed cell reopens its page. A *group* is
+ * group_size tokens of a page that share a scale. A *store* holds the keys or the values of one layer; a *cache* is a
+ * stack of layers, a key store and a value store each.
  *
  * Conventions: every function that can fail returns a vidkv_status; vidkv_last_error() then holds one line for people.
  * The library never prints, never aborts and never throws through this API. f16 is IEEE binary16 in a uint16_t.
@@ -45,17 +46,36 @@ VIDKV_API const char * vidkv_isa_error(void);
 
 /* ---- presets ---------------------------------------------------------------------------------------------------- */
 
-/* How keys and values are stored (arXiv 2503.16257, section 3; the corrections are listed in docs/format.md). */
+/* Cells of a page. */
+#define VIDKV_PAGE 128
+
+/* How one side is coded; docs/format.md describes both to the byte. */
+typedef enum vidkv_codec {
+    /* arXiv 2503.16257, section 3, corrected: scales a channel and group. Keys: the (bits - 1) share of channels at 2 bits,
+     * the rest by DFT + 1 bit. Values: 2 bits or ternary. */
+    VIDKV_CODEC_PAPER = 0,
+    /* Keys: a trellis or uniform code of 0..6 bits a channel, allotted over all heads of a layer by what the queries weigh.
+     * Values: rotated, a scale a token, a trellis code. A group is a page. */
+    VIDKV_CODEC_TRELLIS = 1
+} vidkv_codec;
+
 typedef struct vidkv_params {
-    float key_bits;          /* 16: f16. 1..2: the (key_bits - 1) share of channels at 2 bits, the rest DFT + 1 bit */
-    float value_bits;        /* 16: f16. 2: 2-bit per channel. 1.58: ternary per channel */
-    int32_t group_size;      /* tokens a group: 32, 64, 96 or 128; default 32 */
+    float key_bits;          /* bits of the codes alone. 16: f16. Paper: 1..2. Trellis: 0.5..4 */
+    float value_bits;        /* 16: f16. Paper: 1.58 or 2. Trellis: 1, 1.5, 2 or 3 */
+    int32_t key_codec;       /* vidkv_codec; without meaning where the side is f16 */
+    int32_t value_codec;
+    int32_t group_size;      /* paper: tokens that share a scale, 32, 64 or 128; trellis: 128 */
     int32_t residual_length; /* newest tokens kept in f16, >= 0; default 128 */
-    int32_t sink_tokens;     /* first cells of each sequence kept in f16, 0..group_size; default 4 */
+    int32_t sink_tokens;     /* first cells of each sequence kept in f16, 0..32; default 4 */
+    float protect;           /* 0..0.5: share of tokens whose values get more bits (vidkv_store_protect); default 0 */
 } vidkv_params;
 
-/* "f16", or k<bits>v<bits>[-g<group size>] with key bits 1..2 or 16, value bits 1.58, 2 or 16 and group size 32, 64, 96 or
- * 128: "k2v2", "k1.5v2", "k1.5v1.58", "k1.5v1.58-g128". */
+/* Names:
+ *   f16
+ *   t2.2, t1.65, t1.15, t1.0       trellis codes, named by the mean true bits of keys and values
+ *   k<bits>v<bits>[-g<group>]      the paper's, key bits 1..2 or 16, value bits 1.58, 2 or 16: k2v2, k1.5v1.58, k1.5v1.58-g128
+ *   kt<bits>, vt<bits>             in the place of k and v: the trellis codes at any rate they have, as in kt1.5v2
+ *   ...-stp<share>                 semantic token protection (paper, section 3.3) of that share of tokens: k1.5v1.58-stp0.2 */
 VIDKV_API vidkv_status vidkv_params_from_preset(const char * name, vidkv_params * out);
 
 /* The presets worth listing, in order of falling bits; NULL past the end. */
@@ -66,8 +86,8 @@ VIDKV_API vidkv_status vidkv_params_check(const vidkv_params * params, int32_t h
 
 typedef enum vidkv_side { VIDKV_KEYS = 0, VIDKV_VALUES = 1 } vidkv_side;
 
-/* Bits an element of a sealed group, all metadata included; 0 if the parameters do not fit. The channel plan of a
- * sequence (2 bytes a channel and sequence) is the only thing outside: bytes held counts it. */
+/* Bits an element of a sealed page, all metadata included; 0 if the parameters do not fit. The channel plan of a sequence
+ * (4 bytes a channel and sequence at most) is the only thing outside: bytes held counts it. */
 VIDKV_API double vidkv_true_bits(const vidkv_params * params, vidkv_side side, int32_t head_dim);
 
 /* ---- store: keys or values of one layer -------------------------------------------------------------------------- */
@@ -89,7 +109,7 @@ VIDKV_API void vidkv_store_free(vidkv_store * store);
 VIDKV_API vidkv_status vidkv_store_set_head_dim(vidkv_store * store, int32_t head_dim);
 
 /* Writes n rows of `channels` elements; row i goes to cell cells[i] of the sequence. stride: elements from row to row.
- * Groups that are sealed are reopened. Nothing is sealed by writing: see vidkv_store_seal. */
+ * Pages that are sealed are reopened. Nothing is sealed by writing: see vidkv_store_seal. */
 VIDKV_API vidkv_status vidkv_store_write_f32(vidkv_store * store, int32_t sequence, const int64_t * cells, int64_t n,
                                              const float * rows, int64_t stride);
 VIDKV_API vidkv_status vidkv_store_write_f16(vidkv_store * store, int32_t sequence, const int64_t * cells, int64_t n,
@@ -99,14 +119,29 @@ VIDKV_API vidkv_status vidkv_store_write_f16(vidkv_store * store, int32_t sequen
 VIDKV_API vidkv_status vidkv_store_read_f16(const vidkv_store * store, int32_t sequence, int64_t first_cell, int64_t n,
                                             uint16_t * rows);
 
-/* Seals every open group whose newest cell has been followed by at least residual_length later writes to its sequence.
- * Call it when all queries of the tokens just written have been answered (a seal inside the batch costs accuracy). */
+/* Seals every open page whose newest cell has been followed by at least max(residual_length, VIDKV_PAGE) later writes to its
+ * sequence. Call it when all queries of the tokens just written have been answered (a seal inside the batch costs accuracy). */
 VIDKV_API vidkv_status vidkv_store_seal(vidkv_store * store, int32_t threads);
 
 /* From now on nothing more of this store is sealed (a sliding-window cache recycles its cells: it stays in f16). */
 VIDKV_API void vidkv_store_keep_open(vidkv_store * store);
 
-/* Forgets the cells first_cell.. of a sequence. A group that is cut through is reopened. */
+/* Tells a key store which queries its keys are read by: q [tokens][heads][head_dim], strides in elements, heads a multiple of
+ * kv_heads. Trellis keys spend their bits where these queries look (study of E[q q^T] a KV head, newer queries counting more);
+ * without any, all channels weigh the same. Does nothing for other codecs. Call it before vidkv_store_seal. */
+VIDKV_API vidkv_status vidkv_store_observe_queries(vidkv_store * store, int32_t sequence, const float * q, int64_t tokens,
+                                                   int32_t heads, int64_t token_stride, int64_t head_stride);
+
+/* Marks cells of a value store as protected: their values get more bits when their page is sealed, where params.protect is
+ * not 0. Cells may be marked before they are written. Forgotten by truncate and clear. */
+VIDKV_API vidkv_status vidkv_store_protect(vidkv_store * values, int32_t sequence, const int64_t * cells, int64_t n);
+
+/* For sequences in which nobody marked cells: marks, in the pages of `values` that the next seal will pack, the params.protect
+ * share of tokens that the queries observed by `keys` attend to most (log E[exp(scale q.k)] of a Gaussian with their
+ * statistics). scale: of attention, 1/sqrt(head_dim) as a rule. Call it before either store is sealed. */
+VIDKV_API vidkv_status vidkv_store_protect_by_queries(vidkv_store * values, const vidkv_store * keys, float scale);
+
+/* Forgets the cells first_cell.. of a sequence. A page that is cut through is reopened. */
 VIDKV_API vidkv_status vidkv_store_truncate(vidkv_store * store, int32_t sequence, int64_t first_cell);
 
 /* Makes `to` an exact copy of `from` (codes included). */
@@ -115,7 +150,7 @@ VIDKV_API vidkv_status vidkv_store_copy_sequence(vidkv_store * store, int32_t fr
 VIDKV_API void vidkv_store_clear(vidkv_store * store);
 
 /* What a store holds at this moment. bytes counts every allocation: codes, metadata, f16 rows, sinks, channel plans and
- * the table of groups. */
+ * the table of pages. */
 typedef struct vidkv_store_stats {
     uint64_t bytes;          /* all bytes held */
     uint64_t bytes_f16;      /* what the written cells would take in f16 */
@@ -123,7 +158,7 @@ typedef struct vidkv_store_stats {
     uint64_t sealed_bytes;   /* packed blocks alone */
     int64_t cells_written;
     int64_t cells_sealed;
-    int64_t groups_reopened; /* times a sealed group was opened again */
+    int64_t pages_reopened;  /* times a sealed page was opened again */
 } vidkv_store_stats;
 VIDKV_API void vidkv_store_get_stats(const vidkv_store * store, vidkv_store_stats * out);
 
@@ -177,13 +212,19 @@ VIDKV_API vidkv_status vidkv_cache_append(vidkv_cache * cache, int32_t layer, in
                                           const float * k, const float * v);
 /* Cells appended so far to that layer of the sequence. */
 VIDKV_API int64_t vidkv_cache_length(const vidkv_cache * cache, int32_t layer, int32_t sequence);
+/* vidkv_store_observe_queries on that layer's keys. */
+VIDKV_API vidkv_status vidkv_cache_observe_queries(vidkv_cache * cache, int32_t layer, int32_t sequence, const float * q,
+                                                   int64_t tokens, int32_t heads);
+/* Marks cells in the values of all layers. */
+VIDKV_API vidkv_status vidkv_cache_protect(vidkv_cache * cache, int32_t sequence, const int64_t * cells, int64_t n);
+/* Where params.protect asks for it and nobody marked cells, the tokens that the queries attend to most are protected. */
 VIDKV_API vidkv_status vidkv_cache_seal(vidkv_cache * cache, int32_t threads);
 VIDKV_API vidkv_status vidkv_cache_truncate(vidkv_cache * cache, int32_t sequence, int64_t length);
 VIDKV_API vidkv_status vidkv_cache_copy_sequence(vidkv_cache * cache, int32_t from, int32_t to);
 VIDKV_API void vidkv_cache_clear(vidkv_cache * cache);
 VIDKV_API void vidkv_cache_get_stats(const vidkv_cache * cache, vidkv_store_stats * out);
 
-/* Writes the whole cache (sealed groups bit for bit) to a file: beside it first, then renamed, so a failure leaves the
+/* Writes the whole cache (sealed pages bit for bit) to a file: beside it first, then renamed, so a failure leaves the
  * old file. Loading fills a cache of the same shape and parameters; on failure the cache is as it was. */
 VIDKV_API vidkv_status vidkv_cache_save(const vidkv_cache * cache, const char * path);
 VIDKV_API vidkv_status vidkv_cache_load(vidkv_cache * cache, const char * path);

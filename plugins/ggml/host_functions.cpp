@@ -55,7 +55,7 @@ void sum_stats(vidkv_store_stats * out) {
         out->sealed_bytes += one.sealed_bytes;
         out->cells_written += one.cells_written;
         out->cells_sealed += one.cells_sealed;
-        out->groups_reopened += one.groups_reopened;
+        out->pages_reopened += one.pages_reopened;
     }
 }
 

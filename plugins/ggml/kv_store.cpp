@@ -147,12 +147,22 @@ void KvStore::pair_with(const KvStore & keys, float scale) {
     scale_ = scale;
 }
 
-bool KvStore::observe_queries(int, const float *, int64_t, int, int64_t, int64_t) { return true; }
-bool KvStore::protect(int, const int64_t *, int64_t) { return true; }
+bool KvStore::observe_queries(int stream, const float * q, int64_t tokens, int heads, int64_t token_stride,
+                              int64_t head_stride) {
+    return vidkv_store_observe_queries(store_, stream, q, tokens, heads, token_stride, head_stride) == VIDKV_OK;
+}
+
+bool KvStore::protect(int stream, const int64_t * cells, int64_t n) {
+    return vidkv_store_protect(store_, stream, cells, n) == VIDKV_OK;
+}
 
 bool KvStore::seal(int threads) { return sealing_held || seal_now(threads); }
 
-bool KvStore::seal_now(int threads) { return vidkv_store_seal(store_, threads) == VIDKV_OK; }
+bool KvStore::seal_now(int threads) {
+    const bool choose = params_.protect > 0 && keys_;
+    if (choose && vidkv_store_protect_by_queries(store_, keys_->store(), scale_) != VIDKV_OK) return false;
+    return vidkv_store_seal(store_, threads) == VIDKV_OK;
+}
 
 bool KvStore::copy_stream(int from, int to) { return vidkv_store_copy_sequence(store_, from, to) == VIDKV_OK; }
 void KvStore::clear() { vidkv_store_clear(store_); }

@@ -28,7 +28,6 @@ vidkv_status check_stores(const Store & keys, const Store & values) {
         return refuse("the key store has " + std::to_string(keys.kv_heads()) + " KV heads and the value store " +
                       std::to_string(values.kv_heads()) + ": they must be equal");
     }
-    if (keys.group_size() != values.group_size()) return refuse("both stores must have the same group size");
     return VIDKV_OK;
 }
 

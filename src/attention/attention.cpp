@@ -8,7 +8,7 @@
 #include "attention/scratch.h"
 #include "base/thread_pool.h"
 #include "codec/key_codec.h"
-#include "codec/real_dft.h"
+#include "codec/value_codec.h"
 
 namespace vidkv {
 
@@ -57,13 +57,12 @@ class Attention {
 
     bool load_bias(const Block & block, int64_t first_cell, int count, Scratch & scratch) const;
     void score(const Block & block, int64_t slot, int64_t group, int count, Scratch & scratch) const;
-    void score_sinks(const Block & block, const float * queries, const GroupView & view, Scratch & scratch) const;
+    void score_sinks(const Block & block, const float * queries, const PageView & view, Scratch & scratch) const;
     void weigh(const Block & block, float * sums, SoftmaxState * states, Scratch & scratch) const;
     void add_values(const Block & block, int64_t group, int count, float * sums, Scratch & scratch) const;
     void merge_row(int64_t slot, int row, int head, float * out) const;
 
     float * queries(int64_t slot) const { return queries_.get() + slot * block_rows_ * key_dim_; }
-    float * planned(int64_t slot) const { return planned_.get() + slot * block_rows_ * key_dim_; }
     int64_t first_row(int64_t slot, int64_t chunk) const { return (slot * chunks_ + chunk) * block_rows_; }
     float * sums(int64_t slot, int64_t chunk) const { return sums_.get() + first_row(slot, chunk) * value_dim_; }
     SoftmaxState * states(int64_t slot, int64_t chunk) const { return states_.get() + first_row(slot, chunk); }
@@ -79,20 +78,17 @@ class Attention {
     const int64_t token_blocks_, blocks_, batch_;
     ScoreRule rule_;
     std::vector<float> slopes_; // [heads]
-    bool has_sealed_keys_ = false;
     int64_t chunk_groups_ = 1, chunks_ = 1;
 
     int64_t first_block_ = 0;                // of the batch at hand; slot s holds block first_block_ + s
     std::unique_ptr<float[]> queries_;       // [slot][row][key_dim]
-    std::unique_ptr<float[]> planned_;       // the same in the domain of sealed keys
     std::unique_ptr<float[]> sums_;          // [slot][chunk][row][value_dim]: weighted sums of values
     std::unique_ptr<SoftmaxState[]> states_; // [slot][chunk][row]
     std::unique_ptr<ScratchPool> scratch_;
 };
 
 Attention::Attention(const Store & keys, const Store & values, const vidkv_attention_args & args, const Kernels & kernels)
-    : keys_(keys), values_(values), args_(args), kernels_(kernels), group_size_(keys.group_size()),
-      key_dim_(keys.head_dim()), value_dim_(values.head_dim()), heads_a_group_(args.heads / keys.kv_heads()),
+    : keys_(keys), values_(values), args_(args), kernels_(kernels), group_size_(page_tokens), key_dim_(keys.head_dim()), value_dim_(values.head_dim()), heads_a_group_(args.heads / keys.kv_heads()),
       groups_((args.cells + group_size_ - 1) / group_size_),
       block_tokens_(
           static_cast<int>(std::clamp<int64_t>(rows_a_block / heads_a_group_, 1, std::max<int64_t>(args.tokens, 1)))),
@@ -101,11 +97,6 @@ Attention::Attention(const Store & keys, const Store & values, const vidkv_atten
     rule_.softcap = args.softcap;
     rule_.scale = args.softcap == 0.0f ? args.scale : args.scale / args.softcap;
     slopes_ = alibi_slopes(args.heads, args.max_bias);
-    for (int64_t g = 0; g < groups_ && !has_sealed_keys_; ++g) {
-        has_sealed_keys_ = keys.view(args.sequence, g, 0).state == GroupState::sealed;
-    }
-    if (has_sealed_keys_ && keys.key_layout().narrow > 0)
-        real_dft(keys.key_layout().narrow); // allocates here, not in a task
     if (blocks_ == 0) return;
 
     const int64_t wanted = std::min((args.cells + cells_a_chunk - 1) / cells_a_chunk, items_wanted / blocks_);
@@ -114,7 +105,6 @@ Attention::Attention(const Store & keys, const Store & values, const vidkv_atten
 
     const size_t rows = static_cast<size_t>(batch_ * block_rows_);
     queries_ = uninitialized<float>(rows * key_dim_);
-    if (has_sealed_keys_) planned_ = uninitialized<float>(rows * key_dim_);
     sums_ = uninitialized<float>(rows * chunks_ * value_dim_);
     states_ = std::make_unique<SoftmaxState[]>(rows * chunks_);
     const ScratchShape shape{static_cast<size_t>(key_dim_), static_cast<size_t>(value_dim_),
@@ -149,7 +139,7 @@ Block Attention::block_at(int64_t index) const {
     return block;
 }
 
-// Gathers the block's queries, and brings them to the domain of sealed keys once for all groups.
+// Gathers the block's queries.
 void Attention::prepare(int64_t slot) {
     const Block block = block_at(first_block_ + slot);
     for (int r = 0; r < block.rows; ++r) {
@@ -157,8 +147,6 @@ void Attention::prepare(int64_t slot) {
         const int64_t head = block.kv_head * heads_a_group_ + r % heads_a_group_;
         float * query = queries(slot) + r * key_dim_;
         std::copy_n(args_.q + token * args_.q_token_stride + head * args_.q_head_stride, key_dim_, query);
-        if (!has_sealed_keys_) continue;
-        plan_query(keys_.key_layout(), keys_.plan(args_.sequence, block.kv_head), query, planned(slot) + r * key_dim_);
     }
 }
 
@@ -208,22 +196,23 @@ bool Attention::load_bias(const Block & block, int64_t first_cell, int count, Sc
 
 // dots[row][cell] = query . key
 void Attention::score(const Block & block, int64_t slot, int64_t group, int count, Scratch & scratch) const {
-    const GroupView view = keys_.view(args_.sequence, group, block.kv_head);
+    const PageView view = keys_.view(args_.sequence, group, block.kv_head);
     std::fill_n(scratch.dots.get(), static_cast<size_t>(block.rows) * group_size_, 0.0f);
-    if (view.state == GroupState::empty) return;
-    const bool sealed = view.state == GroupState::sealed;
+    if (view.state == PageState::empty) return;
+    const bool sealed = view.state == PageState::sealed;
     if (sealed) {
-        kernels_.decode_keys(keys_.key_layout(), view.block, scratch.tile.get());
+        decode_keys(keys_.key_layout(), keys_.plan(args_.sequence, block.kv_head),
+                    key_page(keys_.key_layout(), view.page, block.kv_head), scratch.tile.get());
     } else {
         kernels_.open_keys(view.rows, keys_.channels(), count, key_dim_, group_size_, scratch.tile.get());
     }
-    kernels_.multiply_add({sealed ? planned(slot) : queries(slot), key_dim_, scratch.tile.get(), group_size_,
+    kernels_.multiply_add({queries(slot), key_dim_, scratch.tile.get(), group_size_,
                            scratch.dots.get(), group_size_, block.rows, key_dim_, group_size_});
     if (view.sink_count > 0) score_sinks(block, queries(slot), view, scratch);
 }
 
 // Sink cells of a sealed group are read from their f16 rows, with the query in natural order.
-void Attention::score_sinks(const Block & block, const float * queries, const GroupView & view, Scratch & scratch) const {
+void Attention::score_sinks(const Block & block, const float * queries, const PageView & view, Scratch & scratch) const {
     const int width = (view.sink_count + 7) / 8 * 8;
     kernels_.open_keys(view.sink_rows, keys_.channels(), view.sink_count, key_dim_, width, scratch.tile.get());
     float * dots = scratch.sink_dots.get();
@@ -251,12 +240,12 @@ void Attention::weigh(const Block & block, float * sums, SoftmaxState * states, 
 
 // sums[row] += weights[row][cell] * value[cell]
 void Attention::add_values(const Block & block, int64_t group, int count, float * sums, Scratch & scratch) const {
-    const GroupView view = values_.view(args_.value_sequence, group, block.kv_head);
-    if (view.state == GroupState::empty) return;
+    const PageView view = values_.view(args_.value_sequence, group, block.kv_head);
+    if (view.state == PageState::empty) return;
     float * tile = scratch.tile.get();
     bool finite = true;
-    if (view.state == GroupState::sealed) {
-        kernels_.decode_values(values_.value_layout(), view.block, tile);
+    if (view.state == PageState::sealed) {
+        decode_values(values_.value_layout(), value_page(values_.value_layout(), view.page, block.kv_head), tile);
         if (view.sink_count > 0) {
             finite = kernels_.open_values(view.sink_rows, values_.channels(), view.sink_count, value_dim_, tile);
         }

@@ -38,10 +38,6 @@ struct SoftmaxState {
 struct Kernels {
     const char * name;
 
-    // The codecs' decode_keys and decode_values, bit for bit (src/codec).
-    void (*decode_keys)(const KeyLayout & layout, const uint8_t * block, float * tile);
-    void (*decode_values)(const ValueLayout & layout, const uint8_t * block, float * tile);
-
     // f16 rows, `stride` elements from token to token -> [head_dim][tokens]; the columns from `count` on become 0.
     void (*open_keys)(const uint16_t * rows, int64_t stride, int count, int head_dim, int tokens, float * tile);
     // f16 rows -> [count][head_dim]. Returns false if any element is infinite or not a number.

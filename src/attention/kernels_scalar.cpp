@@ -3,8 +3,6 @@
 
 #include "attention/kernels.h"
 #include "base/half.h"
-#include "codec/key_codec.h"
-#include "codec/value_codec.h"
 
 namespace vidkv {
 
@@ -89,7 +87,6 @@ void scale(float * x, int n, float factor) {
 
 } // namespace
 
-const Kernels scalar_kernels = {"scalar",  decode_keys,  decode_values, open_keys, open_values,
-                                load_mask, multiply_add, softmax_step,  scale};
+const Kernels scalar_kernels = {"scalar", open_keys, open_values, load_mask, multiply_add, softmax_step, scale};
 
 } // namespace vidkv

@@ -1,6 +1,7 @@
 #include "cache/cache.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "base/error.h"
@@ -45,9 +46,26 @@ vidkv_status Cache::append(int layer, int sequence, int64_t n, const float * k, 
 }
 
 vidkv_status Cache::seal(int threads) {
+    const float scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_dim));
     for (Layer & layer : layers_) {
+        if (params_.protect > 0.0f) {
+            if (vidkv_status status = layer.values->protect_by_queries(*layer.keys, scale)) return status;
+        }
         if (vidkv_status status = layer.keys->seal(threads)) return status;
         if (vidkv_status status = layer.values->seal(threads)) return status;
+    }
+    return VIDKV_OK;
+}
+
+vidkv_status Cache::observe_queries(int layer, int sequence, const float * q, int64_t tokens, int heads) {
+    if (layer < 0 || layer >= shape_.layers) return fail(VIDKV_E_ARGUMENT, "no such layer in the cache");
+    const int64_t head_dim = shape_.head_dim;
+    return layers_[layer].keys->observe_queries(sequence, q, tokens, heads, heads * head_dim, head_dim);
+}
+
+vidkv_status Cache::protect(int sequence, const int64_t * cells, int64_t n) {
+    for (Layer & layer : layers_) {
+        if (vidkv_status status = layer.values->protect(sequence, cells, n)) return status;
     }
     return VIDKV_OK;
 }
@@ -89,7 +107,7 @@ vidkv_store_stats Cache::stats() const {
             sum.sealed_bytes += part.sealed_bytes;
             sum.cells_written += part.cells_written;
             sum.cells_sealed += part.cells_sealed;
-            sum.groups_reopened += part.groups_reopened;
+            sum.pages_reopened += part.pages_reopened;
         }
     }
     return sum;

@@ -20,6 +20,8 @@ class Cache {
 
     // k, v: f32 [n][kv_heads][head_dim], appended at the layer's length.
     vidkv_status append(int layer, int sequence, int64_t n, const float * k, const float * v);
+    vidkv_status observe_queries(int layer, int sequence, const float * q, int64_t tokens, int heads);
+    vidkv_status protect(int sequence, const int64_t * cells, int64_t n);
     vidkv_status seal(int threads);
     vidkv_status truncate(int sequence, int64_t length);
     vidkv_status copy_sequence(int from, int to);

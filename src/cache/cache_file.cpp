@@ -13,7 +13,7 @@ namespace vidkv {
 
 namespace {
 
-constexpr char magic[8] = {'V', 'I', 'D', 'K', 'V', 'K', 'V', '1'};
+constexpr char magic[8] = {'V', 'I', 'D', 'K', 'V', 'K', 'V', '2'};
 constexpr size_t checksum_bytes = 8;
 
 // FNV-1a, 64 bits: finds damage, not malice; what is read is checked for sense all the same.
@@ -50,9 +50,12 @@ std::vector<uint8_t> Cache::header() const {
     append_bytes(out, magic, sizeof magic);
     append_number(out, params_.key_bits);
     append_number(out, params_.value_bits);
+    append_number(out, params_.key_codec);
+    append_number(out, params_.value_codec);
     append_number(out, params_.group_size);
     append_number(out, params_.residual_length);
     append_number(out, params_.sink_tokens);
+    append_number(out, params_.protect);
     append_number(out, shape_.layers);
     append_number(out, shape_.kv_heads);
     append_number(out, shape_.head_dim);

@@ -21,16 +21,24 @@ bool is_permutation(const std::vector<uint16_t> & order) {
 
 void Store::save_sequence(const Sequence & sequence, std::vector<uint8_t> & out) const {
     append_number(out, sequence.writes);
+    append_number(out, static_cast<uint8_t>(sequence.host_marks));
     append_number(out, static_cast<uint32_t>(sequence.plans.size()));
-    for (const ChannelPlan & plan : sequence.plans) append_bytes(out, plan.order.data(), plan.order.size() * sizeof(uint16_t));
+    for (const ChannelPlan & plan : sequence.plans) {
+        append_bytes(out, plan.order.data(), plan.order.size() * sizeof(uint16_t));
+        append_bytes(out, plan.mean.data(), plan.mean.size() * sizeof(uint16_t));
+    }
+    append_number(out, static_cast<uint8_t>(sequence.queries != nullptr));
+    if (sequence.queries) sequence.queries->save(out);
     append_number(out, static_cast<uint8_t>(sequence.sink_rows != nullptr));
     if (sequence.sink_rows) append_bytes(out, sequence.sink_rows.get(), sink_bytes());
-    for (const Group & group : sequence.groups) {
-        append_number(out, group.state);
-        if (group.state == GroupState::empty) continue;
-        append_number(out, group.last_write);
-        append_number(out, group.written);
-        append_bytes(out, group.data.get(), group.state == GroupState::open ? open_bytes() : sealed_bytes());
+    for (const Page & page : sequence.pages) {
+        append_number(out, page.state);
+        append_number(out, page.marked);
+        if (page.state == PageState::empty) continue;
+        append_number(out, page.last_write);
+        append_number(out, page.written);
+        append_number(out, page.bytes);
+        append_bytes(out, page.data.get(), page.bytes);
     }
 }
 
@@ -42,38 +50,54 @@ void Store::save(std::vector<uint8_t> & out) const {
 
 bool Store::load_sequence(Sequence & sequence, ByteReader & in) const {
     sequence.writes = in.number<int64_t>();
+    sequence.host_marks = in.number<uint8_t>() != 0;
     const uint32_t plans = in.number<uint32_t>();
-    const bool may_seal = shape_.head_dim != 0 && !is_f16(params_, shape_.side);
-    const uint32_t heads = may_seal && shape_.side == VIDKV_KEYS ? static_cast<uint32_t>(kv_heads()) : 0;
-    if (!in.ok() || (plans != 0 && plans != heads)) return false;
+    const bool packs_keys = shape_.head_dim != 0 && shape_.side == VIDKV_KEYS && !is_f16(params_, VIDKV_KEYS);
+    const bool trellis = packs_keys && params_.key_codec == VIDKV_CODEC_TRELLIS;
+    if (!in.ok() || (plans != 0 && plans != (packs_keys ? static_cast<uint32_t>(kv_heads()) : 0))) return false;
     for (uint32_t i = 0; i < plans; ++i) {
         ChannelPlan plan;
         plan.wide = key_layout_.wide;
         plan.order.resize(static_cast<size_t>(shape_.head_dim));
+        if (trellis) plan.mean.resize(plan.order.size());
         if (!in.bytes(plan.order.data(), plan.order.size() * sizeof(uint16_t)) || !is_permutation(plan.order)) return false;
+        if (!in.bytes(plan.mean.data(), plan.mean.size() * sizeof(uint16_t))) return false;
         sequence.plans.push_back(std::move(plan));
+    }
+    if (in.number<uint8_t>()) {
+        if (!packs_keys) return false;
+        sequence.queries = std::make_unique<QueryStatistics>(kv_heads(), shape_.head_dim);
+        if (!sequence.queries->load(in)) return false;
     }
     if (in.number<uint8_t>()) {
         sequence.sink_rows = std::make_unique<uint16_t[]>(sink_bytes() / 2);
         if (!in.bytes(sequence.sink_rows.get(), sink_bytes())) return false;
     }
-    for (size_t i = 0; i < sequence.groups.size(); ++i) {
-        Group & group = sequence.groups[i];
-        group.state = in.number<GroupState>();
-        if (!in.ok() || group.state > GroupState::sealed) return false;
-        if (group.state == GroupState::empty) continue;
-        group.last_write = in.number<int64_t>();
-        group.written = in.number<std::array<uint64_t, 2>>();
-        const bool sealed = group.state == GroupState::sealed;
-        const bool lacks_sinks = sealed && sinks_in(static_cast<int64_t>(i)) && !sequence.sink_rows;
-        if (sealed && (!may_seal || lacks_sinks || sequence.plans.size() != heads)) return false;
-        const size_t bytes = sealed ? sealed_bytes() : open_bytes();
-        if (bytes > in.left()) return false;
-        group.data = std::make_unique<uint8_t[]>(bytes);
-        in.bytes(group.data.get(), bytes);
+    for (size_t i = 0; i < sequence.pages.size(); ++i) {
+        if (!load_page(sequence, static_cast<int64_t>(i), sequence.pages[i], in)) return false;
     }
     recount(sequence);
     return in.ok();
+}
+
+bool Store::load_page(const Sequence & sequence, int64_t index, Page & page, ByteReader & in) const {
+    page.state = in.number<PageState>();
+    page.marked = in.number<PageBits>();
+    if (!in.ok() || page.state > PageState::sealed) return false;
+    if (page.state == PageState::empty) return true;
+    page.last_write = in.number<int64_t>();
+    page.written = in.number<PageBits>();
+    page.bytes = in.number<uint32_t>();
+    const bool sealed = page.state == PageState::sealed, keys = shape_.side == VIDKV_KEYS;
+    if (sealed) {
+        const bool lacks_sinks = sinks_in(index) && !sequence.sink_rows, lacks_plans = keys && sequence.plans.empty();
+        if (shape_.head_dim == 0 || is_f16(params_, shape_.side) || lacks_sinks || lacks_plans) return false;
+    }
+    if (!in.ok() || page.bytes > in.left() || (!sealed && page.bytes != open_bytes())) return false;
+    page.data = make_page(page.bytes);
+    in.bytes(page.data.get(), page.bytes);
+    if (!sealed) return in.ok();
+    return in.ok() && (keys ? is_sound(key_layout_, page.data.get(), page.bytes) : is_sound(value_layout_, page.data.get(), page.bytes));
 }
 
 vidkv_status Store::load(ByteReader & in) {

@@ -1,4 +1,4 @@
-// Which channels of a KV head are "anomalous" (2 bits) and in which order a sealed key group holds them.
+// Which channel of a KV head stands where in its sealed key pages, and what is subtracted from it.
 #pragma once
 
 #include <cstdint>
@@ -6,16 +6,19 @@
 
 namespace vidkv {
 
-// order: a permutation of the head_dim channels; the first `wide` are the anomalous ones, the rest enter the DFT. Both
-// parts are in rising channel number. One plan serves all sealed groups of one KV head of one sequence, so that a query is
-// brought into the codes' domain once, not once a group.
+// One plan serves all sealed pages of one KV head of one sequence, so that a query is brought into the codes' domain once,
+// not once a page. order: a permutation of the head_dim channels.
+//   paper:   first the `wide` anomalous channels, then those that enter the DFT, both in rising channel number; no mean
+//   trellis: by falling weight; mean: f16, by position in `order`
 struct ChannelPlan {
     std::vector<uint16_t> order;
+    std::vector<uint16_t> mean; // empty for the paper's codec
     int wide = 0;
 };
 
-// The `wide` channels with the largest range (max - min over the tokens; ties: the lower channel) become anomalous (paper,
-// section 3.2, per KV head instead of over all heads). rows: f32 [tokens][head_dim], token t of it counts if use[t].
-ChannelPlan choose_channels(const float * rows, const uint8_t * use, int64_t tokens, int head_dim, int wide);
+// Paper, section 3.2 (per KV head instead of over all heads): the `wide` channels with the largest range (max - min over the
+// tokens; ties: the lower channel) are anomalous. rows: one f32 [head_dim][128] a page; use: [pages][128], 0 leaves a token out.
+ChannelPlan choose_channels(const std::vector<const std::vector<float> *> & rows, const std::vector<uint8_t> & use, int head_dim,
+                            int wide);
 
 } // namespace vidkv

@@ -1,107 +1,124 @@
 #include "codec/key_codec.h"
 
-#include <vector>
+#include <algorithm>
 
 #include "base/bytes.h"
-#include "codec/affine2.h"
+#include "base/half.h"
+#include "codec/log_scale.h"
 #include "codec/real_dft.h"
 
 namespace vidkv {
 
 namespace {
 
-// One anomalous channel: range over the tokens in use, then 2-bit codes, four tokens to a byte.
-void encode_wide(const float * x, const uint8_t * use, int tokens, Affine2 & affine, uint8_t * codes) {
-    float low = 0, high = 0;
-    bool first = true;
-    for (int t = 0; t < tokens; ++t) {
-        if (!use[t]) continue;
-        const float v = sanitize(x[t]);
-        low = first ? v : std::min(low, v);
-        high = first ? v : std::max(high, v);
-        first = false;
+// Sections of one group of paper meta.
+struct PaperMeta {
+    const uint8_t *scale, *minimum, *narrow_scale;
+    PaperMeta(const KeyLayout & layout, const uint8_t * meta, int group) {
+        const int wide = layout.wide, narrow = layout.narrow;
+        scale = meta + static_cast<size_t>(group * 2 * (2 * wide + narrow));
+        minimum = scale + 2 * wide;
+        narrow_scale = minimum + 2 * wide;
     }
-    affine = Affine2::between(low, high);
-    for (int t = 0; t < tokens; t += 4) {
-        unsigned byte = 0;
-        for (int i = 0; i < 4; ++i) byte |= static_cast<unsigned>(affine.code(sanitize(x[t + i]))) << (2 * i);
-        codes[t / 4] = static_cast<uint8_t>(byte);
+};
+
+void paper_affine(const KeyLayout & layout, const uint8_t * meta, int group, float * a, float * b) {
+    const PaperMeta at(layout, meta, group);
+    for (int c = 0; c < layout.wide; ++c) {
+        a[c] = half_to_float(load_at<uint16_t>(at.scale, c));
+        b[c] = half_to_float(load_at<uint16_t>(at.minimum, c));
+    }
+    for (int c = 0; c < layout.narrow; ++c) { // levels 0 and 1 are -scale and +scale
+        const float scale = half_to_float(load_at<uint16_t>(at.narrow_scale, c));
+        a[layout.wide + c] = 2.0f * scale;
+        b[layout.wide + c] = -scale;
     }
 }
 
-// One DFT coefficient: mean magnitude over the tokens in use, then signs (1 is +), eight tokens to a byte.
-void encode_narrow(const float * y, const uint8_t * use, int tokens, uint16_t & scale, uint8_t * signs) {
-    float sum = 0;
-    int count = 0;
-    for (int t = 0; t < tokens; ++t) {
-        if (!use[t]) continue;
-        sum += std::fabs(y[t]);
-        ++count;
-    }
-    scale = float_to_half(count ? std::min(sum / static_cast<float>(count), half_max) : 0.0f);
-    for (int t = 0; t < tokens; t += 8) {
-        unsigned byte = 0;
-        for (int i = 0; i < 8; ++i) byte |= static_cast<unsigned>(y[t + i] >= 0.0f) << i;
-        signs[t / 8] = static_cast<uint8_t>(byte);
+void trellis_affine(const KeyLayout & layout, const ChannelPlan & plan, const uint8_t * meta, float * a, float * b) {
+    for (int c = 0; c < layout.head_dim; ++c) {
+        const float scale = log_scale_value(meta[c]);
+        const float mean = 0.125f * static_cast<float>(static_cast<int8_t>(meta[layout.head_dim + c]));
+        const LevelGrid grid = level_grid(key_quad_code(layout, meta, c / 4));
+        a[c] = scale * grid.step;
+        b[c] = half_to_float(plan.mean[c]) + scale * (mean - grid.step * grid.offset);
     }
 }
 
 } // namespace
 
-void encode_keys(const KeyLayout & layout, const ChannelPlan & plan, const float * x, const uint8_t * use, uint8_t * block) {
-    const int tokens = layout.tokens;
-    const size_t width = static_cast<size_t>(tokens);
-    for (int j = 0; j < layout.wide; ++j) {
-        Affine2 affine;
-        encode_wide(x + plan.order[j] * width, use, tokens, affine, block + layout.codes + j * width / 4);
-        store_at(block + layout.wide_scale, j, affine.scale);
-        store_at(block + layout.wide_min, j, affine.minimum);
+KeyPage key_page(const KeyLayout & layout, const uint8_t * page, int head) {
+    const size_t heads = static_cast<size_t>(layout.kv_heads), h = static_cast<size_t>(head);
+    if (layout.codec == VIDKV_CODEC_PAPER) {
+        return {page + h * layout.head_codes, page + heads * layout.head_codes + h * layout.head_meta};
     }
-    if (layout.narrow == 0) return;
-    const size_t elements = static_cast<size_t>(layout.narrow) * width;
-    std::vector<float> gathered(elements), coefficients(elements);
-    for (int j = 0; j < layout.narrow; ++j) {
-        const float * channel = x + plan.order[layout.wide + j] * width;
-        for (size_t t = 0; t < width; ++t) gathered[j * width + t] = sanitize(channel[t]);
-    }
-    real_dft(layout.narrow)->forward_columns(gathered.data(), coefficients.data(), tokens);
-    for (int j = 0; j < layout.narrow; ++j) {
-        uint16_t scale;
-        encode_narrow(&coefficients[j * width], use, tokens, scale, block + layout.signs + j * width / 8);
-        store_at(block + layout.narrow_scale, j, scale);
-    }
+    const uint8_t * meta = page + layout.head_codes;
+    const size_t start = load_at<uint16_t>(meta + heads * layout.head_meta, h);
+    return {page + start * quad_bytes(QuadCode::trellis1, page_tokens), meta + h * layout.head_meta};
 }
 
-void decode_keys(const KeyLayout & layout, const uint8_t * block, float * tile) {
-    const size_t tokens = static_cast<size_t>(layout.tokens);
-    for (int j = 0; j < layout.wide; ++j) {
-        const Affine2 affine{load_at<uint16_t>(block + layout.wide_scale, j), load_at<uint16_t>(block + layout.wide_min, j)};
-        const uint8_t * codes = block + layout.codes + j * tokens / 4;
-        for (size_t t = 0; t < tokens; ++t) *tile++ = affine.value(codes[t / 4] >> (2 * (t % 4)) & 3u);
+QuadCode key_quad_code(const KeyLayout & layout, const uint8_t * meta, int quad) {
+    if (layout.codec == VIDKV_CODEC_PAPER) return 4 * quad < layout.wide ? QuadCode::uniform2 : QuadCode::uniform1;
+    return static_cast<QuadCode>(meta[2 * layout.head_dim + quad / 2] >> (quad % 2 * 4) & 15);
+}
+
+bool is_sound(const KeyLayout & layout, const uint8_t * page, size_t bytes) {
+    if (bytes != layout.page_bytes) return false;
+    if (layout.codec == VIDKV_CODEC_PAPER) return true;
+    size_t end = 0;
+    for (int head = 0; head < layout.kv_heads; ++head) {
+        const KeyPage at = key_page(layout, page, head);
+        if (at.codes != page + end) return false;
+        for (int quad = 0; quad < layout.head_dim / 4; ++quad) {
+            const QuadCode code = key_quad_code(layout, at.meta, quad);
+            if (code > QuadCode::uniform6) return false;
+            end += quad_bytes(code, page_tokens);
+        }
     }
-    for (int j = 0; j < layout.narrow; ++j) {
-        const float scale = half_to_float(load_at<uint16_t>(block + layout.narrow_scale, j));
-        const uint8_t * signs = block + layout.signs + j * tokens / 8;
-        for (size_t t = 0; t < tokens; ++t) *tile++ = signs[t / 8] >> (t % 8) & 1u ? scale : -scale;
-    }
+    return end == layout.head_codes;
+}
+
+void key_affine(const KeyLayout & layout, const ChannelPlan & plan, const uint8_t * meta, int group, float * a, float * b) {
+    if (layout.codec == VIDKV_CODEC_PAPER) return paper_affine(layout, meta, group, a, b);
+    trellis_affine(layout, plan, meta, a, b);
 }
 
 void plan_query(const KeyLayout & layout, const ChannelPlan & plan, const float * q, float * out) {
-    for (int j = 0; j < layout.wide; ++j) out[j] = q[plan.order[j]];
+    const int kept = layout.head_dim - layout.narrow; // the paper's narrow channels go through the DFT
+    for (int c = 0; c < kept; ++c) out[c] = q[plan.order[c]];
     if (layout.narrow == 0) return;
     float gathered[512];
-    for (int j = 0; j < layout.narrow; ++j) gathered[j] = q[plan.order[layout.wide + j]];
-    real_dft(layout.narrow)->forward(gathered, out + layout.wide);
+    for (int c = 0; c < layout.narrow; ++c) gathered[c] = q[plan.order[kept + c]];
+    real_dft(layout.narrow)->forward(gathered, out + kept);
 }
 
-void restore_keys(const KeyLayout & layout, const ChannelPlan & plan, const float * tile, float * x) {
-    const size_t tokens = static_cast<size_t>(layout.tokens);
-    for (int j = 0; j < layout.wide; ++j) std::copy_n(tile + j * tokens, tokens, x + plan.order[j] * tokens);
+void decode_keys(const KeyLayout & layout, const ChannelPlan & plan, const KeyPage & page, float * x) {
+    const int head_dim = layout.head_dim;
+    std::vector<float> tile(static_cast<size_t>(head_dim) * page_tokens), a(head_dim), b(head_dim);
+    uint8_t levels[4 * page_tokens];
+    const uint8_t * codes = page.codes;
+    for (int quad = 0; quad < head_dim / 4; ++quad) {
+        const QuadCode code = key_quad_code(layout, page.meta, quad);
+        unpack_quad(code, codes, page_tokens, levels);
+        codes += quad_bytes(code, page_tokens);
+        for (int i = 0; i < 4; ++i) {
+            for (int t = 0; t < page_tokens; ++t) tile[(4 * quad + i) * page_tokens + t] = levels[4 * t + i];
+        }
+    }
+    for (int group = 0; group < layout.groups(); ++group) {
+        key_affine(layout, plan, page.meta, group, a.data(), b.data());
+        for (int c = 0; c < head_dim; ++c) {
+            float * row = &tile[c * page_tokens + group * layout.group];
+            for (int t = 0; t < layout.group; ++t) row[t] = a[c] * row[t] + b[c];
+        }
+    }
+    const int kept = head_dim - layout.narrow;
+    for (int c = 0; c < kept; ++c) std::copy_n(&tile[c * page_tokens], page_tokens, x + plan.order[c] * page_tokens);
     if (layout.narrow == 0) return;
-    std::vector<float> natural(static_cast<size_t>(layout.narrow) * tokens);
-    real_dft(layout.narrow)->inverse_columns(tile + layout.wide * tokens, natural.data(), layout.tokens);
-    for (int j = 0; j < layout.narrow; ++j) {
-        std::copy_n(&natural[j * tokens], tokens, x + plan.order[layout.wide + j] * tokens);
+    std::vector<float> natural(static_cast<size_t>(layout.narrow) * page_tokens);
+    real_dft(layout.narrow)->inverse_columns(&tile[kept * page_tokens], natural.data(), page_tokens);
+    for (int c = 0; c < layout.narrow; ++c) {
+        std::copy_n(&natural[c * page_tokens], page_tokens, x + plan.order[kept + c] * page_tokens);
     }
 }
 

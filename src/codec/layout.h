@@ -1,43 +1,70 @@
-// The bytes of a sealed group of one KV head: what lies where, and how many. docs/format.md is the same in words.
+// The bytes of a sealed page: what lies where, and how many. docs/format.md is the same in words.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "codec/quad_code.h"
 #include "vidkv/vidkv.h"
 
 namespace vidkv {
 
-// Keys, tokens of one channel side by side. Channels stand in plan order (see channel_plan.h): first `wide` channels at
-// 2 bits, then `narrow` real-DFT coefficients of the others at 1 bit. Sections, in order:
-//   f16 scale[wide], f16 minimum[wide], f16 scale[narrow], 2-bit codes[wide][tokens], sign bits[narrow][tokens]
+constexpr int page_tokens = VIDKV_PAGE;
+
+// Keys. A page of a layer: [codes of every KV head][meta of every KV head][u16 code_start[kv_heads], trellis only].
+// A head's codes are quads of four channels x 128 tokens, channels in plan order (channel_plan.h), one after the other.
+// A head's meta:
+//   paper:   for each of the 128 / group groups: f16 scale[wide], f16 minimum[wide], f16 scale[narrow]; the quads are `wide`
+//            channels as uniform2, then `narrow` DFT coefficients as uniform1
+//   trellis: u8 scale[head_dim], i8 mean[head_dim] in eighths of the scale, 4-bit QuadCode[head_dim / 4] (low half first)
 struct KeyLayout {
-    int head_dim = 0, tokens = 0, wide = 0, narrow = 0;
-    size_t wide_scale = 0, wide_min = 0, narrow_scale = 0, codes = 0, signs = 0; // byte offsets
-    size_t bytes = 0;
+    vidkv_codec codec = VIDKV_CODEC_PAPER;
+    int head_dim = 0, kv_heads = 0;
+    int group = page_tokens;   // tokens that share a scale
+    int wide = 0, narrow = 0;  // paper: multiples of 4
+    int quad_bits = 0;         // trellis: bits to spend on a page, in quads (64 bytes each), over all heads
+    size_t head_codes = 0;     // bytes of one head's codes; trellis: of all heads together
+    size_t head_meta = 0;      // bytes of one head's meta
+    size_t page_bytes = 0;
+    int groups() const { return page_tokens / group; }
 };
 
-enum class ValueCode : uint8_t { affine2, ternary };
-
-// Values, channels of one token side by side. Sections, in order:
-//   affine2: f16 scale[head_dim], f16 minimum[head_dim], codes[tokens/4][head_dim]: byte (r, c) holds tokens 4r..4r+3 of
-//            channel c, lowest bits first
-//   ternary: f16 scale[head_dim], trits[tokens/5][head_dim]: byte (r, c) holds tokens 5r..5r+4 of channel c (trit.h); then
-//            the tokens % 5 rows left over, flattened to n trits, in ceil(n/5) = S bytes: byte j holds trits j, j+S, ...
+// Values. A page: [u8 mask[16], only where params.protect is not 0][codes of every KV head][meta of every KV head].
+// Tokens stand in *slots*: protected ones first, each part in rising order; without protection slot t is token t.
+// A head's codes:
+//   paper:   for each group of slots: 2 bits: quads of four slots x head_dim as uniform2; ternary: head_dim * group digits, five
+//            to a byte (trit.h): digits in quad order, N of them in P = ceil(N / 5) bytes, byte j holds j, j+P, .., j+4P
+//   trellis: quads of four slots x head_dim, in the rotated domain (rotation.h)
+// A head's meta: paper: for each group f16 scale[head_dim], and f16 minimum[head_dim] where it is 2-bit; trellis: u8 scale[128].
+// Protected groups (paper) are 2-bit, protected quads (trellis) have `protected_code`.
 struct ValueLayout {
-    int head_dim = 0, tokens = 0;
-    ValueCode code = ValueCode::affine2;
-    size_t scale = 0, minimum = 0, codes = 0, tail = 0; // byte offsets; `minimum` for affine2, `tail` for ternary
-    size_t tail_bytes = 0;
-    size_t bytes = 0;
+    vidkv_codec codec = VIDKV_CODEC_PAPER;
+    int head_dim = 0, kv_heads = 0;
+    int group = page_tokens;
+    bool protects = false;
+    bool ternary = false;                         // paper: the groups that are not protected
+    QuadCode plain_code = QuadCode::none;         // trellis
+    QuadCode protected_code = QuadCode::none;
+    int groups() const { return page_tokens / group; }
+    // Protection goes by units: groups (paper) or quads (trellis). n tokens to protect take this many units.
+    int unit() const { return codec == VIDKV_CODEC_PAPER ? group : 4; }
+    int protected_units(int tokens) const;
+
+    bool is_ternary(int group_index, int protected_units) const { return ternary && group_index >= protected_units; }
+    QuadCode quad_code(int quad, int protected_units) const { return quad < protected_units ? protected_code : plain_code; }
+    size_t group_codes(bool ternary_group) const; // paper: bytes of one group
+    size_t group_meta(bool ternary_group) const;
+    size_t head_codes(int protected_units) const;
+    size_t head_meta(int protected_units) const;
+    size_t page_bytes(int protected_units) const;
 };
 
 // head_dim: a multiple of 8; params must have passed vidkv_params_check and the side must not be f16.
-KeyLayout make_key_layout(const vidkv_params & params, int head_dim);
-ValueLayout make_value_layout(const vidkv_params & params, int head_dim);
+KeyLayout make_key_layout(const vidkv_params & params, int head_dim, int kv_heads);
+ValueLayout make_value_layout(const vidkv_params & params, int head_dim, int kv_heads);
 
-// Bytes of a sealed group of one KV head; 16-bit rows if that side is f16.
-size_t group_bytes(const vidkv_params & params, vidkv_side side, int head_dim);
+// Bytes of a sealed page of all KV heads; 16-bit rows if that side is f16. Values with protection: at the share asked for.
+size_t page_bytes(const vidkv_params & params, vidkv_side side, int head_dim, int kv_heads);
 
 inline bool is_f16(const vidkv_params & params, vidkv_side side) {
     return (side == VIDKV_KEYS ? params.key_bits : params.value_bits) == 16.0f;

@@ -1,17 +1,45 @@
-// Values -> packed groups (paper, section 3.3): per channel, 2-bit between minimum and maximum, or ternary {-s, 0, +s}.
+// Values <-> sealed pages.
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 #include "codec/layout.h"
 
 namespace vidkv {
 
-// x: f32 [tokens][head_dim]. use[t] == 0 leaves token t out of the statistics (a hole or a sink token). Non-finite inputs
-// count as 0. block: layout.bytes bytes.
-void encode_values(const ValueLayout & layout, const float * x, const uint8_t * use, uint8_t * block);
+// ---- reading: what attention needs ----
 
-// tile: f32 [tokens][head_dim].
-void decode_values(const ValueLayout & layout, const uint8_t * block, float * tile);
+// One head's part of a sealed page. Slot s holds token token[s] if permuted is true, else token s.
+struct ValuePage {
+    const uint8_t * codes = nullptr;
+    const uint8_t * meta = nullptr;
+    int protected_units = 0;
+    bool permuted = false;
+    std::array<uint8_t, page_tokens> token{}; // valid if permuted
+};
+ValuePage value_page(const ValueLayout & layout, const uint8_t * page, int head);
+
+// Levels of group g (paper) as [quad][head_dim][4 slots]; uniform2 or ternary (levels 0, 1, 2).
+void unpack_value_group(const ValueLayout & layout, const ValuePage & page, int group, uint8_t * levels);
+
+// Paper: an element of channel c in group g is a[c] * level + b[c].
+void value_affine(const ValueLayout & layout, const ValuePage & page, int group, float * a, float * b);
+
+// Trellis: an element of slot s, rotated channel c, is scale[s] * (level - 7.5), scale with the code's step in it: [128].
+void value_scales(const ValueLayout & layout, const ValuePage & page, float * scale);
+
+// The specification of decoding: [128 tokens][head_dim], natural channels and tokens.
+void decode_values(const ValueLayout & layout, const ValuePage & page, float * x);
+
+// Whether a page of unknown origin can be read: its mask fits its size.
+bool is_sound(const ValueLayout & layout, const uint8_t * page, size_t bytes);
+
+// ---- writing ----
+
+// x: f32 [128 slots][head_dim], slots as the mask orders them. use[s] == 0 leaves slot s out of the statistics (a hole or a
+// sink token). Non-finite inputs count as 0. codes and meta: the head's part of the page.
+void encode_values(const ValueLayout & layout, const float * x, const uint8_t * use, int protected_units, uint8_t * codes,
+                   uint8_t * meta);
 
 } // namespace vidkv

@@ -63,46 +63,6 @@ inline float total(__m256 x) {
 
 // ---- keys
 
-// A channel of 2-bit codes: the four levels stand in a register, and the low two bits of each lane pick one.
-void decode_wide(const uint8_t * codes, float scale, float minimum, int tokens, float * tile) {
-    const __m256 step = _mm256_setr_ps(0, 1, 2, 3, 0, 1, 2, 3);
-    const __m256 levels = _mm256_fmadd_ps(_mm256_set1_ps(scale), step, _mm256_set1_ps(minimum)); // the product is exact
-    const __m256i low = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14),
-                  high = _mm256_setr_epi32(16, 18, 20, 22, 24, 26, 28, 30);
-    for (int t = 0; t < tokens; t += 16) {
-        const __m256i word = broadcast_word(codes + t / 4);
-        _mm256_storeu_ps(tile + t, _mm256_permutevar_ps(levels, _mm256_srlv_epi32(word, low)));
-        _mm256_storeu_ps(tile + t + 8, _mm256_permutevar_ps(levels, _mm256_srlv_epi32(word, high)));
-    }
-}
-
-// A row of signs: each bit is moved to the sign bit of its lane and turns -scale to scale.
-void decode_narrow(const uint8_t * signs, float scale, int tokens, float * tile) {
-    const __m256 minus_scale = _mm256_set1_ps(-scale), sign = _mm256_set1_ps(-0.0f);
-    const __m256i first = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24), eight = _mm256_set1_epi32(8);
-    for (int t = 0; t < tokens; t += 32) {
-        const __m256i word = broadcast_word(signs + t / 8);
-        __m256i shift = first;
-        for (int i = 0; i < 32; i += 8) {
-            const __m256 flip = _mm256_and_ps(sign, _mm256_castsi256_ps(_mm256_sllv_epi32(word, shift)));
-            _mm256_storeu_ps(tile + t + i, _mm256_xor_ps(minus_scale, flip));
-            shift = _mm256_sub_epi32(shift, eight);
-        }
-    }
-}
-
-void decode_keys(const KeyLayout & layout, const uint8_t * block, float * tile) {
-    const int tokens = layout.tokens;
-    const uint8_t * codes = block + layout.codes;
-    for (int j = 0; j < layout.wide; ++j, codes += tokens / 4, tile += tokens) {
-        decode_wide(codes, half_at(block + layout.wide_scale, j), half_at(block + layout.wide_min, j), tokens, tile);
-    }
-    const uint8_t * signs = block + layout.signs;
-    for (int j = 0; j < layout.narrow; ++j, signs += tokens / 8, tile += tokens) {
-        decode_narrow(signs, half_at(block + layout.narrow_scale, j), tokens, tile);
-    }
-}
-
 inline const uint16_t * row_or_zeros(const uint16_t * rows, int64_t stride, int token, int count, int channel) {
     alignas(16) static const uint16_t zeros[8] = {};
     return token < count ? rows + token * stride + channel : zeros;
@@ -145,77 +105,6 @@ void open_keys(const uint16_t * rows, int64_t stride, int count, int head_dim, i
 }
 
 // ---- values
-
-void decode_affine2(const ValueLayout & layout, const uint8_t * block, float * tile) {
-    const int channels = layout.head_dim;
-    const __m256i mask = _mm256_set1_epi32(3);
-    for (int c = 0; c < channels; c += 8) {
-        const __m256 scale = load_halves(block + layout.scale + 2 * c),
-                     minimum = load_halves(block + layout.minimum + 2 * c);
-        const uint8_t * codes = block + layout.codes + c;
-        float * out = tile + c;
-        for (int t = 0; t < layout.tokens; t += 4, codes += channels) {
-            __m256i packed = widen_bytes(codes);
-            for (int i = 0; i < 4; ++i, out += channels) {
-                const __m256 code = _mm256_cvtepi32_ps(_mm256_and_si256(packed, mask));
-                _mm256_storeu_ps(out, _mm256_fmadd_ps(scale, code, minimum)); // the product is exact
-                packed = _mm256_srli_epi32(packed, 2);
-            }
-        }
-    }
-}
-
-// Pushes the next digit out of eight packed fractions (trit.h) and returns it, less one, as a float.
-inline __m256 next_trit(__m256i & fraction) {
-    fraction = _mm256_add_epi32(fraction, _mm256_add_epi32(fraction, fraction));
-    const __m256i digit = _mm256_srli_epi32(fraction, 8);
-    fraction = _mm256_and_si256(fraction, _mm256_set1_epi32(255));
-    return _mm256_cvtepi32_ps(_mm256_sub_epi32(digit, _mm256_set1_epi32(1)));
-}
-
-// The tokens % 5 rows at the end: trits spread over the tail as one flat run, digit i of byte j at i * tail_bytes + j.
-void decode_ternary_tail(const ValueLayout & layout, const uint8_t * block, float * tile) {
-    alignas(32) float trits[5 * (4 * 512 / 5 + 1) + 8];
-    const int bytes = static_cast<int>(layout.tail_bytes), channels = layout.head_dim;
-    const uint8_t * tail = block + layout.tail;
-    for (int j = 0; j < bytes; j += 8) {
-        alignas(8) uint8_t chunk[8] = {};
-        const int n = bytes - j < 8 ? bytes - j : 8;
-        std::memcpy(chunk, tail + j, static_cast<size_t>(n));
-        __m256i fraction = widen_bytes(chunk);
-        alignas(32) float digits[8];
-        for (int i = 0; i < 5; ++i) {
-            _mm256_store_ps(digits, next_trit(fraction));
-            std::memcpy(trits + i * bytes + j, digits, sizeof(float) * static_cast<size_t>(n));
-        }
-    }
-    const int rows = layout.tokens % 5;
-    for (int c = 0; c < channels; c += 8) {
-        const __m256 scale = load_halves(block + layout.scale + 2 * c);
-        for (int r = 0; r < rows; ++r) {
-            _mm256_storeu_ps(tile + r * channels + c, _mm256_mul_ps(scale, _mm256_loadu_ps(trits + r * channels + c)));
-        }
-    }
-}
-
-void decode_ternary(const ValueLayout & layout, const uint8_t * block, float * tile) {
-    const int channels = layout.head_dim, full = layout.tokens / 5 * 5;
-    for (int c = 0; c < channels; c += 8) {
-        const __m256 scale = load_halves(block + layout.scale + 2 * c);
-        const uint8_t * codes = block + layout.codes + c;
-        float * out = tile + c;
-        for (int t = 0; t < full; t += 5, codes += channels) {
-            __m256i fraction = widen_bytes(codes);
-            for (int i = 0; i < 5; ++i, out += channels) _mm256_storeu_ps(out, _mm256_mul_ps(scale, next_trit(fraction)));
-        }
-    }
-    if (layout.tail_bytes) decode_ternary_tail(layout, block, tile + full * channels);
-}
-
-void decode_values(const ValueLayout & layout, const uint8_t * block, float * tile) {
-    if (layout.code == ValueCode::affine2) return decode_affine2(layout, block, tile);
-    decode_ternary(layout, block, tile);
-}
 
 bool open_values(const uint16_t * rows, int64_t stride, int count, int head_dim, float * tile) {
     const __m256 zero = _mm256_setzero_ps();
@@ -389,7 +278,7 @@ void scale(float * x, int n, float factor) {
 
 } // namespace
 
-const Kernels avx2_kernels = {"avx2",    decode_keys,  decode_values, open_keys, open_values,
+const Kernels avx2_kernels = {"avx2", open_keys, open_values,
                               load_mask, multiply_add, softmax_step,  scale};
 
 } // namespace vidkv

@@ -74,7 +74,7 @@ TEST_P(StoreTest, WindowAndSinksAreExactTheRestIsSealed) {
         const vidkv_store_stats stats = store.stats();
         EXPECT_EQ(stats.cells_written, 500);
         EXPECT_EQ(stats.cells_sealed, packed(side) ? (500 - 128) / 32 * 32 : 0);
-        EXPECT_EQ(stats.groups_reopened, 0);
+        EXPECT_EQ(stats.pages_reopened, 0);
         EXPECT_EQ(stats.bytes_f16, 500u * channels * 2);
     }
 }
@@ -128,7 +128,7 @@ TEST_P(StoreTest, RewritingASealedCellReopensItsGroupAlone) {
         const int64_t cell = 70;
         ASSERT_EQ(store.write(0, &cell, 1, fresh.data(), channels), VIDKV_OK);
         EXPECT_EQ(store.view(0, 2, 0).state, GroupState::open);
-        EXPECT_EQ(store.stats().groups_reopened, 1);
+        EXPECT_EQ(store.stats().pages_reopened, 1);
         EXPECT_EQ(block(store, 3, 0), neighbour);
         const std::vector<uint16_t> after = read(store, 0, 400);
         for (int64_t i = 0; i < 400 * channels; ++i) {

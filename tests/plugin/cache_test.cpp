@@ -208,7 +208,7 @@ TEST(SlidingWindow, StaysInF16) {
     packed.feed(0, 900, 0); // several times round the small cache
     const auto sum = stats();
     EXPECT_GT(sum.cells_sealed, 0);
-    EXPECT_EQ(sum.groups_reopened, 0);
+    EXPECT_EQ(sum.pages_reopened, 0);
 }
 
 TEST(SlidingWindow, CellsRecycle) {

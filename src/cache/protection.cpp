@@ -1,0 +1,120 @@
+// Which tokens of a value store get more bits, and the query statistics that say so where nobody else does.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <numeric>
+
+#include "base/error.h"
+#include "base/half.h"
+#include "cache/store.h"
+#include "codec/affine2.h"
+
+namespace vidkv {
+
+namespace {
+
+// log E[exp(scale q.k)] for q Gaussian with the head's statistics: scale mu.k + scale^2 / 2 k' C k, C the covariance. Keys of a
+// page, f32 rows [head_dim] a token; the largest over the heads is the token's saliency.
+class Saliency {
+  public:
+    Saliency(const QueryStatistics & queries, int head, int head_dim, double scale)
+        : head_dim_(static_cast<size_t>(head_dim)), mean_(head_dim_), half_covariance_(head_dim_ * head_dim_) {
+        for (size_t i = 0; i < head_dim_; ++i) mean_[i] = scale * queries.mean(head, static_cast<int>(i));
+        for (size_t i = 0; i < head_dim_; ++i) {
+            for (size_t j = 0; j < head_dim_; ++j) {
+                const double second = queries.second(head, static_cast<int>(i), static_cast<int>(j));
+                half_covariance_[i * head_dim_ + j] = 0.5 * (scale * scale * second - mean_[i] * mean_[j]);
+            }
+        }
+    }
+
+    double operator()(const uint16_t * key) const {
+        std::vector<double> k(head_dim_);
+        for (size_t i = 0; i < head_dim_; ++i) k[i] = sanitize(half_to_float(key[i]));
+        double sum = 0;
+        for (size_t i = 0; i < head_dim_; ++i) {
+            double row = mean_[i];
+            for (size_t j = 0; j < head_dim_; ++j) row += half_covariance_[i * head_dim_ + j] * k[j];
+            sum += row * k[i];
+        }
+        return sum;
+    }
+
+  private:
+    size_t head_dim_;
+    std::vector<double> mean_, half_covariance_;
+};
+
+} // namespace
+
+vidkv_status Store::observe_queries(int sequence, const float * q, int64_t tokens, int heads, int64_t token_stride,
+                                    int64_t head_stride) {
+    if (vidkv_status status = check_range(sequence, 0, 0)) return status;
+    if (shape_.side != VIDKV_KEYS) return fail(VIDKV_E_ARGUMENT, "queries are observed by a key store");
+    const bool protects = params_.protect > 0.0f;
+    if (!packs() || (params_.key_codec != VIDKV_CODEC_TRELLIS && !protects)) return VIDKV_OK;
+    if (tokens < 0 || heads < 1 || heads % kv_heads() != 0) {
+        return fail(VIDKV_E_ARGUMENT, "query heads must be a multiple of the KV heads");
+    }
+    Sequence & seq = sequences_[sequence];
+    if (!seq.queries) seq.queries = std::make_unique<QueryStatistics>(kv_heads(), shape_.head_dim);
+    seq.queries->observe(q, tokens, heads, token_stride, head_stride);
+    return VIDKV_OK;
+}
+
+vidkv_status Store::protect(int sequence, const int64_t * cells, int64_t n) {
+    if (shape_.side != VIDKV_VALUES) return fail(VIDKV_E_ARGUMENT, "cells are protected in a value store");
+    if (vidkv_status status = check_range(sequence, 0, 0)) return status;
+    for (int64_t i = 0; i < n; ++i) {
+        if (vidkv_status status = check_range(sequence, cells[i], 1)) return status;
+    }
+    if (n > 0) sequences_[sequence].host_marks = true;
+    for (int64_t i = 0; i < n; ++i) {
+        sequences_[sequence].pages[cells[i] / page_tokens].marked[cells[i] % page_tokens / 64] |= uint64_t{1} << (cells[i] % 64);
+    }
+    return VIDKV_OK;
+}
+
+vidkv_status Store::protect_by_queries(const Store & keys, float scale) {
+    if (shape_.side != VIDKV_VALUES || keys.shape_.side != VIDKV_KEYS || keys.shape_.sequences != shape_.sequences ||
+        keys.shape_.cells != shape_.cells) {
+        return fail(VIDKV_E_ARGUMENT, "protection by queries needs the values and the keys of one layer");
+    }
+    if (!packs() || params_.protect <= 0.0f) return VIDKV_OK;
+    for (int s = 0; s < shape_.sequences; ++s) {
+        Sequence & sequence = sequences_[s];
+        const Sequence & key_sequence = keys.sequences_[s];
+        if (sequence.host_marks || !key_sequence.queries || key_sequence.queries->empty()) continue;
+        std::vector<int64_t> pages;
+        for (const int64_t index : sequence.open) {
+            const Page & page = sequence.pages[index];
+            const bool marked = page.marked[0] || page.marked[1];
+            if (is_due(sequence, index) && !marked && key_sequence.pages[index].state == PageState::open) pages.push_back(index);
+        }
+        if (pages.empty()) continue;
+        std::vector<double> salient(pages.size() * page_tokens, -HUGE_VAL);
+        for (int head = 0; head < keys.kv_heads(); ++head) {
+            const Saliency saliency(*key_sequence.queries, head, keys.shape_.head_dim, scale);
+            for (size_t i = 0; i < salient.size(); ++i) {
+                const int64_t index = pages[i / page_tokens];
+                const auto * rows = reinterpret_cast<const uint16_t *>(key_sequence.pages[index].data.get());
+                const size_t token = i % page_tokens;
+                const uint16_t * key = rows + token * keys.channels() + static_cast<size_t>(head) * keys.shape_.head_dim;
+                salient[i] = std::max(salient[i], saliency(key));
+            }
+        }
+        std::vector<size_t> order;
+        for (size_t i = 0; i < salient.size(); ++i) {
+            const PageBits use = used_cells(sequence.pages[pages[i / page_tokens]], pages[i / page_tokens]);
+            if (use[i % page_tokens / 64] >> (i % 64) & 1u) order.push_back(i);
+        }
+        std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return salient[a] > salient[b]; });
+        order.resize(static_cast<size_t>(std::lround(params_.protect * static_cast<float>(order.size()))));
+        for (const size_t i : order) {
+            sequence.pages[pages[i / page_tokens]].marked[i % page_tokens / 64] |= uint64_t{1} << (i % 64);
+        }
+    }
+    return VIDKV_OK;
+}
+
+} // namespace vidkv

@@ -1,0 +1,37 @@
+// What the queries of one sequence look like to the keys they read: E[q q^T] for each KV head, newer queries counting more.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "base/bytes.h"
+
+namespace vidkv {
+
+class QueryStatistics {
+  public:
+    QueryStatistics(int kv_heads, int head_dim);
+
+    // q: [tokens][heads][head_dim] with strides in elements; heads a multiple of kv_heads. Every fourth token counts, rows that
+    // are not finite do not.
+    void observe(const float * q, int64_t tokens, int heads, int64_t token_stride, int64_t head_stride);
+
+    bool empty() const { return sampled_ == 0; }
+    // E[q_i q_j] times a factor that is the same for all heads; E[q_i] times its own.
+    double second(int head, int i, int j) const;
+    double mean(int head, int i) const;
+    void save(std::vector<uint8_t> & out) const;
+    bool load(ByteReader & in); // of the same shape
+    size_t bytes() const { return (second_.size() + mean_.size()) * sizeof(float); }
+
+  private:
+    int kv_heads_, head_dim_;
+    size_t triangle_;           // elements a head
+    std::vector<float> second_; // [kv_heads][lower triangle by rows], decayed sums
+    std::vector<float> mean_;   // [kv_heads][head_dim], likewise
+    double weight_ = 0;         // the decayed number of query rows a head
+    int64_t seen_ = 0, sampled_ = 0;
+};
+
+} // namespace vidkv

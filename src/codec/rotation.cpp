@@ -1,0 +1,71 @@
+#include "codec/rotation.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <mutex>
+
+namespace vidkv {
+
+namespace {
+
+// x [n] in place, n a power of two, not normalised; a fixed order of sums.
+void hadamard(float * x, int n) {
+    for (int half = 1; half < n; half *= 2) {
+        for (int i = 0; i < n; i += 2 * half) {
+            for (int j = i; j < i + half; ++j) {
+                const float a = x[j], b = x[j + half];
+                x[j] = a + b;
+                x[j + half] = a - b;
+            }
+        }
+    }
+}
+
+// The signs: the top bit of a 32-bit linear congruential generator (a = 1664525, c = 1013904223), seed 1.
+std::vector<float> make_signs(int n, float magnitude) {
+    std::vector<float> signs(static_cast<size_t>(n));
+    uint32_t state = 1;
+    for (float & sign : signs) {
+        state = state * 1664525u + 1013904223u;
+        sign = state >> 31 ? -magnitude : magnitude;
+    }
+    return signs;
+}
+
+} // namespace
+
+Rotation::Rotation(int head_dim) : n_(head_dim), even_(head_dim & -head_dim), odd_(head_dim / even_) {
+    if (odd_ > 1) dft_ = real_dft(odd_);
+    signs_ = make_signs(n_, 1.0f / std::sqrt(static_cast<float>(even_)));
+}
+
+void Rotation::forward(float * x) const {
+    for (int i = 0; i < n_; ++i) x[i] *= signs_[i];
+    for (int block = 0; block < odd_; ++block) hadamard(x + block * even_, even_);
+    if (!dft_) return;
+    std::vector<float> mixed(static_cast<size_t>(n_));
+    dft_->forward_columns(x, mixed.data(), even_); // x is [odd][even]
+    std::copy(mixed.begin(), mixed.end(), x);
+}
+
+void Rotation::inverse(float * x) const {
+    if (dft_) {
+        std::vector<float> mixed(static_cast<size_t>(n_));
+        dft_->inverse_columns(x, mixed.data(), even_);
+        std::copy(mixed.begin(), mixed.end(), x);
+    }
+    for (int block = 0; block < odd_; ++block) hadamard(x + block * even_, even_);
+    for (int i = 0; i < n_; ++i) x[i] *= signs_[i];
+}
+
+std::shared_ptr<const Rotation> rotation(int head_dim) {
+    static std::mutex mutex;
+    static std::map<int, std::shared_ptr<const Rotation>> shared;
+    const std::lock_guard lock(mutex);
+    std::shared_ptr<const Rotation> & entry = shared[head_dim];
+    if (!entry) entry = std::make_shared<Rotation>(head_dim);
+    return entry;
+}
+
+} // namespace vidkv

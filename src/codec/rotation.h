@@ -1,0 +1,27 @@
+// The orthonormal rotation of trellis values: signs, then a Hadamard matrix over the power of two in head_dim, then a real DFT
+// over the odd factor. It spreads a head's energy over its channels, so one scale a token is enough.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "codec/real_dft.h"
+
+namespace vidkv {
+
+class Rotation {
+  public:
+    explicit Rotation(int head_dim);
+    void forward(float * x) const; // in place, [head_dim]
+    void inverse(float * x) const;
+
+  private:
+    int n_, even_, odd_; // n = even * odd, even a power of two
+    std::shared_ptr<const RealDft> dft_; // of size odd, null if odd is 1
+    std::vector<float> signs_;           // +-1 / sqrt(even)
+};
+
+// Shared instance for a size; thread-safe.
+std::shared_ptr<const Rotation> rotation(int head_dim);
+
+} // namespace vidkv

@@ -1,0 +1,79 @@
+#include "codec/trellis.h"
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "codec/viterbi.h"
+#include "cpu/viterbi_avx2.h"
+
+namespace vidkv {
+
+namespace {
+
+const TrellisTable tables[] = {
+    // bits, samples, step, mix, values
+    {1, 1, 0.40f, {7, 10, 0, 5, 14, 14, 11, 14, 12, 8, 5, 2, 11, 15, 1, 4},
+     {{{3, 8, 6, 9, 7, 12, 6, 9, 5, 9, 5, 10, 7, 10, 6, 8}, {}}}},
+    {3, 2, 0.30f, {0, 5, 10, 15, 4, 9, 14, 3, 8, 13, 2, 7, 12, 1, 6, 11},
+     {{{5, 8, 5, 8, 8, 2, 5, 6, 9, 9, 11, 11, 14, 12, 2, 6}, {6, 5, 3, 1, 9, 10, 10, 13, 6, 10, 13, 8, 8, 4, 6, 8}}}},
+    {2, 1, 0.40f, {7, 10, 0, 5, 14, 14, 11, 14, 12, 8, 5, 2, 11, 15, 1, 4},
+     {{{2, 6, 8, 10, 5, 7, 9, 11, 4, 6, 8, 13, 5, 7, 10, 8}, {}}}},
+    {3, 1, 0.35f, {0, 5, 10, 15, 4, 9, 14, 3, 8, 13, 2, 7, 12, 1, 6, 11},
+     {{{1, 4, 6, 6, 9, 10, 7, 11, 3, 5, 7, 8, 8, 9, 12, 14}, {}}}},
+};
+
+using Search = void (*)(const TrellisTable &, int, const float *, uint8_t *, uint8_t *);
+
+void search_baseline(const TrellisTable & table, int steps, const float * x, uint8_t * came, uint8_t * path) {
+    search_trellis(table, steps, x, came, path);
+}
+
+Search choose_search() {
+#if VIDKV_HAVE_VITERBI_AVX2
+    if (__builtin_cpu_supports("avx2")) return search_trellis_avx2;
+#endif
+    return search_baseline;
+}
+
+} // namespace
+
+const TrellisTable & trellis_table(QuadCode code) {
+    switch (code) {
+    case QuadCode::trellis1: return tables[0];
+    case QuadCode::trellis1_5: return tables[1];
+    case QuadCode::trellis2: return tables[2];
+    default: return tables[3];
+    }
+}
+
+void encode_trellis_lane(QuadCode code, const float * x, int rows, int lane, uint8_t * packed, uint8_t * levels) {
+    static const Search chosen = choose_search();
+    const TrellisTable & table = trellis_table(code);
+    const TrellisRing ring(table, rows);
+    std::vector<float> ordered(static_cast<size_t>(ring.steps * ring.samples), std::numeric_limits<float>::quiet_NaN());
+    for (int i = 0; i < ring.steps; ++i) {
+        for (int v = 0; v < ring.samples; ++v) {
+            const int row = ring.row(ring.steps - 1 - i, v);
+            if (row < rows) ordered[i * ring.samples + v] = std::clamp(x[row], -6.0f, 6.0f);
+        }
+    }
+    const size_t longest = static_cast<size_t>(std::max(ring.steps, 2 * warm_up));
+    std::vector<uint8_t> came(longest * (states >> table.bits)), path(longest);
+    chosen(table, ring.steps, ordered.data(), came.data(), path.data());
+    for (int index = 0; index < ring.planes * ring.n; ++index) packed[ring.at(lane, index)] = 0;
+    for (int i = 0; i < ring.steps; ++i) {
+        const int step = ring.steps - 1 - i;
+        for (int b = 0; b < table.bits; ++b) {
+            const int bit = step * table.bits + b;
+            uint8_t & byte = packed[ring.at(lane, bit / 8)];
+            byte = static_cast<uint8_t>(byte | (path[i] >> b & 1) << (bit % 8));
+        }
+        for (int v = 0; v < table.samples; ++v) {
+            const int row = ring.row(step, v);
+            if (row < rows) levels[row] = table.level(v, path[i]);
+        }
+    }
+}
+
+} // namespace vidkv

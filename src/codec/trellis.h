@@ -1,0 +1,55 @@
+// Trellis-coded quantization with an 8-bit state (a bitshift trellis, tail-biting) and a code that two 16-entry tables make.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "codec/quad_code.h"
+
+namespace vidkv {
+
+// A state s yields the level values[v][(s & 15) ^ mix[s >> 4]] for sample v of its step: every step has `samples` samples and
+// takes `bits` new bits into the state. Tables were fitted to Gaussian samples (docs/format.md, "Trellis tables").
+struct TrellisTable {
+    int bits, samples;
+    float step; // levels l stand for (l - 7.5) * step
+    std::array<uint8_t, 16> mix;
+    std::array<std::array<uint8_t, 16>, 2> values;
+
+    uint8_t level(int sample, uint8_t state) const { return values[sample][(state & 15) ^ mix[state >> 4]]; }
+};
+
+// code: one of the trellis codes.
+const TrellisTable & trellis_table(QuadCode code);
+
+// How the states of a lane lie in the bytes of a quad. The bits of a lane are a ring; the state of step t is the 8 bits from bit
+// bits * t on. A lane has n words of `planes` bytes (1, or 3 where 3 bits a step do not divide 8); byte p of word j of lane i is
+// at p * 4 n + 4 j + i, and a word holds `per_word` steps. Step t = j * per_word + u, sample v is row (u * samples + v) * n + j,
+// so neighbouring rows come from neighbouring bytes.
+struct TrellisRing {
+    int bits, samples, planes, per_word, n, steps;
+
+    TrellisRing(const TrellisTable & table, int rows)
+        : bits(table.bits), samples(table.samples), planes(bits == 3 ? 3 : 1), per_word(8 * planes / bits),
+          n((rows + per_word * samples - 1) / (per_word * samples)), steps(n * per_word) {}
+
+    size_t bytes() const { return static_cast<size_t>(4 * planes * n); }
+    int row(int step, int sample) const { return (step % per_word * samples + sample) * n + step / per_word; }
+    // Where byte `index` (any number of turns on) of a lane's ring is.
+    size_t at(int lane, int index) const {
+        const int byte = index % (planes * n);
+        return static_cast<size_t>(byte % planes * 4 * n + byte / planes * 4 + lane);
+    }
+    uint8_t state(const uint8_t * packed, int lane, int step) const {
+        const int bit = step * bits;
+        const unsigned low = packed[at(lane, bit / 8)], high = packed[at(lane, bit / 8 + 1)];
+        return static_cast<uint8_t>((low | high << 8) >> (bit % 8));
+    }
+};
+
+// Finds the bits for one lane of a quad: x [rows] in units of the scale (about unit variance), finite. Writes the lane's bytes
+// of `packed` and its levels [rows].
+void encode_trellis_lane(QuadCode code, const float * x, int rows, int lane, uint8_t * packed, uint8_t * levels);
+
+} // namespace vidkv

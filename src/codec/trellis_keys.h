@@ -1,0 +1,41 @@
+// Keys of a layer -> pages of trellis codes: bits allotted over all heads by reverse water-filling on what the queries weigh, and
+// rounding errors of one channel made good in the next (docs/format.md, "Trellis keys"; the study behind it, A.2 to A.7).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "codec/channel_plan.h"
+#include "codec/layout.h"
+#include "codec/query_statistics.h"
+
+namespace vidkv {
+
+// One head of one page as it is read: f32 [head_dim][128] in natural channels, sanitized.
+using KeyRows = std::vector<float>;
+
+// How the channels of a head are coded at one sealing: in which order, and how errors are carried on.
+struct KeyFeedback {
+    std::vector<uint16_t> order;  // coding order: channels of low weight first, so that heavier ones make good their errors
+    std::vector<float> carry;     // [head_dim][head_dim]: row c: what channel order[c] takes of the errors of order[0 .. c-1]
+    std::vector<float> weight;    // by natural channel: what a squared error costs when earlier errors are made good
+};
+
+// The plan of one head: mean (f16) and order by falling weight, from all pages about to be sealed. rows: one entry a page; use:
+// [pages][128]. statistics may be null or empty: all channels weigh the same.
+ChannelPlan plan_trellis_keys(const std::vector<const KeyRows *> & rows, const std::vector<uint8_t> & use, int head, int head_dim,
+                              const QueryStatistics * statistics);
+
+KeyFeedback make_feedback(const ChannelPlan & plan, const QueryStatistics * statistics, int head,
+                          const std::vector<const KeyRows *> & rows, const std::vector<uint8_t> & use);
+
+// Codes of all quads of a page, [kv_heads][head_dim / 4]: spends exactly layout.quad_bits. rows: one entry a head.
+std::vector<QuadCode> allot_bits(const KeyLayout & layout, const std::vector<ChannelPlan> & plans,
+                                 const std::vector<KeyFeedback> & feedback, const std::vector<const KeyRows *> & rows,
+                                 const uint8_t * use);
+
+// Writes one head of a page: its meta, and its codes at code_start (bytes from the page's start).
+void encode_trellis_keys(const KeyLayout & layout, const ChannelPlan & plan, const KeyFeedback & feedback, const QuadCode * quads,
+                         const KeyRows & rows, const uint8_t * use, uint8_t * codes, uint8_t * meta);
+
+} // namespace vidkv
