@@ -1,6 +1,7 @@
 #include "kv_choice.h"
 
 #include <array>
+#include <cstdio>
 
 #include "error.h"
 
@@ -30,6 +31,16 @@ KvChoice parse_kv(const std::string & name) {
     if (vidkv_params_from_preset(name.c_str(), &kv.params) != VIDKV_OK)
         throw Error("no preset '" + name + "': --kv takes one of " + kv_names());
     return kv;
+}
+
+void protect_share(KvChoice & kv, double share) {
+    if (kv.stock) throw Error("--protect needs a packed cache: --kv " + kv.name + " is llama.cpp's own");
+    kv.params.protect = static_cast<float>(share);
+    if (vidkv_params_check(&kv.params, 0) != VIDKV_OK)
+        throw Error("preset " + kv.name + " with --protect: " + vidkv_last_error());
+    std::array<char, 32> suffix;
+    std::snprintf(suffix.data(), suffix.size(), "-stp%g", share);
+    if (kv.name.find("-stp") == std::string::npos) kv.name += suffix.data();
 }
 
 double true_bits(const KvChoice & kv, int head_dim) {

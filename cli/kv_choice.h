@@ -25,6 +25,8 @@ struct KvReport {
 
 // A preset ("k2v2"), or "stock", "q8_0", "q4_0": llama.cpp's own cache types. Throws Error for another name.
 KvChoice parse_kv(const std::string & name);
+// --protect: that share of the tokens gets more bits for its values. Throws Error where the preset cannot.
+void protect_share(KvChoice & kv, double share);
 // Mean of K and V at that head_dim.
 double true_bits(const KvChoice & kv, int head_dim);
 // For --kv's help: "f16, k2v2, ...".
