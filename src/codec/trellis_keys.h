@@ -26,7 +26,7 @@ struct KeyFeedback {
 KeyFeedback make_feedback(const QueryStatistics * statistics, int head, int head_dim, const std::vector<const KeyRows *> & rows,
                           const std::vector<uint8_t> & use);
 
-// The plan of one head: mean (f16) and order by falling weight.
+// The plan of one head: median (f16) and order by falling weight.
 ChannelPlan plan_trellis_keys(const KeyFeedback & feedback, const std::vector<const KeyRows *> & rows,
                               const std::vector<uint8_t> & use);
 
