@@ -1,14 +1,18 @@
-// The generic body. Work is cut into items, a query block times a chunk of cells, by sizes that do not depend on the number
-// of threads; the chunks' partial results are merged in a fixed order.
+// softmax(scale * Q K^T + mask) V over pages. Work is cut into items, a query block times a chunk of pages, by sizes that do not
+// depend on the number of threads; the chunks' partial results are merged in a fixed order.
 #include "attention/attention.h"
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
+#include "attention/page_kernels.h"
 #include "attention/scratch.h"
+#include "attention/weight.h"
+#include "base/half.h"
 #include "base/thread_pool.h"
-#include "codec/key_codec.h"
-#include "codec/value_codec.h"
+#include "codec/real_dft.h"
+#include "codec/rotation.h"
 
 namespace vidkv {
 
@@ -16,10 +20,10 @@ namespace {
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
 
-constexpr int rows_a_block = 64;        // query rows that share one decoded tile, unless one token alone has more
-constexpr int64_t cells_a_chunk = 1024; // at least: less is not worth a merge
-constexpr int64_t items_wanted = 128;   // chunks stop being cut finer here
-constexpr int64_t blocks_a_batch = 64;  // bounds the memory for queries and partial results
+constexpr int rows_a_block = 64;       // query rows that share one unpacked page, unless one token alone has more
+constexpr int64_t pages_a_chunk = 4;   // at least: less is not worth a merge
+constexpr int64_t items_wanted = 128;  // chunks stop being cut finer here
+constexpr int64_t blocks_a_batch = 64; // bounds the memory for queries and partial results
 
 // Consecutive query tokens and the heads that read one KV head. Row r: token r / heads_a_group, head r % heads_a_group.
 struct Block {
@@ -27,9 +31,6 @@ struct Block {
     int64_t first_token;
     int tokens, rows;
 };
-
-// exp(x - maximum) for x <= maximum; equal infinities are at distance 0.
-float weight(float x, float maximum) { return x == maximum ? 1.0f : std::exp(x - maximum); }
 
 std::vector<float> alibi_slopes(int heads, float max_bias) {
     std::vector<float> slopes(static_cast<size_t>(heads), 1.0f);
@@ -44,6 +45,14 @@ std::vector<float> alibi_slopes(int heads, float max_bias) {
     return slopes;
 }
 
+bool any_sealed(const Store & store, int sequence, int64_t pages) {
+    if (is_f16(store.params(), store.side())) return false;
+    for (int64_t page = 0; page < pages; ++page) {
+        if (store.view(sequence, page, 0).state == PageState::sealed) return true;
+    }
+    return false;
+}
+
 class Attention {
   public:
     Attention(const Store & keys, const Store & values, const vidkv_attention_args & args, const Kernels & kernels);
@@ -55,62 +64,78 @@ class Attention {
     void accumulate(int64_t slot, int64_t chunk);
     void finish(int64_t slot);
 
+    void attend_page(const Block & block, int64_t slot, int64_t chunk, int64_t page, Scratch & scratch) const;
     bool load_bias(const Block & block, int64_t first_cell, int count, Scratch & scratch) const;
-    void score(const Block & block, int64_t slot, int64_t group, int count, Scratch & scratch) const;
-    void score_sinks(const Block & block, const float * queries, const PageView & view, Scratch & scratch) const;
-    void weigh(const Block & block, float * sums, SoftmaxState * states, Scratch & scratch) const;
-    void add_values(const Block & block, int64_t group, int count, float * sums, Scratch & scratch) const;
+    bool sees_something(int first_row, int rows, const Scratch & scratch) const;
+    void score(int64_t slot, int first_row, int rows, const PageView & view, const KeyTile * tile, int count, Scratch & scratch) const;
+    void weigh(const Block & block, int first_row, int rows, SoftmaxState * states, const ValueSums & sums, Scratch & scratch) const;
+    void add_open(int rows, const PageView & view, int count, const ValueSums & sums, Scratch & scratch) const;
     void merge_row(int64_t slot, int row, int head, float * out) const;
 
-    float * queries(int64_t slot) const { return queries_.get() + slot * block_rows_ * key_dim_; }
+    float * queries(int64_t slot) const { return queries_.get() + slot * block_rows_ * query_stride_; }
+    float * planned(int64_t slot) const { return planned_.get() + slot * block_rows_ * query_stride_; }
+    float * bases(int64_t slot) const { return bases_.get() + slot * block_rows_; }
     int64_t first_row(int64_t slot, int64_t chunk) const { return (slot * chunks_ + chunk) * block_rows_; }
-    float * sums(int64_t slot, int64_t chunk) const { return sums_.get() + first_row(slot, chunk) * value_dim_; }
     SoftmaxState * states(int64_t slot, int64_t chunk) const { return states_.get() + first_row(slot, chunk); }
+    ValueSums sums(int64_t slot, int64_t chunk, int row) const {
+        const int64_t at = (first_row(slot, chunk) + row) * sum_stride_;
+        return {natural_.get() + at, rotated_ ? rotated_.get() + at : nullptr, sum_stride_};
+    }
 
     const Store & keys_;
     const Store & values_;
     const vidkv_attention_args & args_;
     const Kernels & kernels_;
-    const int group_size_, key_dim_, value_dim_;
+    const int key_dim_, value_dim_;
+    const int64_t query_stride_, sum_stride_;
     const int heads_a_group_; // query heads that read one KV head
-    const int64_t groups_;    // that hold the cells attended to
+    const int64_t pages_;     // that hold the cells attended to
     const int block_tokens_, block_rows_;
     const int64_t token_blocks_, blocks_, batch_;
-    ScoreRule rule_;
     std::vector<float> slopes_; // [heads]
-    int64_t chunk_groups_ = 1, chunks_ = 1;
+    bool has_sealed_keys_ = false;
+    std::shared_ptr<const Rotation> rotation_; // of sealed trellis values, if there are any
+    int64_t chunk_pages_ = 1, chunks_ = 1;
 
-    int64_t first_block_ = 0;                // of the batch at hand; slot s holds block first_block_ + s
-    std::unique_ptr<float[]> queries_;       // [slot][row][key_dim]
-    std::unique_ptr<float[]> sums_;          // [slot][chunk][row][value_dim]: weighted sums of values
-    std::unique_ptr<SoftmaxState[]> states_; // [slot][chunk][row]
+    int64_t first_block_ = 0;               // of the batch at hand; slot s holds block first_block_ + s
+    AlignedArray<float> queries_;           // [slot][row][query_stride]: scaled
+    AlignedArray<float> planned_;           // the same in the domain of sealed keys
+    AlignedArray<float> bases_;             // [slot][row]: what every sealed page adds to the score
+    AlignedArray<float> natural_, rotated_; // [slot][chunk][row][sum_stride]: weighted sums of values
+    AlignedArray<SoftmaxState> states_;     // [slot][chunk][row]
     std::unique_ptr<ScratchPool> scratch_;
 };
 
 Attention::Attention(const Store & keys, const Store & values, const vidkv_attention_args & args, const Kernels & kernels)
-    : keys_(keys), values_(values), args_(args), kernels_(kernels), group_size_(page_tokens), key_dim_(keys.head_dim()), value_dim_(values.head_dim()), heads_a_group_(args.heads / keys.kv_heads()),
-      groups_((args.cells + group_size_ - 1) / group_size_),
+    : keys_(keys), values_(values), args_(args), kernels_(kernels), key_dim_(keys.head_dim()), value_dim_(values.head_dim()),
+      query_stride_(round_up(key_dim_, 64)), sum_stride_(round_up(value_dim_, 16)), heads_a_group_(args.heads / keys.kv_heads()),
+      pages_((args.cells + page_tokens - 1) / page_tokens),
       block_tokens_(
           static_cast<int>(std::clamp<int64_t>(rows_a_block / heads_a_group_, 1, std::max<int64_t>(args.tokens, 1)))),
       block_rows_(block_tokens_ * heads_a_group_), token_blocks_((args.tokens + block_tokens_ - 1) / block_tokens_),
       blocks_(token_blocks_ * keys.kv_heads()), batch_(std::min(blocks_, blocks_a_batch)) {
-    rule_.softcap = args.softcap;
-    rule_.scale = args.softcap == 0.0f ? args.scale : args.scale / args.softcap;
     slopes_ = alibi_slopes(args.heads, args.max_bias);
     if (blocks_ == 0) return;
+    has_sealed_keys_ = any_sealed(keys, args.sequence, pages_);
+    if (has_sealed_keys_ && keys.key_layout().narrow > 0) real_dft(keys.key_layout().narrow); // allocates here, not in a task
+    if (any_sealed(values, args.value_sequence, pages_) && values.value_layout().codec == VIDKV_CODEC_TRELLIS) {
+        rotation_ = rotation(value_dim_);
+    }
 
-    const int64_t wanted = std::min((args.cells + cells_a_chunk - 1) / cells_a_chunk, items_wanted / blocks_);
-    chunk_groups_ = std::max<int64_t>(1, (groups_ + std::max<int64_t>(wanted, 1) - 1) / std::max<int64_t>(wanted, 1));
-    chunks_ = std::max<int64_t>(1, (groups_ + chunk_groups_ - 1) / chunk_groups_);
+    const int64_t wanted = std::clamp<int64_t>(items_wanted / blocks_, 1, std::max<int64_t>(pages_ / pages_a_chunk, 1));
+    chunk_pages_ = std::max<int64_t>(1, (pages_ + wanted - 1) / wanted);
+    chunks_ = std::max<int64_t>(1, (pages_ + chunk_pages_ - 1) / chunk_pages_);
 
-    const size_t rows = static_cast<size_t>(batch_ * block_rows_);
-    queries_ = uninitialized<float>(rows * key_dim_);
-    sums_ = uninitialized<float>(rows * chunks_ * value_dim_);
-    states_ = std::make_unique<SoftmaxState[]>(rows * chunks_);
-    const ScratchShape shape{static_cast<size_t>(key_dim_), static_cast<size_t>(value_dim_),
-                             static_cast<size_t>(group_size_), static_cast<size_t>(block_rows_),
-                             static_cast<size_t>(block_tokens_)};
-    scratch_ = std::make_unique<ScratchPool>(static_cast<size_t>(std::min<int64_t>(args.threads, batch_ * chunks_)), shape);
+    const size_t rows = static_cast<size_t>(batch_ * block_rows_), query_size = rows * static_cast<size_t>(query_stride_);
+    const size_t sum_size = rows * static_cast<size_t>(chunks_ * sum_stride_);
+    queries_ = uninitialized<float>(query_size);
+    if (has_sealed_keys_) planned_ = uninitialized<float>(query_size);
+    bases_ = uninitialized<float>(rows);
+    natural_ = uninitialized<float>(sum_size);
+    if (rotation_) rotated_ = uninitialized<float>(sum_size);
+    states_ = uninitialized<SoftmaxState>(rows * static_cast<size_t>(chunks_));
+    scratch_ = std::make_unique<ScratchPool>(static_cast<size_t>(std::min<int64_t>(args.threads, batch_ * chunks_)),
+                                             ScratchShape{key_dim_, value_dim_, block_rows_, block_tokens_});
 }
 
 void Attention::run() {
@@ -139,132 +164,157 @@ Block Attention::block_at(int64_t index) const {
     return block;
 }
 
-// Gathers the block's queries.
+// Gathers the block's queries, scaled, and brings them to the domain of sealed keys once for all pages.
 void Attention::prepare(int64_t slot) {
     const Block block = block_at(first_block_ + slot);
+    const float factor = args_.softcap == 0.0f ? args_.scale : args_.scale / args_.softcap;
     for (int r = 0; r < block.rows; ++r) {
         const int64_t token = block.first_token + r / heads_a_group_;
         const int64_t head = block.kv_head * heads_a_group_ + r % heads_a_group_;
-        float * query = queries(slot) + r * key_dim_;
-        std::copy_n(args_.q + token * args_.q_token_stride + head * args_.q_head_stride, key_dim_, query);
+        const float * q = args_.q + token * args_.q_token_stride + head * args_.q_head_stride;
+        float * query = queries(slot) + r * query_stride_;
+        float lost = 0.0f; // not a number if the query has anything that is not finite
+        for (int c = 0; c < key_dim_; ++c) {
+            query[c] = q[c] * factor;
+            lost += query[c] * 0.0f;
+        }
+        std::fill(query + key_dim_, query + query_stride_, 0.0f);
+        bases(slot)[r] = lost;
+        if (!has_sealed_keys_) continue;
+        const ChannelPlan & plan = keys_.plan(args_.sequence, block.kv_head);
+        float * in_plan = planned(slot) + r * query_stride_;
+        plan_query(keys_.key_layout(), plan, query, in_plan);
+        std::fill(in_plan + key_dim_, in_plan + query_stride_, 0.0f);
+        for (size_t c = 0; c < plan.mean.size(); ++c) bases(slot)[r] += in_plan[c] * half_to_float(plan.mean[c]);
     }
 }
 
 void Attention::accumulate(int64_t slot, int64_t chunk) {
     const ScratchPool::Lease lease(*scratch_);
-    Scratch & scratch = *lease;
     const Block block = block_at(first_block_ + slot);
-    std::fill_n(sums(slot, chunk), static_cast<size_t>(block.rows) * value_dim_, 0.0f);
+    const ValueSums all = sums(slot, chunk, 0);
+    std::fill_n(all.natural, block.rows * sum_stride_, 0.0f);
+    if (all.rotated) std::fill_n(all.rotated, block.rows * sum_stride_, 0.0f);
     std::fill_n(states(slot, chunk), block.rows, SoftmaxState{});
-    const int64_t end = std::min(groups_, (chunk + 1) * chunk_groups_);
-    for (int64_t group = chunk * chunk_groups_; group < end; ++group) {
-        const int64_t first_cell = group * group_size_;
-        const int count = static_cast<int>(std::min<int64_t>(group_size_, args_.cells - first_cell));
-        if (!load_bias(block, first_cell, count, scratch)) continue;
-        score(block, slot, group, count, scratch);
-        weigh(block, sums(slot, chunk), states(slot, chunk), scratch);
-        add_values(block, group, count, sums(slot, chunk), scratch);
+    const int64_t end = std::min(pages_, (chunk + 1) * chunk_pages_);
+    for (int64_t page = chunk * chunk_pages_; page < end; ++page) attend_page(block, slot, chunk, page, *lease);
+}
+
+// A page is unpacked once, keys then values, for all rows of the block.
+void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, int64_t page, Scratch & scratch) const {
+    const int64_t first_cell = page * page_tokens;
+    const int count = static_cast<int>(std::min<int64_t>(page_tokens, args_.cells - first_cell));
+    if (!load_bias(block, first_cell, count, scratch)) return;
+    const PageView keys = keys_.view(args_.sequence, page, block.kv_head);
+    const PageView values = values_.view(args_.value_sequence, page, block.kv_head);
+    std::optional<KeyTile> key_tile;
+    std::optional<ValueTile> value_tile;
+    ValuePage value_page_of;
+    if (keys.state == PageState::sealed) {
+        key_tile.emplace(kernels_, keys_.key_layout(), key_page(keys_.key_layout(), keys.page, block.kv_head), scratch);
+    }
+    if (values.state == PageState::sealed) {
+        value_page_of = value_page(values_.value_layout(), values.page, block.kv_head);
+        value_tile.emplace(kernels_, values_.value_layout(), value_page_of, scratch);
+    }
+    for (int first = 0; first < block.rows; first += row_block) {
+        const int rows = std::min(row_block, block.rows - first);
+        if (!sees_something(first, rows, scratch)) continue;
+        const ValueSums to = sums(slot, chunk, first);
+        score(slot, first, rows, keys, key_tile ? &*key_tile : nullptr, count, scratch);
+        weigh(block, first, rows, states(slot, chunk) + first, to, scratch);
+        add_open(rows, values, count, to, scratch);
+        if (value_tile) value_tile->pack(rows, scratch.weights[first / row_block]);
+    }
+    if (!value_tile) return;
+    value_tile->unpack();
+    for (int first = 0; first < block.rows; first += row_block) {
+        const int rows = std::min(row_block, block.rows - first);
+        if (!sees_something(first, rows, scratch)) continue;
+        value_tile->add(rows, scratch.weights[first / row_block], sums(slot, chunk, first));
     }
 }
 
-// Fills the tile's bias and who sees anything of it; false if nobody does.
+// Fills the page's bias and who sees what of it; false if nobody sees anything.
 bool Attention::load_bias(const Block & block, int64_t first_cell, int count, Scratch & scratch) const {
-    // Cells of the tile that causal order shows to token t of the block.
-    const auto shown = [&](int t) -> int {
-        if (!args_.causal) return count;
-        const int64_t last = args_.cells - args_.tokens + block.first_token + t;
-        return static_cast<int>(std::clamp<int64_t>(last + 1 - first_cell, 0, count));
-    };
-    scratch.biased = args_.mask || shown(0) < group_size_;
-    if (!scratch.biased) return true;
     bool any = false;
     for (int t = 0; t < block.tokens; ++t) {
-        float * bias = scratch.bias.get() + t * group_size_;
-        const int n = shown(t);
-        bool visible = n > 0;
-        if (args_.mask) {
-            visible = kernels_.load_mask(args_.mask + (block.first_token + t) * args_.mask_stride + first_cell, n, bias);
-        } else {
-            std::fill_n(bias, n, 0.0f);
+        int shown = count;
+        if (args_.causal) {
+            const int64_t last = args_.cells - args_.tokens + block.first_token + t;
+            shown = static_cast<int>(std::clamp<int64_t>(last + 1 - first_cell, 0, count));
         }
-        std::fill_n(bias + n, group_size_ - n, -infinity);
-        scratch.visible[t] = visible;
-        any = any || visible;
+        float * bias = scratch.bias.get() + t * page_tokens;
+        MaskKind & kind = scratch.mask[t];
+        kind = shown > 0 ? MaskKind::zero : MaskKind::hidden;
+        if (args_.mask && shown > 0) {
+            kind = kernels_.load_mask(args_.mask + (block.first_token + t) * args_.mask_stride + first_cell, shown, bias);
+        } else if (shown < page_tokens) {
+            std::fill_n(bias, shown, 0.0f);
+        }
+        std::fill(bias + shown, bias + page_tokens, -infinity);
+        if (kind == MaskKind::zero && shown < page_tokens) kind = MaskKind::mixed;
+        any = any || kind != MaskKind::hidden;
     }
     return any;
 }
 
-// dots[row][cell] = query . key
-void Attention::score(const Block & block, int64_t slot, int64_t group, int count, Scratch & scratch) const {
-    const PageView view = keys_.view(args_.sequence, group, block.kv_head);
-    std::fill_n(scratch.dots.get(), static_cast<size_t>(block.rows) * group_size_, 0.0f);
+bool Attention::sees_something(int first_row, int rows, const Scratch & scratch) const {
+    for (int t = first_row / heads_a_group_; t <= (first_row + rows - 1) / heads_a_group_; ++t) {
+        if (scratch.mask[t] != MaskKind::hidden) return true;
+    }
+    return false;
+}
+
+// scratch.scores = query . key. Sink cells of a sealed page are read from their f16 rows, with the query in natural order.
+void Attention::score(int64_t slot, int first_row, int rows, const PageView & view, const KeyTile * tile, int count,
+                      Scratch & scratch) const {
+    float * scores = scratch.scores.get();
+    const float * natural = queries(slot) + first_row * query_stride_;
+    if (tile) {
+        tile->score({planned(slot) + first_row * query_stride_, query_stride_, rows, bases(slot) + first_row});
+    } else if (view.state == PageState::empty || count < page_tokens) {
+        std::fill_n(scores, rows * page_tokens, 0.0f);
+    }
+    if (view.state == PageState::open) {
+        kernels_.score_halves(natural, query_stride_, rows, {view.rows, keys_.channels(), count, key_dim_}, scores);
+    }
+    if (tile && view.sink_count > 0) {
+        alignas(64) float sinks[row_block * page_tokens];
+        kernels_.score_halves(natural, query_stride_, rows, {view.sink_rows, keys_.channels(), view.sink_count, key_dim_}, sinks);
+        for (int r = 0; r < rows; ++r) std::copy_n(sinks + r * page_tokens, view.sink_count, scores + r * page_tokens);
+    }
+}
+
+// Scores -> softmax weights; what was summed relative to a smaller reference is scaled down.
+void Attention::weigh(const Block & block, int first_row, int rows, SoftmaxState * states, const ValueSums & sums,
+                      Scratch & scratch) const {
+    const float * bias[row_block];
+    float slopes[row_block], factors[row_block];
+    for (int r = 0; r < rows; ++r) {
+        const int token = (first_row + r) / heads_a_group_;
+        bias[r] = scratch.mask[token] == MaskKind::zero ? nullptr : scratch.bias.get() + token * page_tokens;
+        slopes[r] = slopes_[block.kv_head * heads_a_group_ + (first_row + r) % heads_a_group_];
+    }
+    kernels_.softmax({scratch.scores.get(), rows, bias, slopes, args_.softcap, states, factors});
+    for (int r = 0; r < rows; ++r) {
+        if (factors[r] == 1.0f) continue;
+        kernels_.scale(sums.natural + r * sums.stride, static_cast<int>(sums.stride), factors[r]);
+        if (sums.rotated) kernels_.scale(sums.rotated + r * sums.stride, static_cast<int>(sums.stride), factors[r]);
+    }
+}
+
+// Values in f16: an open page, or the sink cells of a sealed one, which then have no weight among its codes.
+void Attention::add_open(int rows, const PageView & view, int count, const ValueSums & sums, Scratch & scratch) const {
     if (view.state == PageState::empty) return;
     const bool sealed = view.state == PageState::sealed;
-    if (sealed) {
-        decode_keys(keys_.key_layout(), keys_.plan(args_.sequence, block.kv_head),
-                    key_page(keys_.key_layout(), view.page, block.kv_head), scratch.tile.get());
-    } else {
-        kernels_.open_keys(view.rows, keys_.channels(), count, key_dim_, group_size_, scratch.tile.get());
-    }
-    kernels_.multiply_add({queries(slot), key_dim_, scratch.tile.get(), group_size_,
-                           scratch.dots.get(), group_size_, block.rows, key_dim_, group_size_});
-    if (view.sink_count > 0) score_sinks(block, queries(slot), view, scratch);
-}
-
-// Sink cells of a sealed group are read from their f16 rows, with the query in natural order.
-void Attention::score_sinks(const Block & block, const float * queries, const PageView & view, Scratch & scratch) const {
-    const int width = (view.sink_count + 7) / 8 * 8;
-    kernels_.open_keys(view.sink_rows, keys_.channels(), view.sink_count, key_dim_, width, scratch.tile.get());
-    float * dots = scratch.sink_dots.get();
-    std::fill_n(dots, static_cast<size_t>(block.rows) * width, 0.0f);
-    kernels_.multiply_add({queries, key_dim_, scratch.tile.get(), width, dots, width, block.rows, key_dim_, width});
-    for (int r = 0; r < block.rows; ++r) {
-        std::copy_n(dots + r * width, view.sink_count, scratch.dots.get() + r * group_size_);
-    }
-}
-
-// Dot products -> softmax weights; what was summed under a smaller maximum is scaled down.
-void Attention::weigh(const Block & block, float * sums, SoftmaxState * states, Scratch & scratch) const {
-    for (int r = 0; r < block.rows; ++r) {
-        const int token = r / heads_a_group_, head = block.kv_head * heads_a_group_ + r % heads_a_group_;
-        float * dots = scratch.dots.get() + r * group_size_;
-        if (scratch.biased && !scratch.visible[token]) {
-            std::fill_n(dots, group_size_, 0.0f);
-            continue;
-        }
-        const float * bias = scratch.biased ? scratch.bias.get() + token * group_size_ : nullptr;
-        const float factor = kernels_.softmax_step(dots, group_size_, rule_, bias, slopes_[head], states[r]);
-        if (factor != 1.0f) kernels_.scale(sums + r * value_dim_, value_dim_, factor);
-    }
-}
-
-// sums[row] += weights[row][cell] * value[cell]
-void Attention::add_values(const Block & block, int64_t group, int count, float * sums, Scratch & scratch) const {
-    const PageView view = values_.view(args_.value_sequence, group, block.kv_head);
-    if (view.state == PageState::empty) return;
-    float * tile = scratch.tile.get();
-    bool finite = true;
-    if (view.state == PageState::sealed) {
-        decode_values(values_.value_layout(), value_page(values_.value_layout(), view.page, block.kv_head), tile);
-        if (view.sink_count > 0) {
-            finite = kernels_.open_values(view.sink_rows, values_.channels(), view.sink_count, value_dim_, tile);
-        }
-    } else {
-        finite = kernels_.open_values(view.rows, values_.channels(), count, value_dim_, tile);
-    }
-    const float * weights = scratch.dots.get();
-    if (finite) {
-        kernels_.multiply_add({weights, group_size_, tile, value_dim_, sums, value_dim_, block.rows, count, value_dim_});
-        return;
-    }
-    // 0 * infinity would reach rows that do not see the cell: leave out what has no weight.
-    for (int r = 0; r < block.rows; ++r) {
-        for (int j = 0; j < count; ++j) {
-            const float * w = weights + r * group_size_ + j;
-            if (*w != 0.0f)
-                kernels_.multiply_add({w, 1, tile + j * value_dim_, 0, sums + r * value_dim_, 0, 1, 1, value_dim_});
-        }
-    }
+    const int n = sealed ? std::min(view.sink_count, count) : count;
+    if (n == 0) return;
+    float * weights = scratch.scores.get();
+    kernels_.add_halves(weights, rows, {sealed ? view.sink_rows : view.rows, values_.channels(), n, value_dim_}, sums.natural,
+                        sums.stride);
+    if (!sealed) return;
+    for (int r = 0; r < rows; ++r) std::fill_n(weights + r * page_tokens, n, 0.0f);
 }
 
 void Attention::finish(int64_t slot) {
@@ -279,20 +329,24 @@ void Attention::finish(int64_t slot) {
 // The chunks' sums under one maximum, divided by the sum of all weights (an attention sink adds to it and has no value).
 void Attention::merge_row(int64_t slot, int row, int head, float * out) const {
     float maximum = args_.sinks ? args_.sinks[head] : -infinity;
-    for (int64_t c = 0; c < chunks_; ++c) maximum = std::max(maximum, states(slot, c)[row].maximum);
-    std::fill_n(out, value_dim_, 0.0f);
-    float total = args_.sinks && maximum != -infinity ? weight(args_.sinks[head], maximum) : 0.0f;
+    for (int64_t c = 0; c < chunks_; ++c) maximum = std::max(maximum, states(slot, c)[row].reference);
+    float total = args_.sinks && maximum != -infinity ? weight_below(args_.sinks[head], maximum) : 0.0f;
     float weights[items_wanted];
     for (int64_t c = 0; c < chunks_; ++c) {
         const SoftmaxState & state = states(slot, c)[row];
-        weights[c] = maximum == -infinity ? 1.0f : weight(state.maximum, maximum);
-        total += weights[c] * state.sum;
+        weights[c] = maximum == -infinity ? 1.0f : weight_below(state.reference, maximum);
+        total = std::fma(weights[c], state.sum, total);
     }
-    if (total == 0.0f) return; // nothing seen
-    for (int64_t c = 0; c < chunks_; ++c) weights[c] /= total;
-    const float * first = sums(slot, 0) + row * value_dim_;
-    kernels_.multiply_add({weights, chunks_, first, static_cast<int64_t>(block_rows_) * value_dim_, out, value_dim_, 1,
-                           static_cast<int>(chunks_), value_dim_});
+    alignas(64) float natural[largest_head_dim], rotated[largest_head_dim];
+    std::fill_n(natural, sum_stride_, 0.0f);
+    std::fill_n(rotated, sum_stride_, 0.0f);
+    for (int64_t c = 0; c < chunks_ && total != 0.0f; ++c) { // 0: nothing seen
+        const ValueSums part = sums(slot, c, row);
+        kernels_.add_scaled(part.natural, weights[c] / total, static_cast<int>(sum_stride_), natural);
+        if (part.rotated) kernels_.add_scaled(part.rotated, weights[c] / total, static_cast<int>(sum_stride_), rotated);
+    }
+    if (rotation_) rotation_->inverse(rotated);
+    for (int c = 0; c < value_dim_; ++c) out[c] = rotation_ ? natural[c] + rotated[c] : natural[c];
 }
 
 } // namespace

@@ -1,5 +1,5 @@
-// The inner loops of attention, as a table of functions: one table an instruction set. The generic body (attention.cpp)
-// does everything else. src/attention/kernels_scalar.cpp is the specification; src/cpu/ holds the fast ones.
+// The inner loops of attention, as a table of functions: one table an instruction set. attention.cpp does everything else.
+// src/attention/kernels_scalar.cpp is the specification, src/cpu/ holds the fast ones; all give the same bits (docs/numerics.md).
 #pragma once
 
 #include <cstdint>
@@ -9,52 +9,125 @@
 
 namespace vidkv {
 
-// out[r][c] += sum over j of a[r][j] * m[j][c], f32. Strides are in elements, from row to row.
-struct Product {
-    const float * a;
-    int64_t a_stride;
-    const float * m;
-    int64_t m_stride;
-    float * out;
-    int64_t out_stride;
-    int rows, inner;
-    int width; // columns, a multiple of 8
+constexpr int row_block = 8;       // kernels take up to 8 query rows at once
+constexpr int operand_bytes = 128; // int8 factors of one row: 32 quads of four lanes, a slab; keys have up to 4 slabs
+constexpr int slab_quads = operand_bytes / 4;
+constexpr int largest_head_dim = 512;
+constexpr int level_slack = 64; // bytes behind unpacked levels that kernels may read and overwrite
+
+constexpr int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
+
+// Unpacked levels: [quad][rows][4 lanes], one byte each.
+
+// Neighbouring quads whose levels are at most `largest`.
+struct LevelRun {
+    int first, quads, largest;
 };
 
-// How a dot product becomes a score: softcap == 0: scale * dot; else softcap * tanh(scale * dot), scale already divided by
-// softcap. Then slope * bias is added, and a cell whose bias is -inf is hidden.
-struct ScoreRule {
-    float scale = 1.0f;
-    float softcap = 0.0f;
+// What an element of packed keys means, in plan-ordered channels: step * (level - offset) + center. Lengths are multiples of 64.
+struct KeySteps {
+    const float *step, *offset, *center;
+    int channels; // with levels
+    int centered; // with a center that is not 0
 };
 
-// Online softmax of one query row: largest score so far, and the sum of exp(score - maximum).
+// Query rows times the keys' steps, rounded to int8: the score of a token is scale * (sum of q * level - offset) + base.
+struct FoldedQueries {
+    alignas(64) int8_t q[largest_head_dim / operand_bytes * row_block * operand_bytes]; // [slab][row][operand_bytes]
+    float scale[row_block], offset[row_block], base[row_block];
+};
+
+struct KeyProduct {
+    const uint8_t * levels; // [quad][page_tokens][4]
+    const LevelRun * runs;
+    int run_count;
+    int first_token, tokens; // multiples of 32
+    const FoldedQueries * folded;
+    int rows;
+    float * scores; // [rows][page_tokens]
+};
+
+// Online softmax of one query row. weights are exp(score - reference): the reference is raised to the largest score only when
+// that is more than `reference_slack` above it.
 struct SoftmaxState {
-    float maximum = -std::numeric_limits<float>::infinity();
+    float reference = -std::numeric_limits<float>::infinity();
     float sum = 0.0f;
 };
+constexpr float reference_slack = 8.0f;
 
-// Tokens a tile: a multiple of 8; head_dim: a multiple of 8. Tiles and scratch hold f32.
+struct SoftmaxTile {
+    float * scores; // [rows][page_tokens], become weights
+    int rows;
+    const float * const * bias; // a row: [page_tokens] to add, -inf hides; null: none
+    const float * slopes;       // a row: multiplies the bias
+    float softcap;              // not 0: scores become softcap * tanh(score)
+    SoftmaxState * states;      // a row
+    float * factors;            // a row: what was accumulated so far must be multiplied by it (1 as a rule)
+};
+
+// Softmax weights as int8 factors. A block is 32 slots.
+constexpr int weight_blocks = page_tokens / 32;
+struct PackedWeights {
+    alignas(64) int8_t w[row_block * operand_bytes]; // [row][slot]
+    float scale[row_block];                          // weight = scale * w
+    float sum[row_block][weight_blocks];             // of w over a block: whole numbers
+    float total[row_block][weight_blocks];           // of the weights before rounding
+};
+
+struct ValueProduct {
+    const uint8_t * levels; // [quad][..][4], `stride` bytes from quad to quad
+    int stride;
+    int first_quad, quads, largest; // of the page's 32 quads
+    int channels;                   // rounded up to a multiple of 16: levels and outputs are there
+    const int8_t * weights;         // PackedWeights::w
+    int rows;
+    // out[row][c] += step[c] * (scale[row] * dot + offset[row]) + base[c] * total[row]
+    const float * step; // null: 1
+    const float * base; // null: 0
+    float scale[row_block], offset[row_block], total[row_block];
+    float * out;
+    int64_t out_stride;
+};
+
+// f16 rows of `count` cells, `stride` elements apart.
+struct HalfRows {
+    const uint16_t * rows;
+    int64_t stride;
+    int count, head_dim;
+};
+
+enum class MaskKind { hidden, zero, mixed }; // all -inf, all 0, anything
+
+// head_dim: a multiple of 8. Arrays that kernels write are aligned to 64 bytes.
 struct Kernels {
     const char * name;
 
-    // f16 rows, `stride` elements from token to token -> [head_dim][tokens]; the columns from `count` on become 0.
-    void (*open_keys)(const uint16_t * rows, int64_t stride, int count, int head_dim, int tokens, float * tile);
-    // f16 rows -> [count][head_dim]. Returns false if any element is infinite or not a number.
-    bool (*open_values)(const uint16_t * rows, int64_t stride, int count, int head_dim, float * tile);
+    // `quads` quads of one code, one after the other -> levels, `stride` bytes from quad to quad.
+    void (*unpack_quads)(QuadCode code, const uint8_t * packed, int rows, int quads, int stride, uint8_t * levels);
+    // Ternary digits (trit.h): byte j holds digits j, j + bytes, .. -> 5 * bytes levels.
+    void (*unpack_ternary)(const uint8_t * packed, int bytes, uint8_t * levels);
+    void (*load_halves)(const uint8_t * halves, int n, float * out);
+    void (*load_log_scales)(const uint8_t * codes, int n, float * out); // log_scale.h
+    MaskKind (*load_mask)(const uint16_t * mask, int n, float * bias);
 
-    // n elements of an f16 mask -> f32. Returns false if every one is -inf.
-    bool (*load_mask)(const uint16_t * mask, int n, float * bias);
+    // queries: [rows][stride], zeros up to a multiple of 64 channels. base: a row, added to what comes from the centers.
+    void (*fold_queries)(const float * queries, int64_t stride, int rows, const KeySteps & keys, const float * base,
+                         FoldedQueries & out);
+    void (*score_levels)(const KeyProduct & product);
+    // scores[row][0 .. count) = query . key; queries as above.
+    void (*score_halves)(const float * queries, int64_t stride, int rows, const HalfRows & keys, float * scores);
 
-    void (*multiply_add)(const Product & product);
+    void (*softmax)(const SoftmaxTile & tile);
 
-    // Turns n (a multiple of 8) dot products into weights exp(score - maximum), in place; raises the maximum and adds to
-    // the sum. bias: [n] or null. Returns the factor (1 or less) for everything that was accumulated under the old maximum.
-    // A score that is not a number makes the sum not a number.
-    float (*softmax_step)(float * dots, int n, const ScoreRule & rule, const float * bias, float slope,
-                          SoftmaxState & state);
+    // weights [rows][page_tokens]; slot s takes token token[s] (null: token s), times slot_scale[s] (null: 1).
+    void (*pack_weights)(const float * weights, int rows, const uint8_t * token, const float * slot_scale, PackedWeights & out);
+    void (*add_levels)(const ValueProduct & product);
+    // out[row][c] += sum of weights[row][t] * value[t][c]; cells of weight 0 are left out. out: channels up to a multiple of 16.
+    void (*add_halves)(const float * weights, int rows, const HalfRows & values, float * out, int64_t out_stride);
 
+    // n: a multiple of 16
     void (*scale)(float * x, int n, float factor);
+    void (*add_scaled)(const float * x, float factor, int n, float * out); // out += factor * x
 };
 
 extern const Kernels scalar_kernels;

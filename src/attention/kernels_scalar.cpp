@@ -1,92 +1,242 @@
-// The specification of the kernels: plain loops, sums in rising order.
+// The specification of the kernels: plain loops. Sums of floats run in 16 lanes, which are added up in a fixed tree, and products
+// are added with one rounding: what vector registers do.
+#include <algorithm>
 #include <cmath>
 
 #include "attention/kernels.h"
+#include "attention/weight.h"
+#include "base/bytes.h"
 #include "base/half.h"
+#include "codec/log_scale.h"
+#include "codec/trit.h"
 
 namespace vidkv {
 
 namespace {
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
+constexpr int lanes = 16;
+constexpr float smallest_factor = 1e-30f; // below it a row of factors counts as 0
 
-void open_keys(const uint16_t * rows, int64_t stride, int count, int head_dim, int tokens, float * tile) {
-    for (int c = 0; c < head_dim; ++c) {
-        for (int t = 0; t < tokens; ++t) *tile++ = t < count ? half_to_float(rows[t * stride + c]) : 0.0f;
-    }
-}
-
-bool open_values(const uint16_t * rows, int64_t stride, int count, int head_dim, float * tile) {
-    bool finite = true;
-    for (int t = 0; t < count; ++t) {
-        for (int c = 0; c < head_dim; ++c) {
-            const float value = half_to_float(rows[t * stride + c]);
-            finite = finite && std::isfinite(value);
-            *tile++ = value;
+// Lane i takes elements i, i + 16, ..; then lanes i and i + 8 are added, i and i + 4, and so on.
+struct LaneSum {
+    float lane[lanes] = {};
+    float total() const {
+        float s[lanes];
+        std::copy_n(lane, lanes, s);
+        for (int half = lanes / 2; half > 0; half /= 2) {
+            for (int i = 0; i < half; ++i) s[i] += s[i + half];
         }
+        return s[0];
     }
-    return finite;
+};
+
+void unpack_quads(QuadCode code, const uint8_t * packed, int rows, int quads, int stride, uint8_t * levels) {
+    const size_t bytes = quad_bytes(code, rows);
+    for (int q = 0; q < quads; ++q) unpack_quad(code, packed + q * bytes, rows, levels + static_cast<int64_t>(q) * stride);
 }
 
-bool load_mask(const uint16_t * mask, int n, float * bias) {
-    bool visible = false;
+void unpack_ternary(const uint8_t * packed, int bytes, uint8_t * levels) {
+    for (int j = 0; j < bytes; ++j) {
+        uint8_t digits[5];
+        unpack_trits(packed[j], digits);
+        for (int d = 0; d < 5; ++d) levels[d * bytes + j] = digits[d];
+    }
+}
+
+void load_halves(const uint8_t * halves, int n, float * out) {
+    for (int i = 0; i < n; ++i) out[i] = half_to_float(load_at<uint16_t>(halves, static_cast<size_t>(i)));
+}
+
+void load_log_scales(const uint8_t * codes, int n, float * out) {
+    for (int i = 0; i < n; ++i) out[i] = log_scale_value(codes[i]);
+}
+
+MaskKind load_mask(const uint16_t * mask, int n, float * bias) {
+    int hidden = 0, zero = 0;
     for (int i = 0; i < n; ++i) {
         bias[i] = half_to_float(mask[i]);
-        visible = visible || bias[i] != -infinity;
+        hidden += mask[i] == 0xfc00;
+        zero += mask[i] == 0;
     }
-    return visible;
+    return hidden == n ? MaskKind::hidden : zero == n ? MaskKind::zero : MaskKind::mixed;
 }
 
-void multiply_add(const Product & p) {
+// The nearest whole number, ties to even; what is not a number becomes some number.
+float round_factor(float x) { return std::fabs(x) < 128.0f ? std::nearbyintf(x) : -127.0f; }
+
+// What 127 stands for, and what to multiply with to get there; both 0 for nothing but zeros.
+struct FactorScale {
+    float scale, inverse;
+    explicit FactorScale(float largest)
+        : scale(largest / 127.0f), inverse(largest > smallest_factor ? 127.0f / largest : 0.0f) {}
+};
+
+void fold_queries(const float * queries, int64_t stride, int rows, const KeySteps & keys, const float * base,
+                  FoldedQueries & out) {
+    for (int r = 0; r < rows; ++r) {
+        const float * q = queries + r * stride;
+        float largest = 0.0f;
+        LaneSum centers, offset;
+        for (int c = 0; c < keys.channels; ++c) {
+            const float p = std::fabs(q[c] * keys.step[c]);
+            largest = p > largest ? p : largest;
+        }
+        for (int c = 0; c < keys.centered; ++c) {
+            float & lane = centers.lane[c % lanes];
+            lane = std::fma(q[c], keys.center[c], lane);
+        }
+        const FactorScale factor(largest);
+        for (int c = 0; c < keys.channels; ++c) {
+            const float rounded = round_factor(q[c] * keys.step[c] * factor.inverse);
+            float & lane = offset.lane[c % lanes];
+            lane = std::fma(rounded, keys.offset[c], lane);
+            out.q[(c / operand_bytes * row_block + r) * operand_bytes + c % operand_bytes] = static_cast<int8_t>(rounded);
+        }
+        out.scale[r] = factor.scale;
+        out.offset[r] = offset.total();
+        out.base[r] = centers.total() + base[r];
+    }
+}
+
+void score_levels(const KeyProduct & p) {
     for (int r = 0; r < p.rows; ++r) {
-        float * out = p.out + r * p.out_stride;
-        for (int j = 0; j < p.inner; ++j) {
-            const float a = p.a[r * p.a_stride + j];
-            const float * m = p.m + j * p.m_stride;
-            for (int c = 0; c < p.width; ++c) out[c] += a * m[c];
+        for (int t = p.first_token; t < p.first_token + p.tokens; ++t) {
+            int32_t dot = 0;
+            for (const LevelRun * run = p.runs; run != p.runs + p.run_count; ++run) {
+                for (int c = 4 * run->first; c < 4 * (run->first + run->quads); ++c) {
+                    const int q = p.folded->q[(c / operand_bytes * row_block + r) * operand_bytes + c % operand_bytes];
+                    dot += q * p.levels[(c / 4 * page_tokens + t) * 4 + c % 4];
+                }
+            }
+            const float centered = static_cast<float>(dot) - p.folded->offset[r];
+            p.scores[r * page_tokens + t] = std::fma(centered, p.folded->scale[r], p.folded->base[r]);
         }
     }
 }
 
-float score(float dot, const ScoreRule & rule, const float * bias, float slope) {
-    if (bias && *bias == -infinity) return -infinity;
-    float s = rule.scale * dot;
-    if (rule.softcap != 0.0f) s = rule.softcap * std::tanh(s);
-    return bias ? s + slope * *bias : s;
+void score_halves(const float * queries, int64_t stride, int rows, const HalfRows & keys, float * scores) {
+    for (int r = 0; r < rows; ++r) {
+        for (int t = 0; t < keys.count; ++t) {
+            LaneSum dot;
+            for (int c = 0; c < keys.head_dim; ++c) {
+                float & lane = dot.lane[c % lanes];
+                lane = std::fma(queries[r * stride + c], half_to_float(keys.rows[t * keys.stride + c]), lane);
+            }
+            scores[r * page_tokens + t] = dot.total();
+        }
+    }
 }
 
-// exp(x - maximum) with x <= maximum; equal infinities are at distance 0.
-float weight(float x, float maximum) { return x == maximum ? 1.0f : std::exp(x - maximum); }
+float score(float x, float softcap, const float * bias, float slope) {
+    if (softcap != 0.0f) x = softcap * tanh_score(x);
+    if (!bias) return x;
+    return *bias == -infinity ? -infinity : std::fma(slope, *bias, x);
+}
 
-float softmax_step(float * dots, int n, const ScoreRule & rule, const float * bias, float slope, SoftmaxState & state) {
-    const float old_maximum = state.maximum;
-    bool not_a_number = false;
-    for (int i = 0; i < n; ++i) {
-        dots[i] = score(dots[i], rule, bias ? bias + i : nullptr, slope);
-        if (dots[i] > state.maximum) state.maximum = dots[i];
-        not_a_number = not_a_number || std::isnan(dots[i]);
+// A score of +infinity takes all the weight, several share it.
+void only_infinities(float * scores) {
+    for (int t = 0; t < page_tokens; ++t) {
+        if (scores[t] == scores[t]) scores[t] = scores[t] == infinity ? 0.0f : -infinity;
     }
-    if (state.maximum == -infinity) { // nothing seen yet that has a weight
-        for (int i = 0; i < n; ++i) dots[i] = 0.0f;
-        if (not_a_number) state.sum = std::numeric_limits<float>::quiet_NaN();
-        return 1.0f;
+}
+
+// Returns what weights are taken relative to; factor: for what was accumulated relative to the old reference.
+float raise_reference(SoftmaxState & state, float largest, float & factor) {
+    factor = 1.0f;
+    if (largest == infinity) {
+        if (state.reference != infinity) factor = 0.0f;
+        state.reference = infinity;
+    } else if (largest > state.reference + reference_slack) {
+        factor = exp_weight(state.reference - largest);
+        state.reference = largest;
     }
-    const float factor = weight(old_maximum, state.maximum);
-    float sum = 0.0f;
-    for (int i = 0; i < n; ++i) {
-        dots[i] = weight(dots[i], state.maximum);
-        sum += dots[i];
+    return state.reference == -infinity || largest == infinity ? 0.0f : state.reference;
+}
+
+void softmax(const SoftmaxTile & tile) {
+    for (int r = 0; r < tile.rows; ++r) {
+        float * scores = tile.scores + r * page_tokens;
+        float largest = -infinity;
+        for (int t = 0; t < page_tokens; ++t) {
+            scores[t] = score(scores[t], tile.softcap, tile.bias[r] ? tile.bias[r] + t : nullptr, tile.slopes[r]);
+            largest = scores[t] > largest ? scores[t] : largest;
+        }
+        if (largest == infinity) only_infinities(scores);
+        const float reference = raise_reference(tile.states[r], largest, tile.factors[r]);
+        LaneSum sum;
+        for (int t = 0; t < page_tokens; ++t) {
+            scores[t] = exp_weight(scores[t] - reference);
+            sum.lane[t % lanes] += scores[t];
+        }
+        tile.states[r].sum = std::fma(tile.states[r].sum, tile.factors[r], sum.total());
     }
-    state.sum = state.sum * factor + sum;
-    return factor;
+}
+
+void pack_weights(const float * weights, int rows, const uint8_t * token, const float * slot_scale, PackedWeights & out) {
+    for (int r = 0; r < rows; ++r) {
+        float scaled[page_tokens];
+        float largest = 0.0f;
+        for (int s = 0; s < page_tokens; ++s) {
+            scaled[s] = weights[r * page_tokens + (token ? token[s] : s)];
+            if (slot_scale) scaled[s] *= slot_scale[s];
+            largest = scaled[s] > largest ? scaled[s] : largest;
+        }
+        const FactorScale factor(largest);
+        out.scale[r] = factor.scale;
+        for (int block = 0; block < weight_blocks; ++block) {
+            LaneSum sum, total;
+            for (int s = 32 * block; s < 32 * (block + 1); ++s) {
+                const float rounded = round_factor(scaled[s] * factor.inverse);
+                out.w[r * operand_bytes + s] = static_cast<int8_t>(rounded);
+                sum.lane[s % lanes] += rounded;
+                total.lane[s % lanes] += scaled[s];
+            }
+            out.sum[r][block] = sum.total();
+            out.total[r][block] = total.total();
+        }
+    }
+}
+
+void add_levels(const ValueProduct & p) {
+    for (int r = 0; r < p.rows; ++r) {
+        float * out = p.out + r * p.out_stride;
+        for (int c = 0; c < p.channels; ++c) {
+            int32_t dot = 0;
+            for (int s = 4 * p.first_quad; s < 4 * (p.first_quad + p.quads); ++s) {
+                dot += p.weights[r * operand_bytes + s] * p.levels[static_cast<int64_t>(s / 4) * p.stride + c * 4 + s % 4];
+            }
+            const float scaled = std::fma(static_cast<float>(dot), p.scale[r], p.offset[r]);
+            out[c] = p.step ? std::fma(p.step[c], scaled, out[c]) : out[c] + scaled;
+            if (p.base) out[c] = std::fma(p.base[c], p.total[r], out[c]);
+        }
+    }
+}
+
+void add_halves(const float * weights, int rows, const HalfRows & values, float * out, int64_t out_stride) {
+    for (int r = 0; r < rows; ++r) {
+        for (int t = 0; t < values.count; ++t) {
+            const float w = weights[r * page_tokens + t];
+            if (w == 0.0f) continue; // 0 * infinity would be seen by who does not see the cell
+            for (int c = 0; c < values.head_dim; ++c) {
+                float & sum = out[r * out_stride + c];
+                sum = std::fma(w, half_to_float(values.rows[t * values.stride + c]), sum);
+            }
+        }
+    }
 }
 
 void scale(float * x, int n, float factor) {
     for (int i = 0; i < n; ++i) x[i] *= factor;
 }
 
+void add_scaled(const float * x, float factor, int n, float * out) {
+    for (int i = 0; i < n; ++i) out[i] = std::fma(x[i], factor, out[i]);
+}
+
 } // namespace
 
-const Kernels scalar_kernels = {"scalar", open_keys, open_values, load_mask, multiply_add, softmax_step, scale};
+const Kernels scalar_kernels = {"scalar",     unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_mask, fold_queries,
+                                score_levels, score_halves, softmax,        pack_weights, add_levels,      add_halves, scale, add_scaled};
 
 } // namespace vidkv

@@ -2,34 +2,69 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <new>
+
+#include "attention/kernels.h"
 
 namespace vidkv {
 
-// n values that are written before they are read.
-template <typename T> std::unique_ptr<T[]> uninitialized(size_t n) { return std::make_unique_for_overwrite<T[]>(n); }
+// n values that are written before they are read, aligned to 64 bytes.
+template <typename T> struct AlignedDelete {
+    void operator()(T * p) const { ::operator delete[](p, std::align_val_t{64}); }
+};
+template <typename T> using AlignedArray = std::unique_ptr<T[], AlignedDelete<T>>;
+template <typename T> AlignedArray<T> uninitialized(size_t n) {
+    return AlignedArray<T>(static_cast<T *>(::operator new[](n * sizeof(T), std::align_val_t{64})));
+}
 
 struct ScratchShape {
-    size_t key_dim, value_dim, group_size;
-    size_t rows, tokens; // of the largest query block
+    int key_dim, value_dim;
+    int rows, tokens; // of the largest query block
+};
+
+constexpr int groups_a_page = page_tokens / 32; // at most
+
+// What the quads of a key page are coded as, kept from page to page: most pages of a head are alike.
+struct KeyCodes {
+    std::array<uint8_t, largest_head_dim / 8> packed{}; // the codes as the page has them
+    bool known = false;
+    std::array<LevelRun, largest_head_dim / 4> runs;
+    int run_count = 0;
+    alignas(64) float step[largest_head_dim]; // in units of the channel's scale
+    alignas(64) float offset[largest_head_dim];
 };
 
 struct Scratch {
-    explicit Scratch(const ScratchShape & s)
-        : tile(uninitialized<float>(std::max(s.key_dim, s.value_dim) * s.group_size)),
-          dots(uninitialized<float>(s.rows * s.group_size)), sink_dots(uninitialized<float>(s.rows * s.group_size)),
-          bias(uninitialized<float>(s.tokens * s.group_size)), visible(uninitialized<uint8_t>(s.tokens)) {}
+    explicit Scratch(const ScratchShape & s);
 
-    std::unique_ptr<float[]> tile;      // keys [head_dim][group_size], then values [group_size][head_dim]
-    std::unique_ptr<float[]> dots;      // [rows][group_size]: dot products, then softmax weights
-    std::unique_ptr<float[]> sink_dots; // [rows][group_size]: the same for sink cells of a sealed group
-    std::unique_ptr<float[]> bias;      // [tokens][group_size]: mask, -inf past the end
-    std::unique_ptr<uint8_t[]> visible; // [tokens]: sees something of this tile
-    bool biased = false;                // bias counts; else everything is visible
+    AlignedArray<uint8_t> levels;        // of keys, then of values
+    KeyCodes codes;                      // trellis keys
+    AlignedArray<float> step, center;    // [groups_a_page][key_dim rounded up to 64]
+    AlignedArray<float> value_meta;      // [2][page_tokens or value_dim rounded up]
+    FoldedQueries folded;                // of the row block at hand
+    AlignedArray<float> scores;          // [row_block][page_tokens]: scores, then weights
+    AlignedArray<PackedWeights> weights; // [row blocks]
+    AlignedArray<float> bias;            // [tokens][page_tokens]: mask, -inf past the end
+    AlignedArray<MaskKind> mask;         // [tokens]: what the token sees of this page
 };
+
+inline Scratch::Scratch(const ScratchShape & s)
+    : levels(uninitialized<uint8_t>(
+          static_cast<size_t>(page_tokens * (s.key_dim > s.value_dim ? s.key_dim : round_up(s.value_dim, 16)) + level_slack))),
+      step(uninitialized<float>(static_cast<size_t>(groups_a_page * round_up(s.key_dim, 64)))),
+      center(uninitialized<float>(static_cast<size_t>(groups_a_page * round_up(s.key_dim, 64)))),
+      value_meta(uninitialized<float>(static_cast<size_t>(2 * round_up(s.value_dim, page_tokens)))),
+      scores(uninitialized<float>(static_cast<size_t>(row_block * page_tokens))),
+      weights(uninitialized<PackedWeights>(static_cast<size_t>((s.rows + row_block - 1) / row_block))),
+      bias(uninitialized<float>(static_cast<size_t>(s.tokens * page_tokens))),
+      mask(uninitialized<MaskKind>(static_cast<size_t>(s.tokens))) {
+    std::fill_n(value_meta.get(), 2 * round_up(s.value_dim, page_tokens), 0.0f); // kernels read on to a multiple of 16
+}
 
 // One Scratch for each of `count` threads, made up front so that nothing is allocated inside a parallel loop.
 class ScratchPool {

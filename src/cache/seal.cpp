@@ -57,6 +57,7 @@ struct KeySealing {
     int threads;
     std::vector<KeyRows> rows; // [page][head]
     std::vector<uint8_t> use;  // [page][128]
+    std::vector<KeyFeedback> feedback; // [head], trellis
 
     size_t heads() const { return static_cast<size_t>(layout.kv_heads); }
     const KeyRows & rows_of(size_t page, size_t head) const { return rows[page * heads() + head]; }
@@ -78,12 +79,18 @@ struct KeySealing {
         });
     }
 
-    void choose_plans() {
-        plans.resize(heads());
+    void prepare() {
+        const bool choose = plans.empty();
+        if (choose) plans.resize(heads());
+        feedback.resize(heads());
         for_each(heads(), threads, [&](size_t head) {
-            const int h = static_cast<int>(head);
-            plans[head] = layout.codec == VIDKV_CODEC_TRELLIS ? plan_trellis_keys(pages_of(head), use, h, layout.head_dim, statistics)
-                                                              : choose_channels(pages_of(head), use, layout.head_dim, layout.wide);
+            const std::vector<const KeyRows *> of_head = pages_of(head);
+            if (layout.codec == VIDKV_CODEC_TRELLIS) {
+                feedback[head] = make_feedback(statistics, static_cast<int>(head), layout.head_dim, of_head, use);
+                if (choose) plans[head] = plan_trellis_keys(feedback[head], of_head, use);
+            } else if (choose) {
+                plans[head] = choose_channels(of_head, use, layout.head_dim, layout.wide);
+            }
         });
     }
 
@@ -97,10 +104,6 @@ struct KeySealing {
     }
 
     void encode_trellis(std::vector<SealedPage> & sealed) {
-        std::vector<KeyFeedback> feedback(heads());
-        for_each(heads(), threads, [&](size_t head) {
-            feedback[head] = make_feedback(plans[head], statistics, static_cast<int>(head), pages_of(head), use);
-        });
         const size_t quads = static_cast<size_t>(layout.head_dim / 4);
         std::vector<std::vector<QuadCode>> codes(pages.size());
         for_each(pages.size(), threads, [&](size_t page) {
@@ -158,9 +161,9 @@ void encode_value_head(const ValueLayout & layout, const OpenPage & page, size_t
 
 std::vector<SealedPage> seal_keys(const KeyLayout & layout, std::vector<ChannelPlan> & plans, const QueryStatistics * statistics,
                                   const std::vector<OpenPage> & pages, int threads) {
-    KeySealing sealing{layout, plans, statistics, pages, threads, {}, {}};
+    KeySealing sealing{layout, plans, statistics, pages, threads, {}, {}, {}};
     sealing.gather();
-    if (plans.empty()) sealing.choose_plans();
+    sealing.prepare();
     std::vector<SealedPage> sealed(pages.size());
     for (SealedPage & page : sealed) page = {make_page(layout.page_bytes), static_cast<uint32_t>(layout.page_bytes)};
     if (layout.codec == VIDKV_CODEC_TRELLIS) sealing.encode_trellis(sealed);

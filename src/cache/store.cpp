@@ -293,7 +293,7 @@ uint64_t planned_bytes(const vidkv_store_shape & shape, const vidkv_params & par
     // With head_dim not known yet, count as for one of 64: the bits hardly depend on it.
     const int head_dim = shape.head_dim ? shape.head_dim : shape.channels % 64 == 0 ? 64 : 8;
     const int kv_heads = shape.channels / head_dim;
-    const bool packs = !is_f16(params, shape.side), trellis_keys = shape.side == VIDKV_KEYS && params.key_codec == VIDKV_CODEC_TRELLIS;
+    const bool packs = !is_f16(params, shape.side), keys = shape.side == VIDKV_KEYS;
     const uint64_t channels = static_cast<uint64_t>(shape.channels);
     const uint64_t pages = static_cast<uint64_t>((shape.cells + page_tokens - 1) / page_tokens);
     const uint64_t open_page = page_tokens * channels * 2;
@@ -303,9 +303,9 @@ uint64_t planned_bytes(const vidkv_store_shape & shape, const vidkv_params & par
                      pages * Store::page_entry_bytes();
     if (pages > open) {
         bytes += static_cast<uint64_t>(params.sink_tokens) * channels * 2;
-        if (shape.side == VIDKV_KEYS) bytes += channels * sizeof(uint16_t) * (trellis_keys ? 2 : 1);
-        if (trellis_keys) bytes += QueryStatistics(kv_heads, head_dim).bytes();
+        if (keys) bytes += channels * sizeof(uint16_t) * (params.key_codec == VIDKV_CODEC_TRELLIS ? 2 : 1);
     }
+    if (keys && wants_queries(params)) bytes += QueryStatistics(kv_heads, head_dim).bytes();
     return bytes * static_cast<uint64_t>(shape.sequences);
 }
 

@@ -120,6 +120,12 @@ class Store {
     int64_t pages_reopened_ = 0;
 };
 
+// Whether the key store has a use for the queries: trellis keys, or values protected by what the queries attend to.
+inline bool wants_queries(const vidkv_params & params) {
+    const bool trellis_keys = params.key_codec == VIDKV_CODEC_TRELLIS && !is_f16(params, VIDKV_KEYS);
+    return trellis_keys || (params.protect > 0.0f && !is_f16(params, VIDKV_VALUES));
+}
+
 // Bytes that a full store of this shape holds: all pages sealed but those of the residual window.
 uint64_t planned_bytes(const vidkv_store_shape & shape, const vidkv_params & params);
 

@@ -26,7 +26,7 @@ const TrellisTable tables[] = {
 using Search = void (*)(const TrellisTable &, int, const float *, uint8_t *, uint8_t *);
 
 void search_baseline(const TrellisTable & table, int steps, const float * x, uint8_t * came, uint8_t * path) {
-    search_trellis({table, steps, x}, came, path);
+    search_trellis(table, steps, x, came, path);
 }
 
 Search choose_search() {

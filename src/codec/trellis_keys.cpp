@@ -65,41 +65,31 @@ double page_variance(const std::vector<const KeyRows *> & rows, const std::vecto
     return sum / static_cast<double>(rows.size());
 }
 
-} // namespace
-
-ChannelPlan plan_trellis_keys(const std::vector<const KeyRows *> & rows, const std::vector<uint8_t> & use, int head, int head_dim,
-                              const QueryStatistics * statistics) {
-    const size_t n = static_cast<size_t>(head_dim);
-    std::vector<double> weight(n), mean(n);
-    for (int c = 0; c < head_dim; ++c) {
-        double sum = 0;
-        int pages = 0;
-        for (size_t p = 0; p < rows.size(); ++p) {
-            const uint8_t * used = &use[p * page_tokens];
-            if (std::none_of(used, used + page_tokens, [](uint8_t u) { return u != 0; })) continue;
-            sum += moments(rows[p]->data() + c * page_tokens, used).mean;
-            ++pages;
+// The median over all pages: a mean would let one broken page move what is subtracted in the others.
+float plan_mean(const std::vector<const KeyRows *> & rows, const std::vector<uint8_t> & use, int channel) {
+    std::vector<float> used;
+    for (size_t p = 0; p < rows.size(); ++p) {
+        for (int t = 0; t < page_tokens; ++t) {
+            if (use[p * page_tokens + t]) used.push_back((*rows[p])[channel * page_tokens + t]);
         }
-        mean[c] = pages ? sum / pages : 0;
-        const double q2 = statistics && !statistics->empty() ? statistics->second(head, c, c) : 1.0;
-        weight[c] = q2 * page_variance(rows, use, c);
     }
-    ChannelPlan plan;
-    plan.order.resize(n);
-    std::iota(plan.order.begin(), plan.order.end(), uint16_t{0});
-    std::stable_sort(plan.order.begin(), plan.order.end(), [&](uint16_t a, uint16_t b) { return weight[a] > weight[b]; });
-    for (const uint16_t channel : plan.order) plan.mean.push_back(float_to_half(static_cast<float>(mean[channel])));
-    return plan;
+    if (used.empty()) return 0.0f;
+    const auto middle = used.begin() + static_cast<ptrdiff_t>(used.size() / 2);
+    std::nth_element(used.begin(), middle, used.end());
+    return *middle;
 }
 
-KeyFeedback make_feedback(const ChannelPlan & plan, const QueryStatistics * statistics, int head,
-                          const std::vector<const KeyRows *> & rows, const std::vector<uint8_t> & use) {
-    const size_t n = plan.order.size();
-    const std::vector<double> h = damped_second(statistics, head, static_cast<int>(n));
+} // namespace
+
+KeyFeedback make_feedback(const QueryStatistics * statistics, int head, int head_dim, const std::vector<const KeyRows *> & rows,
+                          const std::vector<uint8_t> & use) {
+    const size_t n = static_cast<size_t>(head_dim);
+    const std::vector<double> h = damped_second(statistics, head, head_dim);
     KeyFeedback feedback;
     std::vector<double> importance(n);
     for (size_t c = 0; c < n; ++c) importance[c] = h[c * n + c] * page_variance(rows, use, static_cast<int>(c));
-    feedback.order = plan.order;
+    feedback.order.resize(n);
+    std::iota(feedback.order.begin(), feedback.order.end(), uint16_t{0});
     std::stable_sort(feedback.order.begin(), feedback.order.end(),
                      [&](uint16_t a, uint16_t b) { return importance[a] < importance[b]; });
     // H in coding order = U U^T with U upper triangular, found from the last column back: the error of channels e costs
@@ -119,6 +109,19 @@ KeyFeedback make_feedback(const ChannelPlan & plan, const QueryStatistics * stat
         for (size_t j = 0; j < c; ++j) feedback.carry[c * n + j] = static_cast<float>(u[j * n + c] / u[c * n + c]);
     }
     return feedback;
+}
+
+ChannelPlan plan_trellis_keys(const KeyFeedback & feedback, const std::vector<const KeyRows *> & rows,
+                              const std::vector<uint8_t> & use) {
+    const size_t n = feedback.order.size();
+    std::vector<double> weight(n);
+    for (size_t c = 0; c < n; ++c) weight[c] = feedback.weight[c] * page_variance(rows, use, static_cast<int>(c));
+    ChannelPlan plan;
+    plan.order.resize(n);
+    std::iota(plan.order.begin(), plan.order.end(), uint16_t{0});
+    std::stable_sort(plan.order.begin(), plan.order.end(), [&](uint16_t a, uint16_t b) { return weight[a] > weight[b]; });
+    for (const uint16_t channel : plan.order) plan.mean.push_back(float_to_half(plan_mean(rows, use, channel)));
+    return plan;
 }
 
 std::vector<QuadCode> allot_bits(const KeyLayout & layout, const std::vector<ChannelPlan> & plans,
@@ -229,6 +232,7 @@ void encode_trellis_keys(const KeyLayout & layout, const ChannelPlan & plan, con
             const float * error = &errors[j * page_tokens];
             for (int t = 0; t < page_tokens; ++t) target[t] += carry * error[t];
         }
+        for (float & x_t : target) x_t = sanitize(x_t);
         const ChannelCode coded = encode_channel(quads[quad], target, use, at % 4, codes + start[quad],
                                                  &levels[static_cast<size_t>(quad) * 4 * page_tokens], decoded);
         for (int t = 0; t < page_tokens; ++t) errors[c * page_tokens + t] = use[t] ? x[t] - mean - decoded[t] : 0.0f;

@@ -21,13 +21,14 @@ struct KeyFeedback {
     std::vector<float> weight;    // by natural channel: what a squared error costs when earlier errors are made good
 };
 
-// The plan of one head: mean (f16) and order by falling weight, from all pages about to be sealed. rows: one entry a page; use:
-// [pages][128]. statistics may be null or empty: all channels weigh the same.
-ChannelPlan plan_trellis_keys(const std::vector<const KeyRows *> & rows, const std::vector<uint8_t> & use, int head, int head_dim,
-                              const QueryStatistics * statistics);
+// rows: this head in all pages about to be sealed; use: [pages][128]. statistics may be null or empty: all channels weigh the
+// same and no error is carried on.
+KeyFeedback make_feedback(const QueryStatistics * statistics, int head, int head_dim, const std::vector<const KeyRows *> & rows,
+                          const std::vector<uint8_t> & use);
 
-KeyFeedback make_feedback(const ChannelPlan & plan, const QueryStatistics * statistics, int head,
-                          const std::vector<const KeyRows *> & rows, const std::vector<uint8_t> & use);
+// The plan of one head: median (f16) and order by falling weight.
+ChannelPlan plan_trellis_keys(const KeyFeedback & feedback, const std::vector<const KeyRows *> & rows,
+                              const std::vector<uint8_t> & use);
 
 // Codes of all quads of a page, [kv_heads][head_dim / 4]: spends exactly layout.quad_bits. rows: one entry a head.
 std::vector<QuadCode> allot_bits(const KeyLayout & layout, const std::vector<ChannelPlan> & plans,

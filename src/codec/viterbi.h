@@ -23,6 +23,8 @@ int cost_unit(const TrellisTable & table) { return table.bits == 1 ? 64 : table.
 
 typedef int16_t Lanes __attribute__((vector_size(32))); // 16 states side by side
 typedef uint8_t Bytes __attribute__((vector_size(16)));
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
 
 Lanes splat(int x) { return Lanes{} + static_cast<int16_t>(x); }
 
@@ -83,43 +85,63 @@ template <int Bits> struct Viterbi {
         for (Lanes & c : cost) c -= splat(least);
     }
 
-    // The cheapest state with these low bits (-1: any); ties go to the lowest.
+    // The cheapest state; ties go to the lowest.
+    int best_state() const {
+        Lanes m = cost[0], block{};
+        for (int o = 1; o < states / 16; ++o) {
+            const Lanes less = cost[o] < m;
+            m = less ? cost[o] : m;
+            block = less ? splat(o) : block;
+        }
+        int best = 0;
+        for (int l = 1; l < 16; ++l) {
+            if (m[l] < m[best] || (m[l] == m[best] && block[l] < block[best])) best = l;
+        }
+        return 16 * block[best] + best;
+    }
+    // The same among states with these low bits.
     int best_state(int seam) const {
-        int16_t c[states];
-        std::memcpy(c, cost, sizeof(c));
-        int best = -1;
-        for (int s = 0; s < states; ++s) {
-            if ((seam < 0 || s % parents == seam) && (best < 0 || c[s] < c[best])) best = s;
+        int best = seam;
+        for (int s = seam + parents; s < states; s += parents) {
+            if (cost[s / 16][s % 16] < cost[best / 16][best % 16]) best = s;
         }
         return best;
     }
 };
 
 // A lane's samples in coding order, which runs through the ring backwards: coding step i is ring step steps - 1 - i.
-struct Samples {
-    const TrellisTable & table;
-    int steps;
-    const float * x; // [steps][samples]; rows that do not exist are not numbers and cost nothing
+class Samples {
+  public:
+    // x: [steps][samples]; rows that do not exist are not numbers and cost nothing.
+    Samples(const TrellisTable & table, int steps, const float * x) : mix(table.mix.data()), count(steps), table_(table), x_(x) {
+        for (int v = 0; v < table.samples; ++v) {
+            for (int s = 0; s < 16; ++s) points_[v][s] = (static_cast<float>(table.values[v][s]) - 7.5f) * table.step;
+        }
+    }
+
+    const uint8_t * mix;
+    int count;
 
     // Costs of all states at coding step i (any number of turns on), for Viterbi::step.
     void costs(int i, Lanes * out) const {
-        int16_t sum[16] = {};
-        for (int v = 0; v < table.samples; ++v) {
-            const float value = x[i % steps * table.samples + v];
-            if (std::isnan(value)) continue;
-            int16_t of_level[16];
-            for (int l = 0; l < 16; ++l) {
-                const float d = value - (static_cast<float>(l) - 7.5f) * table.step;
-                of_level[l] = static_cast<int16_t>(std::min(d * d * static_cast<float>(cost_unit(table)) + 0.5f, 1.0f * max_cost));
-            }
-            for (int s = 0; s < 16; ++s) sum[s] = static_cast<int16_t>(sum[s] + of_level[table.values[v][s]]);
+        const float unit = static_cast<float>(cost_unit(table_));
+        const float * x = x_ + i % count * table_.samples;
+        out[0] = Lanes{};
+        for (int v = 0; v < table_.samples; ++v) {
+            if (std::isnan(x[v])) continue;
+            const Floats d = x[v] - points_[v], cost = d * d * unit + 0.5f, most = Floats{} + static_cast<float>(max_cost);
+            out[0] += __builtin_convertvector(__builtin_convertvector(cost < most ? cost : most, Ints), Lanes);
         }
-        std::memcpy(out, sum, sizeof(sum));
         out[1] = exchange<1>(out[0]);
         for (int s = 0; s < 2; ++s) out[2 + s] = exchange<2>(out[s]);
         for (int s = 0; s < 4; ++s) out[4 + s] = exchange<4>(out[s]);
         for (int s = 0; s < 8; ++s) out[8 + s] = exchange<8>(out[s]);
     }
+
+  private:
+    const TrellisTable & table_;
+    const float * x_;
+    Floats points_[2];
 };
 
 // The cheapest path over coding steps first .. first + count - 1.
@@ -131,10 +153,10 @@ void find_path(const Samples & samples, int first, int count, int seam, uint8_t 
     Lanes costs[16];
     for (int i = 0; i < count; ++i) {
         samples.costs(first + i, costs);
-        search.step(costs, samples.table.mix.data(), came + i * Search::parents);
+        search.step(costs, samples.mix, came + i * Search::parents);
         if (i % (8 / Bits) == 8 / Bits - 1) search.normalize();
     }
-    int state = search.best_state(seam);
+    int state = seam < 0 ? search.best_state() : search.best_state(seam);
     for (int i = count - 1; i >= 0; --i) {
         path[i] = static_cast<uint8_t>(state);
         const int parent = state >> Bits;
@@ -143,15 +165,16 @@ void find_path(const Samples & samples, int first, int count, int seam, uint8_t 
 }
 
 template <int Bits> void close_ring(const Samples & samples, uint8_t * came, uint8_t * path) {
-    const int steps = samples.steps, before = std::min(warm_up, steps);
+    const int steps = samples.count, before = std::min(warm_up, steps);
     find_path<Bits>(samples, steps - before, 2 * before, -1, came, path);
     const int seam = path[before - 1] % Viterbi<Bits>::parents;
     find_path<Bits>(samples, 0, steps, seam, came, path);
 }
 
-void search_trellis(const Samples & samples, uint8_t * came, uint8_t * path) {
-    if (samples.table.bits == 1) return close_ring<1>(samples, came, path);
-    if (samples.table.bits == 2) return close_ring<2>(samples, came, path);
+void search_trellis(const TrellisTable & table, int steps, const float * x, uint8_t * came, uint8_t * path) {
+    const Samples samples(table, steps, x);
+    if (table.bits == 1) return close_ring<1>(samples, came, path);
+    if (table.bits == 2) return close_ring<2>(samples, came, path);
     close_ring<3>(samples, came, path);
 }
 

@@ -4,6 +4,8 @@
 #include <string>
 
 #include "cpu/kernels_avx2.h"
+#include "cpu/kernels_avx512.h"
+#include "cpu/kernels_neon.h"
 
 namespace vidkv {
 
@@ -46,6 +48,12 @@ const std::vector<KernelChoice> & kernel_choices() {
         {&scalar_kernels, [] { return true; }},
 #if defined(VIDKV_HAVE_AVX2)
         {&avx2_kernels, avx2_supported},
+#endif
+#if defined(VIDKV_HAVE_AVX512)
+        {&avx512_kernels, avx512_supported},
+#endif
+#if defined(VIDKV_HAVE_NEON)
+        {&neon_kernels, neon_supported},
 #endif
     };
     return choices;

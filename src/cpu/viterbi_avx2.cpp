@@ -14,7 +14,7 @@
 namespace vidkv {
 
 void search_trellis_avx2(const TrellisTable & table, int steps, const float * x, uint8_t * came, uint8_t * path) {
-    search_trellis({table, steps, x}, came, path);
+    search_trellis(table, steps, x, came, path);
 }
 
 } // namespace vidkv

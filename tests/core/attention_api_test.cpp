@@ -16,10 +16,9 @@ using StorePointer = std::unique_ptr<vidkv_store, decltype(&vidkv_store_free)>;
 
 constexpr int kv_heads = 2, head_dim = 16;
 
-StorePointer make_store(vidkv_side side, int heads, int dim, int group_size = 32) {
+StorePointer make_store(vidkv_side side, int heads, int dim) {
     vidkv_params params;
     EXPECT_EQ(vidkv_params_from_preset("k2v2", &params), VIDKV_OK);
-    params.group_size = group_size;
     const vidkv_store_shape shape{side, heads * head_dim, dim, 64, 2};
     vidkv_store * store = nullptr;
     EXPECT_EQ(vidkv_store_create(&shape, &params, &store), VIDKV_OK) << vidkv_last_error();
@@ -74,7 +73,6 @@ TEST_F(AttentionApi, RefusesStoresThatDoNotFit) {
     refused("keys", vidkv_attention(values.get(), keys.get(), &args));
     refused("head_dim", vidkv_attention(keys.get(), make_store(VIDKV_VALUES, kv_heads, 0).get(), &args));
     refused("KV heads", vidkv_attention(keys.get(), make_store(VIDKV_VALUES, 4, head_dim).get(), &args));
-    refused("group size", vidkv_attention(keys.get(), make_store(VIDKV_VALUES, kv_heads, head_dim, 64).get(), &args));
 }
 
 TEST_F(AttentionApi, RefusesArgumentsOutOfRange) {

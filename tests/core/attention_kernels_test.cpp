@@ -1,12 +1,15 @@
-// Each kernel by itself: decoding bit for bit, arithmetic within its bound (docs/numerics.md).
+// Each kernel by itself: every instruction set must give the bits of the scalar specification.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
+#include <numeric>
 
-#include "base/bytes.h"
+#include "attention/weight.h"
 #include "base/half.h"
+#include "codec/trit.h"
 #include "core/random.h"
 #include "cpu/dispatch.h"
 
@@ -18,210 +21,332 @@ using test::Random;
 constexpr double unit = 0x1p-24;
 constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr int head_dims[] = {8, 24, 64, 72, 80, 96, 112, 128, 136, 256, 512};
-constexpr int group_sizes[] = {32, 64, 96, 128};
+constexpr QuadCode codes[] = {QuadCode::trellis1, QuadCode::trellis1_5, QuadCode::trellis2, QuadCode::trellis3, QuadCode::uniform1,
+                              QuadCode::uniform2, QuadCode::uniform4,   QuadCode::uniform5, QuadCode::uniform6};
 
-std::vector<const Kernels *> supported(bool scalar_too) {
-    std::vector<const Kernels *> result;
+// Runs body for each vector instruction set and many seeds, or skips visibly.
+template <typename Body> void for_each_fast(int seeds, Body body) {
+    int tables = 0;
     for (const KernelChoice & choice : kernel_choices()) {
-        if (choice.supported() && (scalar_too || choice.kernels != &scalar_kernels)) result.push_back(choice.kernels);
+        if (choice.kernels == &scalar_kernels || !choice.supported()) continue;
+        ++tables;
+        for (int seed = 0; seed < seeds; ++seed) {
+            Random rng(static_cast<uint64_t>(seed));
+            SCOPED_TRACE(std::string(choice.kernels->name) + " " + rng.trace());
+            body(*choice.kernels, rng);
+        }
     }
-    return result;
+    if (tables == 0) GTEST_SKIP() << "this machine has none of the vector instruction sets in this build";
 }
 
-vidkv_params params_of(float key_bits, float value_bits, int group_size) {
-    return {key_bits, value_bits, group_size, 128, 4};
+// Memory aligned as kernels ask for, with room behind.
+template <typename T> class Aligned {
+  public:
+    explicit Aligned(size_t n, T fill = T{}) : storage_(n * sizeof(T) + 128), n_(n) { std::fill_n(data(), n, fill); }
+    T * data() { return reinterpret_cast<T *>((reinterpret_cast<uintptr_t>(storage_.data()) + 63) / 64 * 64); }
+    T & operator[](size_t i) { return data()[i]; }
+    std::vector<T> copy() { return {data(), data() + n_}; }
+
+  private:
+    std::vector<uint8_t> storage_;
+    size_t n_;
+};
+
+Aligned<uint8_t> random_bytes(Random & rng, size_t n, int largest = 255) {
+    Aligned<uint8_t> bytes(n);
+    for (size_t i = 0; i < n; ++i) bytes[i] = static_cast<uint8_t>(rng.integer(0, largest));
+    return bytes;
 }
 
-// Any codes; `halves` f16 numbers in front that are finite.
-std::vector<uint8_t> random_block(Random & rng, size_t bytes, size_t halves) {
-    std::vector<uint8_t> block(bytes);
-    for (uint8_t & byte : block) byte = static_cast<uint8_t>(rng.integer(0, 255));
-    for (size_t i = 0; i < halves; ++i) store_at(block.data(), i, float_to_half(rng.normal(3.0f)));
-    return block;
+Aligned<float> random_floats(Random & rng, size_t n, float deviation = 1.0f) {
+    Aligned<float> out(n);
+    for (size_t i = 0; i < n; ++i) out[i] = rng.normal(rng.integer(0, 20) ? deviation : 10 * deviation);
+    return out;
 }
 
-std::vector<uint16_t> random_halves(Random & rng, size_t n) {
-    std::vector<uint16_t> halves(n);
-    for (uint16_t & h : halves) h = float_to_half(rng.normal(rng.integer(0, 9) ? 2.0f : 1e-6f));
+Aligned<uint16_t> random_halves(Random & rng, size_t n) {
+    Aligned<uint16_t> halves(n);
+    for (size_t i = 0; i < n; ++i) halves[i] = float_to_half(rng.normal(rng.integer(0, 9) ? 2.0f : 1e-6f));
     return halves;
 }
 
-// Runs body for each vector instruction set and shape, or skips visibly.
-template <typename Body> void for_each_fast(Body body) {
-    const std::vector<const Kernels *> fast = supported(false);
-    if (fast.empty()) GTEST_SKIP() << "this machine has none of the vector instruction sets in this build";
-    for (const Kernels * kernels : fast) {
-        for (const int head_dim : head_dims) {
-            for (const int group_size : group_sizes) {
-                Random rng(static_cast<uint64_t>(head_dim * 1000 + group_size));
-                SCOPED_TRACE(std::string(kernels->name) + " head_dim " + std::to_string(head_dim) + " group " +
-                             std::to_string(group_size) + " " + rng.trace());
-                body(*kernels, head_dim, group_size, rng);
+bool same(float a, float b) { return std::memcmp(&a, &b, sizeof(a)) == 0 || (std::isnan(a) && std::isnan(b)); }
+
+void expect_same(const std::vector<float> & got, const std::vector<float> & want) {
+    ASSERT_EQ(got.size(), want.size());
+    for (size_t i = 0; i < got.size(); ++i) ASSERT_TRUE(same(got[i], want[i])) << i << ": " << got[i] << " " << want[i];
+}
+
+TEST(AttentionKernels, QuadsUnpackExactly) {
+    for_each_fast(4, [](const Kernels & kernels, Random & rng) {
+        for (const int rows : head_dims) {
+            for (const QuadCode code : codes) {
+                const int quads = rng.integer(1, 9), stride = round_up(rows, 16) * 4;
+                SCOPED_TRACE("code " + std::to_string(static_cast<int>(code)) + " rows " + std::to_string(rows));
+                const size_t bytes = quad_bytes(code, rows) * static_cast<size_t>(quads), size = static_cast<size_t>(stride * quads);
+                std::vector<uint8_t> packed(bytes); // exactly: a sanitizer sees what is read past the end
+                for (uint8_t & byte : packed) byte = static_cast<uint8_t>(rng.integer(0, 255));
+                Aligned<uint8_t> want(size + level_slack), got(size + level_slack);
+                scalar_kernels.unpack_quads(code, packed.data(), rows, quads, stride, want.data());
+                kernels.unpack_quads(code, packed.data(), rows, quads, stride, got.data());
+                for (int q = 0; q < quads; ++q) {
+                    for (int i = 0; i < 4 * rows; ++i) {
+                        const size_t at = static_cast<size_t>(q * stride + i);
+                        ASSERT_EQ(got[at], want[at]) << "quad " << q << " row " << i / 4 << " lane " << i % 4;
+                    }
+                }
             }
         }
-    }
+    });
 }
 
-TEST(AttentionKernels, KeysDecodeBitForBit) {
-    for_each_fast([](const Kernels & kernels, int head_dim, int group_size, Random & rng) {
-        for (const float bits : {1.0f, 1.25f, 1.5f, 1.6f, 2.0f}) {
-            const KeyLayout layout = make_key_layout(params_of(bits, 2, group_size), head_dim);
-            const std::vector<uint8_t> block = random_block(rng, layout.bytes, layout.codes / 2);
-            std::vector<float> want(static_cast<size_t>(head_dim) * group_size), got(want.size());
-            scalar_kernels.decode_keys(layout, block.data(), want.data());
-            kernels.decode_keys(layout, block.data(), got.data());
-            EXPECT_EQ(got, want) << bits;
+TEST(AttentionKernels, TernaryDigitsUnpackExactly) {
+    for_each_fast(1, [](const Kernels & kernels, Random & rng) {
+        for (const int bytes : {1, 15, 16, 33, 63, 64, 100, 256, 410, 820}) {
+            Aligned<uint8_t> packed = random_bytes(rng, static_cast<size_t>(bytes)), want(5 * 820 + level_slack), got(5 * 820 + level_slack);
+            if (bytes == 256) std::iota(packed.data(), packed.data() + 256, uint8_t{0});
+            scalar_kernels.unpack_ternary(packed.data(), bytes, want.data());
+            kernels.unpack_ternary(packed.data(), bytes, got.data());
+            for (size_t i = 0; i < static_cast<size_t>(5 * bytes); ++i) ASSERT_EQ(got[i], want[i]) << bytes << " " << i;
         }
     });
 }
 
-TEST(AttentionKernels, ValuesDecodeBitForBit) {
-    for_each_fast([](const Kernels & kernels, int head_dim, int group_size, Random & rng) {
-        for (const float bits : {1.58f, 2.0f}) {
-            const ValueLayout layout = make_value_layout(params_of(2, bits, group_size), head_dim);
-            const std::vector<uint8_t> block = random_block(rng, layout.bytes, layout.codes / 2);
-            std::vector<float> want(static_cast<size_t>(head_dim) * group_size), got(want.size());
-            scalar_kernels.decode_values(layout, block.data(), want.data());
-            kernels.decode_values(layout, block.data(), got.data());
-            EXPECT_EQ(got, want) << bits;
+TEST(AttentionKernels, NumbersWidenExactly) {
+    for_each_fast(1, [](const Kernels & kernels, Random &) {
+        std::vector<uint16_t> halves(65536);
+        std::iota(halves.begin(), halves.end(), uint16_t{0});
+        std::vector<float> want(65536), got(65536);
+        for (const int n : {65536, 65528, 65522, 65517, 7}) {
+            std::ranges::fill(want, 7.0f), std::ranges::fill(got, 7.0f);
+            scalar_kernels.load_halves(reinterpret_cast<const uint8_t *>(halves.data()), n, want.data());
+            kernels.load_halves(reinterpret_cast<const uint8_t *>(halves.data()), n, got.data());
+            expect_same(got, want);
         }
+        std::vector<uint8_t> scales(256);
+        std::iota(scales.begin(), scales.end(), uint8_t{0});
+        scalar_kernels.load_log_scales(scales.data(), 256, want.data());
+        kernels.load_log_scales(scales.data(), 256, got.data());
+        expect_same(got, want);
     });
 }
 
-TEST(AttentionKernels, OpenRowsAreExact) {
-    for_each_fast([](const Kernels & kernels, int head_dim, int group_size, Random & rng) {
-        const int64_t stride = head_dim + 8;
-        const std::vector<uint16_t> rows = random_halves(rng, static_cast<size_t>(stride * group_size));
-        std::vector<float> want(static_cast<size_t>(head_dim) * group_size), got(want.size());
-        for (const int count : {1, 7, 8, 17, group_size - 1, group_size}) {
-            scalar_kernels.open_keys(rows.data(), stride, count, head_dim, group_size, want.data());
-            kernels.open_keys(rows.data(), stride, count, head_dim, group_size, got.data());
-            EXPECT_EQ(got, want) << count;
-            EXPECT_TRUE(kernels.open_values(rows.data(), stride, count, head_dim, got.data()));
-            scalar_kernels.open_values(rows.data(), stride, count, head_dim, want.data());
-            EXPECT_EQ(got, want) << count;
-        }
-        for (const int tokens : {8, 24}) { // sink cells make narrow tiles
-            scalar_kernels.open_keys(rows.data(), stride, tokens - 3, head_dim, tokens, want.data());
-            kernels.open_keys(rows.data(), stride, tokens - 3, head_dim, tokens, got.data());
-            EXPECT_EQ(got, want) << tokens;
-        }
-    });
-}
-
-TEST(AttentionKernels, OpenValuesReportsWhatIsNotFinite) {
-    for (const Kernels * kernels : supported(true)) {
-        SCOPED_TRACE(kernels->name);
-        std::vector<float> tile(64);
-        for (const int bits : {0x7c00, 0xfc00, 0x7e00, 0x7c01}) {
-            std::vector<uint16_t> rows(64, 0x7bff); // the largest finite number
-            EXPECT_TRUE(kernels->open_values(rows.data(), 16, 4, 16, tile.data()));
-            rows[37] = static_cast<uint16_t>(bits);
-            EXPECT_FALSE(kernels->open_values(rows.data(), 16, 4, 16, tile.data()));
-            EXPECT_TRUE(kernels->open_values(rows.data(), 16, 2, 16, tile.data())) << "row 2 is not asked for";
-        }
-    }
-}
-
-TEST(AttentionKernels, MasksKnowWhetherAnythingIsVisible) {
-    for (const Kernels * kernels : supported(true)) {
-        SCOPED_TRACE(kernels->name);
-        for (int n = 0; n <= 33; ++n) {
+TEST(AttentionKernels, MasksKnowWhatIsVisible) {
+    for (const KernelChoice & choice : kernel_choices()) {
+        if (!choice.supported()) continue;
+        SCOPED_TRACE(choice.kernels->name);
+        for (int n = 1; n <= 65; ++n) {
             std::vector<uint16_t> mask(static_cast<size_t>(n), 0xfc00);
             std::vector<float> bias(static_cast<size_t>(n));
-            EXPECT_FALSE(kernels->load_mask(mask.data(), n, bias.data()));
+            EXPECT_EQ(choice.kernels->load_mask(mask.data(), n, bias.data()), MaskKind::hidden);
+            EXPECT_EQ(std::ranges::count(bias, -infinity), n);
             for (int i = 0; i < n; ++i) {
                 mask[i] = float_to_half(-1.5f);
-                EXPECT_TRUE(kernels->load_mask(mask.data(), n, bias.data()));
+                EXPECT_EQ(choice.kernels->load_mask(mask.data(), n, bias.data()), MaskKind::mixed);
                 EXPECT_EQ(bias[i], -1.5f);
-                EXPECT_EQ(std::ranges::count(bias, -infinity), n - 1);
                 mask[i] = 0xfc00;
             }
+            std::ranges::fill(mask, uint16_t{0});
+            EXPECT_EQ(choice.kernels->load_mask(mask.data(), n, bias.data()), MaskKind::zero);
+            EXPECT_EQ(std::ranges::count(bias, 0.0f), n);
+            mask[n / 2] = 0xfc00;
+            EXPECT_EQ(choice.kernels->load_mask(mask.data(), n, bias.data()), n == 1 ? MaskKind::hidden : MaskKind::mixed);
         }
     }
 }
 
-TEST(AttentionKernels, ProductsStayInTheirBound) {
-    for (const Kernels * kernels : supported(true)) {
-        for (int rows = 1; rows <= 15; ++rows) {
-            Random rng(static_cast<uint64_t>(rows));
-            const int inner = rng.integer(1, 130), width = 8 * rng.integer(1, 17);
-            const int64_t a_stride = inner + 3, m_stride = width + 8, out_stride = width + 1;
-            SCOPED_TRACE(std::string(kernels->name) + " " + std::to_string(rows) + "x" + std::to_string(inner) + "x" +
-                         std::to_string(width) + " " + rng.trace());
-            const std::vector<float> a = rng.normals(static_cast<size_t>(rows * a_stride));
-            const std::vector<float> m = rng.normals(static_cast<size_t>(inner * m_stride));
-            const std::vector<float> before = rng.normals(static_cast<size_t>(rows * out_stride));
-            std::vector<float> out = before;
-            kernels->multiply_add({a.data(), a_stride, m.data(), m_stride, out.data(), out_stride, rows, inner, width});
-            for (int r = 0; r < rows; ++r) {
-                double want = 0, magnitude = 0;
-                for (int c = 0; c < width; ++c) {
-                    want = before[r * out_stride + c];
-                    magnitude = std::abs(want);
-                    for (int j = 0; j < inner; ++j) {
-                        const double term = static_cast<double>(a[r * a_stride + j]) * m[j * m_stride + c];
-                        want += term;
-                        magnitude += std::abs(term);
-                    }
-                    EXPECT_NEAR(out[r * out_stride + c], want, (inner + 2) * unit * magnitude);
-                }
-                EXPECT_EQ(out[r * out_stride + width], before[r * out_stride + width]) << "wrote past the row";
+// Levels of a head, cut into runs of random codes, some of them empty.
+struct RandomLevels {
+    Aligned<uint8_t> levels;
+    std::vector<LevelRun> runs;
+    RandomLevels(Random & rng, int quads) : levels(static_cast<size_t>(quads) * page_tokens * 4 + level_slack) {
+        const bool extreme = rng.integer(0, 1); // sums as large as they can be
+        for (int quad = 0; quad < quads;) {
+            const int n = rng.integer(1, quads - quad), largest = (1 << rng.integer(0, 6)) - 1;
+            if (largest > 0) runs.push_back({quad, n, largest});
+            for (size_t i = 0; i < static_cast<size_t>(n) * page_tokens * 4; ++i) {
+                levels[static_cast<size_t>(quad) * page_tokens * 4 + i] = static_cast<uint8_t>(extreme ? largest : rng.integer(0, largest));
+            }
+            quad += n;
+        }
+    }
+};
+
+std::vector<float> values_of(const float * x, int rows) { return {x, x + rows}; }
+
+TEST(AttentionKernels, KeysScoreTheSameBits) {
+    for_each_fast(60, [](const Kernels & kernels, Random & rng) {
+        const int head_dim = head_dims[rng.integer(0, 10)], rows = rng.integer(1, row_block), padded = round_up(head_dim, 64);
+        const size_t n = static_cast<size_t>(padded);
+        Aligned<float> q = random_floats(rng, n * row_block), step = random_floats(rng, n, 0.3f), offset(n), center = random_floats(rng, n);
+        for (size_t i = 0; i < n; ++i) {
+            step[i] = rng.integer(0, 4) ? std::fabs(step[i]) : 0.0f;
+            offset[i] = static_cast<float>(rng.integer(0, 63)) * 0.5f;
+            if (rng.integer(0, 9) == 0) q[i] = 1e-38f;
+        }
+        if (rng.integer(0, 9) == 0) std::fill_n(q.data(), n, 0.0f);
+        const float base[row_block] = {1, 2, 3, 4, 5, 6, 7, 8};
+        const KeySteps keys{step.data(), offset.data(), center.data(), padded, rng.integer(0, padded / 64) * 64};
+        FoldedQueries want{}, got{};
+        scalar_kernels.fold_queries(q.data(), padded, rows, keys, base, want);
+        kernels.fold_queries(q.data(), padded, rows, keys, base, got);
+        for (int r = 0; r < rows; ++r) {
+            for (int c = 0; c < padded; ++c) {
+                const int at = (c / operand_bytes * row_block + r) * operand_bytes + c % operand_bytes;
+                ASSERT_EQ(got.q[at], want.q[at]) << r << " " << c;
             }
         }
-    }
+        expect_same(values_of(got.scale, rows), values_of(want.scale, rows));
+        expect_same(values_of(got.offset, rows), values_of(want.offset, rows));
+        expect_same(values_of(got.base, rows), values_of(want.base, rows));
+        RandomLevels levels(rng, head_dim / 4);
+        if (rng.integer(0, 1)) std::fill_n(want.q, sizeof(want.q), static_cast<int8_t>(rng.integer(0, 1) ? 127 : -127));
+        Aligned<float> scores(row_block * page_tokens), others(row_block * page_tokens);
+        const int first = rng.integer(0, 3) * 32, tokens = rng.integer(1, (page_tokens - first) / 32) * 32;
+        KeyProduct product{levels.levels.data(), levels.runs.data(), static_cast<int>(levels.runs.size()), first, tokens, &want, rows,
+                           scores.data()};
+        scalar_kernels.score_levels(product);
+        product.scores = others.data();
+        kernels.score_levels(product);
+        expect_same(others.copy(), scores.copy());
+    });
 }
 
-TEST(AttentionKernels, ExponentialAndTanhStayInTheirBounds) {
-    for (const Kernels * kernels : supported(true)) {
-        SCOPED_TRACE(kernels->name);
-        for (int step = 0; step < 20000; ++step) {
-            const float x = -0.005f * static_cast<float>(step);
-            float scores[8] = {0, x, x, x, x, x, x, x};
-            SoftmaxState state;
-            kernels->softmax_step(scores, 8, {1.0f, 0.0f}, nullptr, 1.0f, state);
-            const double want = std::exp(static_cast<double>(x));
-            ASSERT_NEAR(scores[1], want, 4 * unit * want + std::exp(-87.0)) << x;
-            ASSERT_EQ(scores[0], 1.0f);
-            ASSERT_NEAR(state.sum, 1 + 7 * want, 16 * unit * (1 + 7 * want));
+TEST(AttentionKernels, HalfRowsScoreAndAddUpTheSameBits) {
+    for_each_fast(60, [](const Kernels & kernels, Random & rng) {
+        const int head_dim = head_dims[rng.integer(0, 10)], rows = rng.integer(1, row_block), padded = round_up(head_dim, 64);
+        const int count = rng.integer(1, page_tokens);
+        const int64_t stride = head_dim + 8 * rng.integer(0, 2);
+        Aligned<float> q = random_floats(rng, static_cast<size_t>(padded) * row_block);
+        std::vector<uint16_t> halves = random_halves(rng, static_cast<size_t>(stride * (count - 1) + head_dim)).copy();
+        Aligned<float> want(row_block * page_tokens), got(row_block * page_tokens);
+        const HalfRows half_rows{halves.data(), stride, count, head_dim};
+        scalar_kernels.score_halves(q.data(), padded, rows, half_rows, want.data());
+        kernels.score_halves(q.data(), padded, rows, half_rows, got.data());
+        for (int r = 0; r < rows; ++r) {
+            for (int t = 0; t < count; ++t) {
+                const size_t at = static_cast<size_t>(r * page_tokens + t);
+                ASSERT_TRUE(same(got[at], want[at])) << r << " " << t << ": " << got[at] << " " << want[at];
+            }
         }
-        for (int step = -1000; step <= 1000; ++step) { // the maximum comes out as it went in: softcap * tanh
-            const float x = 0.01f * static_cast<float>(step);
-            float scores[8] = {x, x, x, x, x, x, x, x};
-            SoftmaxState state;
-            kernels->softmax_step(scores, 8, {1.0f, 30.0f}, nullptr, 1.0f, state);
-            ASSERT_NEAR(state.maximum, 30 * std::tanh(static_cast<double>(x)), 12 * unit * 30) << x;
+        Aligned<float> weights = random_floats(rng, row_block * page_tokens);
+        for (size_t i = 0; i < row_block * page_tokens; ++i) weights[i] = rng.integer(0, 3) ? std::fabs(weights[i]) : 0.0f;
+        if (rng.integer(0, 1)) halves[static_cast<size_t>(rng.integer(0, static_cast<int>(halves.size()) - 1))] = rng.integer(0, 1) ? 0x7c00 : 0x7e00;
+        Aligned<float> sums = random_floats(rng, static_cast<size_t>(padded) * row_block), others(static_cast<size_t>(padded) * row_block);
+        std::copy_n(sums.data(), padded * row_block, others.data());
+        scalar_kernels.add_halves(weights.data(), rows, half_rows, sums.data(), padded);
+        kernels.add_halves(weights.data(), rows, half_rows, others.data(), padded);
+        for (int r = 0; r < rows; ++r) {
+            expect_same(values_of(&others[static_cast<size_t>(r * padded)], head_dim), values_of(&sums[static_cast<size_t>(r * padded)], head_dim));
         }
-    }
+    });
 }
 
-TEST(AttentionKernels, SoftmaxStepsAddUp) {
-    for (const Kernels * kernels : supported(true)) {
-        SCOPED_TRACE(kernels->name);
-        SoftmaxState state;
-        const float nothing[8] = {-infinity, -infinity, -infinity, -infinity, -infinity, -infinity, -infinity, -infinity};
-        float hidden[8] = {1, 2, 3, 4, 5, 6, 7, std::numeric_limits<float>::quiet_NaN()};
-        EXPECT_EQ(kernels->softmax_step(hidden, 8, {}, nothing, 1.0f, state), 1.0f);
-        EXPECT_EQ(state.sum, 0.0f);
-        EXPECT_EQ(std::ranges::count(hidden, 0.0f), 8);
-        float low[8] = {}, high[8] = {2, 2, 2, 2, 2, 2, 2, 2};
-        kernels->softmax_step(low, 8, {}, nullptr, 1.0f, state);
-        EXPECT_EQ(state.maximum, 0.0f);
-        EXPECT_EQ(state.sum, 8.0f);
-        const float factor = kernels->softmax_step(high, 8, {}, nullptr, 1.0f, state);
-        EXPECT_NEAR(factor, std::exp(-2.0), 4 * unit);
-        EXPECT_EQ(state.maximum, 2.0f);
-        EXPECT_NEAR(state.sum, 8 + 8 * std::exp(-2.0), 1e-6);
-        float infinite[8] = {1, infinity, 1, 1, 1, 1, 1, 1};
-        EXPECT_EQ(kernels->softmax_step(infinite, 8, {}, nullptr, 1.0f, state), 0.0f);
-        EXPECT_EQ(infinite[1], 1.0f);
-        EXPECT_EQ(state.sum, 1.0f);
-        float lost[8] = {1, std::numeric_limits<float>::quiet_NaN(), 1, 1, 1, 1, 1, 1};
-        SoftmaxState fresh;
-        kernels->softmax_step(lost, 8, {}, nullptr, 1.0f, fresh);
-        EXPECT_EQ(fresh.maximum, 1.0f);
-        EXPECT_TRUE(std::isnan(fresh.sum));
+TEST(AttentionKernels, SoftmaxGivesTheSameBits) {
+    for_each_fast(60, [](const Kernels & kernels, Random & rng) {
+        const int rows = rng.integer(1, row_block);
+        Aligned<float> bias = random_floats(rng, page_tokens), want(row_block * page_tokens), got(row_block * page_tokens);
+        for (size_t t = 0; t < page_tokens; ++t) {
+            if (rng.integer(0, 2) == 0) bias[t] = -infinity;
+        }
+        std::vector<const float *> biases(row_block);
+        std::vector<float> slopes(row_block), factors(row_block), other_factors(row_block);
+        std::vector<SoftmaxState> states(row_block), others(row_block);
+        for (int tile = 0; tile < 6; ++tile) {
+            const float level = rng.normal(20.0f);
+            for (size_t i = 0; i < row_block * page_tokens; ++i) {
+                want[i] = level + rng.normal(8.0f);
+                if (rng.integer(0, 5000) == 0) want[i] = rng.integer(0, 1) ? infinity : -infinity;
+                if (rng.integer(0, 5000) == 0) want[i] = std::numeric_limits<float>::quiet_NaN();
+            }
+            for (int r = 0; r < rows; ++r) {
+                biases[r] = rng.integer(0, 1) ? bias.data() : nullptr;
+                slopes[r] = rng.normal();
+            }
+            std::copy_n(want.data(), row_block * page_tokens, got.data());
+            SoftmaxTile softmax{want.data(), rows, biases.data(), slopes.data(), rng.integer(0, 1) ? 30.0f : 0.0f, states.data(), factors.data()};
+            scalar_kernels.softmax(softmax);
+            softmax.scores = got.data();
+            softmax.states = others.data();
+            softmax.factors = other_factors.data();
+            kernels.softmax(softmax);
+            for (int r = 0; r < rows; ++r) {
+                ASSERT_TRUE(same(others[r].sum, states[r].sum)) << others[r].sum << " " << states[r].sum;
+                ASSERT_EQ(others[r].reference, states[r].reference);
+                ASSERT_TRUE(same(other_factors[r], factors[r]));
+                expect_same(values_of(&got[static_cast<size_t>(r * page_tokens)], page_tokens), values_of(&want[static_cast<size_t>(r * page_tokens)], page_tokens));
+            }
+        }
+    });
+}
+
+TEST(AttentionKernels, WeightsPackToTheSameBits) {
+    for_each_fast(60, [](const Kernels & kernels, Random & rng) {
+        const int rows = rng.integer(1, row_block);
+        Aligned<float> weights(row_block * page_tokens), slot_scale = random_floats(rng, page_tokens);
+        for (size_t i = 0; i < row_block * page_tokens; ++i) weights[i] = rng.integer(0, 3) ? std::exp(rng.normal(4.0f)) : 0.0f;
+        if (rng.integer(0, 4) == 0) std::fill_n(weights.data(), page_tokens, 0.0f);
+        for (size_t s = 0; s < page_tokens; ++s) slot_scale[s] = std::fabs(slot_scale[s]);
+        std::vector<uint8_t> token(page_tokens);
+        std::iota(token.begin(), token.end(), uint8_t{0});
+        for (int i = page_tokens - 1; i > 0; --i) std::swap(token[i], token[rng.integer(0, i)]);
+        PackedWeights want{}, got{};
+        const uint8_t * tokens = rng.integer(0, 1) ? token.data() : nullptr;
+        const float * scales = rng.integer(0, 1) ? slot_scale.data() : nullptr;
+        scalar_kernels.pack_weights(weights.data(), rows, tokens, scales, want);
+        kernels.pack_weights(weights.data(), rows, tokens, scales, got);
+        EXPECT_EQ(std::memcmp(got.w, want.w, static_cast<size_t>(rows) * operand_bytes), 0);
+        expect_same(values_of(got.scale, rows), values_of(want.scale, rows));
+        expect_same(values_of(got.sum[0], rows * weight_blocks), values_of(want.sum[0], rows * weight_blocks));
+        expect_same(values_of(got.total[0], rows * weight_blocks), values_of(want.total[0], rows * weight_blocks));
+    });
+}
+
+TEST(AttentionKernels, ValuesAddUpToTheSameBits) {
+    for_each_fast(60, [](const Kernels & kernels, Random & rng) {
+        const int rows = rng.integer(1, row_block), channels = round_up(head_dims[rng.integer(0, 10)], 16), largest = (1 << rng.integer(1, 6)) - 1;
+        const int first = rng.integer(0, 3) * 8, quads = rng.integer(1, 32 - first), stride = channels * 4;
+        Aligned<uint8_t> levels = random_bytes(rng, static_cast<size_t>(32 * stride + level_slack), largest);
+        Aligned<int8_t> weights(row_block * operand_bytes);
+        for (size_t i = 0; i < row_block * operand_bytes; ++i) weights[i] = static_cast<int8_t>(rng.integer(0, 2) ? 127 : rng.integer(0, 127));
+        Aligned<float> step = random_floats(rng, static_cast<size_t>(channels)), base = random_floats(rng, static_cast<size_t>(channels));
+        Aligned<float> want = random_floats(rng, static_cast<size_t>(channels * row_block)), got(static_cast<size_t>(channels * row_block));
+        std::copy_n(want.data(), channels * row_block, got.data());
+        ValueProduct product{};
+        product.levels = levels.data();
+        product.stride = stride;
+        product.first_quad = first;
+        product.quads = quads;
+        product.largest = largest;
+        product.channels = channels;
+        product.weights = weights.data();
+        product.rows = rows;
+        if (rng.integer(0, 1)) product.step = step.data();
+        if (rng.integer(0, 1)) product.base = base.data();
+        for (int r = 0; r < rows; ++r) product.scale[r] = rng.normal(), product.offset[r] = rng.normal(), product.total[r] = rng.normal();
+        product.out_stride = channels;
+        product.out = want.data();
+        scalar_kernels.add_levels(product);
+        product.out = got.data();
+        kernels.add_levels(product);
+        expect_same(got.copy(), want.copy());
+    });
+}
+
+TEST(AttentionKernels, WeightsAreExponentials) {
+    double worst = 0;
+    for (int i = 0; i <= 100000; ++i) {
+        const float x = 8.0f - 94.0f * static_cast<float>(i) / 100000;
+        const double want = std::exp(static_cast<double>(x));
+        worst = std::max(worst, std::abs(exp_weight(x) - want) / want / (1 + std::abs(static_cast<double>(x))));
+        const double t = std::tanh(static_cast<double>(x)); // of both signs
+        ASSERT_NEAR(tanh_score(x), t, 12 * unit) << x;
     }
+    EXPECT_LE(worst, 4 * unit) << "in units of 1 + |x|";
+    EXPECT_EQ(exp_weight(0.0f), 1.0f);
+    EXPECT_EQ(exp_weight(-87.0f), 0.0f);
+    EXPECT_EQ(exp_weight(-infinity), 0.0f);
+    EXPECT_TRUE(std::isnan(exp_weight(std::numeric_limits<float>::quiet_NaN())));
 }
 
 } // namespace

@@ -1,0 +1,218 @@
+#include "attention/page_kernels.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace vidkv {
+
+namespace {
+
+// Appends quads to the runs; neighbours with the same largest level are one run.
+void append_run(KeyCodes & codes, int first, int quads, int largest) {
+    if (quads == 0 || largest == 0) return;
+    if (codes.run_count > 0) {
+        LevelRun & last = codes.runs[codes.run_count - 1];
+        if (last.largest == largest && last.first + last.quads == first) {
+            last.quads += quads;
+            return;
+        }
+    }
+    codes.runs[codes.run_count++] = {first, quads, largest};
+}
+
+} // namespace
+
+KeyTile::KeyTile(const Kernels & kernels, const KeyLayout & layout, const KeyPage & page, Scratch & scratch)
+    : kernels_(kernels), layout_(layout), scratch_(scratch), padded_(round_up(layout.head_dim, 64)) {
+    offset_ = scratch.codes.offset;
+    if (layout.codec == VIDKV_CODEC_PAPER) {
+        unpack_paper(page);
+    } else {
+        unpack_trellis(page);
+    }
+}
+
+void KeyTile::unpack_paper(const KeyPage & page) {
+    const int wide = layout_.wide, narrow = layout_.narrow;
+    KeyCodes & codes = scratch_.codes;
+    if (!codes.known) {
+        codes.known = true;
+        codes.run_count = 0;
+        append_run(codes, 0, wide / 4, largest_level(QuadCode::uniform2));
+        append_run(codes, wide / 4, narrow / 4, largest_level(QuadCode::uniform1));
+        std::fill_n(codes.offset, padded_, 0.0f);
+        std::fill_n(codes.offset, wide, 1.5f); // the middle of the levels
+        std::fill_n(codes.offset + wide, narrow, 0.5f);
+        std::fill_n(scratch_.step.get(), groups_a_page * padded_, 0.0f);
+        std::fill_n(scratch_.center.get(), groups_a_page * padded_, 0.0f);
+    }
+    const uint8_t * narrow_codes = page.codes + static_cast<size_t>(wide / 4) * quad_bytes(QuadCode::uniform2, page_tokens);
+    kernels_.unpack_quads(QuadCode::uniform2, page.codes, page_tokens, wide / 4, page_tokens * 4, scratch_.levels.get());
+    kernels_.unpack_quads(QuadCode::uniform1, narrow_codes, page_tokens, narrow / 4, page_tokens * 4,
+                          scratch_.levels.get() + wide * page_tokens);
+    const uint8_t * meta = page.meta;
+    alignas(64) float minimum[largest_head_dim];
+    for (int g = 0; g < layout_.groups(); ++g, meta += 2 * (2 * wide + narrow)) {
+        float * step = scratch_.step.get() + g * padded_, * center = scratch_.center.get() + g * padded_;
+        kernels_.load_halves(meta, wide, step);
+        kernels_.load_halves(meta + 2 * wide, wide, minimum);
+        kernels_.load_halves(meta + 4 * wide, narrow, step + wide);
+        for (int c = 0; c < wide; ++c) center[c] = minimum[c] + 1.5f * step[c];
+        for (int c = wide; c < wide + narrow; ++c) step[c] *= 2.0f; // levels 0 and 1 are -scale and +scale: the middle is 0
+    }
+    centered_ = round_up(wide, 16);
+}
+
+// Runs of quads, and what a level means in units of the scale.
+void KeyTile::learn_codes(const uint8_t * packed) {
+    const int quads = layout_.head_dim / 4;
+    const size_t bytes = static_cast<size_t>(quads + 1) / 2;
+    KeyCodes & codes = scratch_.codes;
+    if (codes.known && std::memcmp(codes.packed.data(), packed, bytes) == 0) return;
+    codes.known = true;
+    std::memcpy(codes.packed.data(), packed, bytes);
+    codes.run_count = 0;
+    std::fill_n(codes.step, padded_, 0.0f);
+    std::fill_n(codes.offset, padded_, 0.0f);
+    for (int quad = 0; quad < quads; ++quad) {
+        const auto code = static_cast<QuadCode>(packed[quad / 2] >> (quad % 2 * 4) & 15);
+        const LevelGrid grid = level_grid(code);
+        append_run(codes, quad, 1, largest_level(code));
+        std::fill_n(codes.step + 4 * quad, 4, grid.step);
+        std::fill_n(codes.offset + 4 * quad, 4, grid.offset);
+    }
+    std::fill_n(scratch_.step.get(), padded_, 0.0f);
+    std::fill_n(scratch_.center.get(), padded_, 0.0f);
+}
+
+void KeyTile::unpack_trellis(const KeyPage & page) {
+    const int head_dim = layout_.head_dim, quads = head_dim / 4;
+    const uint8_t * packed_codes = page.meta + 2 * head_dim;
+    learn_codes(packed_codes);
+    const auto code_of = [&](int quad) { return static_cast<QuadCode>(packed_codes[quad / 2] >> (quad % 2 * 4) & 15); };
+    const uint8_t * packed = page.codes;
+    for (int quad = 0, n; quad < quads; quad += n) {
+        const QuadCode code = code_of(quad);
+        for (n = 1; quad + n < quads && code_of(quad + n) == code; ++n) continue;
+        kernels_.unpack_quads(code, packed, page_tokens, n, page_tokens * 4, scratch_.levels.get() + quad * page_tokens * 4);
+        packed += static_cast<size_t>(n) * quad_bytes(code, page_tokens);
+    }
+    float * step = scratch_.step.get(), * center = scratch_.center.get();
+    kernels_.load_log_scales(page.meta, head_dim, step);
+    const uint8_t * mean = page.meta + head_dim;
+    for (int c = 0; c < head_dim; ++c) {
+        center[c] = step[c] * (0.125f * static_cast<float>(static_cast<int8_t>(mean[c])));
+        step[c] *= scratch_.codes.step[c];
+    }
+    centered_ = round_up(head_dim, 16);
+}
+
+void KeyTile::score(const QueryRows & queries) const {
+    for (int g = 0; g < layout_.groups(); ++g) {
+        const KeySteps steps{scratch_.step.get() + g * padded_, offset_, scratch_.center.get() + g * padded_, padded_, centered_};
+        kernels_.fold_queries(queries.q, queries.stride, queries.rows, steps, queries.base, scratch_.folded);
+        kernels_.score_levels({scratch_.levels.get(), scratch_.codes.runs.data(), scratch_.codes.run_count, g * layout_.group,
+                               layout_.group, &scratch_.folded, queries.rows, scratch_.scores.get()});
+    }
+}
+
+ValueTile::ValueTile(const Kernels & kernels, const ValueLayout & layout, const ValuePage & page, Scratch & scratch)
+    : kernels_(kernels), layout_(layout), page_(page), scratch_(scratch),
+      stride_((layout.codec == VIDKV_CODEC_PAPER ? layout.head_dim : round_up(layout.head_dim, 16)) * 4) {
+    if (layout.codec == VIDKV_CODEC_PAPER) return;
+    float * scale = scratch.value_meta.get();
+    kernels.load_log_scales(page.meta, page_tokens, scale);
+    const int special = 4 * page.protected_units;
+    const float steps[2] = {level_grid(layout.protected_code).step, level_grid(layout.plain_code).step};
+    for (int s = 0; s < special; ++s) scale[s] *= steps[0];
+    for (int s = special; s < page_tokens; ++s) scale[s] *= steps[1];
+    slot_scale_ = scale;
+}
+
+void ValueTile::pack(int rows, PackedWeights & packed) const {
+    kernels_.pack_weights(scratch_.scores.get(), rows, page_.permuted ? page_.token.data() : nullptr, slot_scale_, packed);
+}
+
+void ValueTile::unpack() {
+    const uint8_t * codes = page_.codes;
+    uint8_t * levels = scratch_.levels.get();
+    const int head_dim = layout_.head_dim;
+    if (layout_.codec == VIDKV_CODEC_TRELLIS) {
+        const int special = page_.protected_units, all = page_tokens / 4;
+        kernels_.unpack_quads(layout_.protected_code, codes, head_dim, special, stride_, levels);
+        codes += static_cast<size_t>(special) * quad_bytes(layout_.protected_code, head_dim);
+        kernels_.unpack_quads(layout_.plain_code, codes, head_dim, all - special, stride_, levels + special * stride_);
+        return;
+    }
+    for (int g = 0; g < layout_.groups(); ++g, levels += layout_.group * head_dim) {
+        const bool ternary = layout_.is_ternary(g, page_.protected_units);
+        const size_t bytes = layout_.group_codes(ternary);
+        if (ternary) {
+            kernels_.unpack_ternary(codes, static_cast<int>(bytes), levels);
+        } else {
+            kernels_.unpack_quads(QuadCode::uniform2, codes, head_dim, layout_.group / 4, stride_, levels);
+        }
+        codes += bytes;
+    }
+}
+
+void ValueTile::add(int rows, const PackedWeights & packed, const ValueSums & sums) {
+    if (layout_.codec == VIDKV_CODEC_PAPER) return add_paper(rows, packed, sums);
+    ValueProduct product{};
+    product.levels = scratch_.levels.get();
+    product.stride = stride_;
+    product.quads = page_tokens / 4;
+    product.largest = 15;
+    product.channels = round_up(layout_.head_dim, 16);
+    product.weights = packed.w;
+    product.rows = rows;
+    for (int r = 0; r < rows; ++r) {
+        float sum = 0.0f; // whole numbers: exact
+        for (const float s : packed.sum[r]) sum += s;
+        product.scale[r] = packed.scale[r];
+        product.offset[r] = -7.5f * packed.scale[r] * sum;
+    }
+    product.out = sums.rotated;
+    product.out_stride = sums.stride;
+    kernels_.add_levels(product);
+}
+
+void ValueTile::add_paper(int rows, const PackedWeights & packed, const ValueSums & sums) {
+    const uint8_t * meta = page_.meta;
+    const int head_dim = layout_.head_dim, blocks = layout_.group / 32;
+    float * step = scratch_.value_meta.get(), * minimum = step + round_up(head_dim, page_tokens);
+    ValueProduct product{};
+    product.levels = scratch_.levels.get();
+    product.stride = stride_;
+    product.quads = layout_.group / 4;
+    product.channels = round_up(head_dim, 16);
+    product.weights = packed.w;
+    product.rows = rows;
+    product.step = step;
+    product.out = sums.natural;
+    product.out_stride = sums.stride;
+    for (int g = 0; g < layout_.groups(); ++g) {
+        const bool ternary = layout_.is_ternary(g, page_.protected_units);
+        kernels_.load_halves(meta, head_dim, step);
+        if (!ternary) kernels_.load_halves(meta + 2 * head_dim, head_dim, minimum);
+        meta += layout_.group_meta(ternary);
+        for (int r = 0; r < rows; ++r) {
+            float sum = 0.0f, total = 0.0f;
+            for (int b = g * blocks; b < (g + 1) * blocks; ++b) {
+                sum += packed.sum[r][b];
+                total += packed.total[r][b];
+            }
+            const float packed_total = packed.scale[r] * sum;
+            product.scale[r] = packed.scale[r];
+            // Rounding of the weights touches only what a value differs from the middle of its levels: 0 if they are ternary.
+            product.offset[r] = ternary ? -packed_total : 1.5f * (total - packed_total);
+            product.total[r] = total;
+        }
+        product.first_quad = g * product.quads;
+        product.largest = ternary ? 2 : 3;
+        product.base = ternary ? nullptr : minimum;
+        kernels_.add_levels(product);
+    }
+}
+
+} // namespace vidkv

@@ -1,0 +1,65 @@
+// A sealed page of one KV head and a block of query rows: what the codecs' metadata mean for the kernels.
+#pragma once
+
+#include "attention/kernels.h"
+#include "attention/scratch.h"
+#include "codec/key_codec.h"
+#include "codec/value_codec.h"
+
+namespace vidkv {
+
+// Queries of up to row_block rows in plan order, scaled: [rows][stride], zeros up to a multiple of 64 channels.
+struct QueryRows {
+    const float * q;
+    int64_t stride;
+    int rows;
+    const float * base; // a row: what every sealed page adds to the score
+};
+
+// Unpacks the levels of a key page into scratch.levels and its steps into scratch.step and scratch.center.
+class KeyTile {
+  public:
+    KeyTile(const Kernels & kernels, const KeyLayout & layout, const KeyPage & page, Scratch & scratch);
+    void score(const QueryRows & queries) const; // -> scratch.scores
+
+  private:
+    void unpack_paper(const KeyPage & page);
+    void unpack_trellis(const KeyPage & page);
+    void learn_codes(const uint8_t * packed);
+
+    const Kernels & kernels_;
+    const KeyLayout & layout_;
+    Scratch & scratch_;
+    const int padded_; // channels
+    const float * offset_ = nullptr;
+    int centered_ = 0;
+};
+
+// Weighted sums of a block of rows: in natural channels, and of trellis values in the rotated ones.
+struct ValueSums {
+    float * natural;
+    float * rotated;
+    int64_t stride;
+};
+
+class ValueTile {
+  public:
+    ValueTile(const Kernels & kernels, const ValueLayout & layout, const ValuePage & page, Scratch & scratch);
+    // scratch.scores, by now weights, -> packed.
+    void pack(int rows, PackedWeights & packed) const;
+    // Once all rows are packed: the levels -> scratch.levels.
+    void unpack();
+    void add(int rows, const PackedWeights & packed, const ValueSums & sums);
+
+  private:
+    void add_paper(int rows, const PackedWeights & packed, const ValueSums & sums);
+
+    const Kernels & kernels_;
+    const ValueLayout & layout_;
+    const ValuePage & page_;
+    Scratch & scratch_;
+    const int stride_; // bytes from quad to quad
+    const float * slot_scale_ = nullptr;
+};
+
+} // namespace vidkv

@@ -1,0 +1,350 @@
+// The kernels on floats, for any instruction set: included inside the anonymous namespace of kernels_<isa>.cpp, which has defined
+// F, 16 floats, and what is done with them. Every operation and its order are those of kernels_scalar.cpp.
+
+constexpr int lanes = 16;
+constexpr float infinity = std::numeric_limits<float>::infinity();
+constexpr float smallest_factor = 1e-30f;
+
+void load_halves(const uint8_t * halves, int n, float * out) {
+    int i = 0;
+    for (; i + lanes <= n; i += lanes) store(out + i, halves_16(halves + 2 * i));
+    if (i + 8 <= n) {
+        store_8(out + i, halves_8(halves + 2 * i));
+        i += 8;
+    }
+    for (; i < n; ++i) out[i] = half_to_float(load_at<uint16_t>(halves, static_cast<size_t>(i)));
+}
+
+void load_log_scales(const uint8_t * codes, int n, float * out) {
+    int i = 0;
+    for (; i + lanes <= n; i += lanes) store(out + i, log_scales_16(codes + i));
+    for (; i < n; ++i) out[i] = log_scale_value(codes[i]);
+}
+
+MaskKind load_mask(const uint16_t * mask, int n, float * bias) {
+    MaskBits bits;
+    int i = 0;
+    for (; i + lanes <= n; i += lanes) {
+        bits.add(mask + i);
+        store(bias + i, halves_16(mask + i));
+    }
+    bool all_hidden = bits.all_hidden(), all_zero = bits.all_zero();
+    for (; i < n; ++i) {
+        bias[i] = half_to_float(mask[i]);
+        all_hidden = all_hidden && mask[i] == 0xfc00;
+        all_zero = all_zero && mask[i] == 0;
+    }
+    return all_hidden ? MaskKind::hidden : all_zero ? MaskKind::zero : MaskKind::mixed;
+}
+
+// exp for softmax weights: weight.h.
+INLINE F exp_16(F x) {
+    using namespace exponential;
+    const F shifted = fma(x, splat(log2_e), splat(rounder));
+    const F whole = sub(shifted, splat(rounder));
+    const F f = fma(x, splat(log2_e), sub(splat(0.0f), whole));
+    F p = fma(splat(c[4]), f, splat(c[3]));
+    p = fma(p, f, splat(c[2]));
+    p = fma(p, f, splat(c[1]));
+    p = fma(p, f, splat(c[0]));
+    p = fma(p, f, splat(1.0f));
+    return zero_below(x, lowest, times_power(p, shifted));
+}
+
+INLINE F tanh_16(F x) {
+    const F one = splat(1.0f), e = exp_16(mul(splat(-2.0f), absolute(x)));
+    return with_sign_of(divide(sub(one, e), add(one, e)), x);
+}
+
+struct FactorScale {
+    float scale, inverse;
+    explicit FactorScale(float largest)
+        : scale(largest / 127.0f), inverse(largest > smallest_factor ? 127.0f / largest : 0.0f) {}
+};
+
+// Results of 8 rows, from 16 lanes each; what rows are missing yields nothing of use.
+struct RowLanes {
+    F row[lanes];
+    RowLanes() {
+        for (F & lane : row) lane = splat(0.0f);
+    }
+};
+
+void fold_queries(const float * queries, int64_t stride, int rows, const KeySteps & keys, const float * base,
+                  FoldedQueries & out) {
+    RowLanes largest, sums; // sums: of centers in the first half, of offsets in the second
+    for (int r = 0; r < rows; ++r) {
+        const float * q = queries + r * stride;
+        F most = splat(0.0f), centers = splat(0.0f);
+        for (int c = 0; c < keys.channels; c += lanes) most = larger(absolute(mul(load(q + c), load(keys.step + c))), most);
+        for (int c = 0; c < keys.centered; c += lanes) centers = fma(load(q + c), load(keys.center + c), centers);
+        largest.row[r] = most;
+        sums.row[r] = centers;
+    }
+    alignas(64) float most[lanes], total[lanes];
+    store(most, largest_of_16(largest.row));
+    for (int r = 0; r < rows; ++r) {
+        const float * q = queries + r * stride;
+        const FactorScale factor(most[r]);
+        const F inverse = splat(factor.inverse);
+        F offset = splat(0.0f);
+        for (int c = 0; c < keys.channels; c += 4 * lanes) {
+            I rounded[4];
+            for (int i = 0; i < 4; ++i) {
+                const int at = c + i * lanes;
+                rounded[i] = round_to_int(mul(mul(load(q + at), load(keys.step + at)), inverse));
+                offset = fma(to_float(rounded[i]), load(keys.offset + at), offset);
+            }
+            store_int8(out.q + (c / operand_bytes * row_block + r) * operand_bytes + c % operand_bytes, rounded);
+        }
+        sums.row[row_block + r] = offset;
+        out.scale[r] = factor.scale;
+    }
+    store(total, sum_of_16(sums.row));
+    for (int r = 0; r < rows; ++r) {
+        out.offset[r] = total[row_block + r];
+        out.base[r] = total[r] + base[r];
+    }
+}
+
+// ---- softmax
+
+INLINE F score_16(F x, float softcap, const float * bias, float slope) {
+    if (softcap != 0.0f) x = mul(splat(softcap), tanh_16(x));
+    if (!bias) return x;
+    const F b = load(bias);
+    return hidden_where(b, fma(splat(slope), b, x));
+}
+
+// A score of +infinity takes all the weight, several share it.
+void only_infinities(float * scores) {
+    for (int t = 0; t < page_tokens; ++t) {
+        if (scores[t] == scores[t]) scores[t] = scores[t] == infinity ? 0.0f : -infinity;
+    }
+}
+
+// Returns what weights are taken relative to; factor: for what was accumulated relative to the old reference.
+INLINE float raise_reference(SoftmaxState & state, float largest, float & factor) {
+    factor = 1.0f;
+    if (largest == infinity) {
+        if (state.reference != infinity) factor = 0.0f;
+        state.reference = infinity;
+    } else if (largest > state.reference + reference_slack) {
+        factor = exp_weight(state.reference - largest);
+        state.reference = largest;
+    }
+    return state.reference == -infinity || largest == infinity ? 0.0f : state.reference;
+}
+
+void softmax(const SoftmaxTile & tile) {
+    RowLanes largest, sums;
+    alignas(64) float most[lanes], total[lanes];
+    for (int r = 0; r < tile.rows; ++r) {
+        float * scores = tile.scores + r * page_tokens;
+        const bool plain = tile.softcap == 0.0f && !tile.bias[r];
+        F top = splat(-infinity);
+        for (int t = 0; t < page_tokens; t += lanes) {
+            F s = load(scores + t);
+            if (!plain) {
+                s = score_16(s, tile.softcap, tile.bias[r] ? tile.bias[r] + t : nullptr, tile.slopes[r]);
+                store(scores + t, s);
+            }
+            top = larger(s, top);
+        }
+        largest.row[r] = top;
+    }
+    store(most, largest_of_16(largest.row));
+    for (int r = 0; r < tile.rows; ++r) {
+        float * scores = tile.scores + r * page_tokens;
+        if (most[r] == infinity) only_infinities(scores);
+        const F reference = splat(raise_reference(tile.states[r], most[r], tile.factors[r]));
+        F sum = splat(0.0f);
+        for (int t = 0; t < page_tokens; t += lanes) {
+            const F w = exp_16(sub(load(scores + t), reference));
+            store(scores + t, w);
+            sum = add(sum, w);
+        }
+        sums.row[r] = sum;
+    }
+    store(total, sum_of_16(sums.row));
+    for (int r = 0; r < tile.rows; ++r) {
+        tile.states[r].sum = std::fma(tile.states[r].sum, tile.factors[r], total[r]);
+    }
+}
+
+void pack_weights(const float * weights, int rows, const uint8_t * token, const float * slot_scale, PackedWeights & out) {
+    alignas(64) float scaled[row_block][page_tokens], most[lanes];
+    RowLanes largest;
+    for (int r = 0; r < rows; ++r) {
+        const float * w = weights + r * page_tokens;
+        if (token) {
+            for (int s = 0; s < page_tokens; ++s) scaled[r][s] = w[token[s]];
+            w = scaled[r];
+        }
+        F top = splat(0.0f);
+        for (int s = 0; s < page_tokens; s += lanes) {
+            F x = load(w + s);
+            if (slot_scale) x = mul(x, load(slot_scale + s));
+            store(scaled[r] + s, x);
+            top = larger(x, top);
+        }
+        largest.row[r] = top;
+    }
+    store(most, largest_of_16(largest.row));
+    for (int first = 0; first < rows; first += 4) { // 4 rows' 4 blocks at a time
+        const int end = first + 4 < rows ? first + 4 : rows;
+        RowLanes sums, totals;
+        for (int r = first; r < end; ++r) {
+            const FactorScale factor(most[r]);
+            const F inverse = splat(factor.inverse);
+            out.scale[r] = factor.scale;
+            for (int pair = 0; pair < weight_blocks; pair += 2) {
+                F x[4];
+                I rounded[4];
+                for (int i = 0; i < 4; ++i) {
+                    x[i] = load(scaled[r] + 32 * pair + i * lanes);
+                    rounded[i] = round_to_int(mul(x[i], inverse));
+                }
+                store_int8(out.w + r * operand_bytes + 32 * pair, rounded);
+                for (int i = 0; i < 2; ++i) {
+                    sums.row[4 * (r - first) + pair + i] = add(to_float(rounded[2 * i]), to_float(rounded[2 * i + 1]));
+                    totals.row[4 * (r - first) + pair + i] = add(x[2 * i], x[2 * i + 1]);
+                }
+            }
+        }
+        alignas(64) float sum[lanes], total[lanes];
+        store(sum, sum_of_16(sums.row));
+        store(total, sum_of_16(totals.row));
+        for (int r = first; r < end; ++r) {
+            for (int block = 0; block < weight_blocks; ++block) {
+                out.sum[r][block] = sum[4 * (r - first) + block];
+                out.total[r][block] = total[4 * (r - first) + block];
+            }
+        }
+    }
+}
+
+void scale(float * x, int n, float factor) {
+    for (int i = 0; i < n; i += lanes) store(x + i, mul(load(x + i), splat(factor)));
+}
+
+void add_scaled(const float * x, float factor, int n, float * out) {
+    for (int i = 0; i < n; i += lanes) store(out + i, fma(load(x + i), splat(factor), load(out + i)));
+}
+
+// ---- f16 rows
+
+// 16 channels of a row, or the last 8 and zeros.
+INLINE F channels_of(const uint16_t * row, int channel, int head_dim) {
+    return channel + lanes <= head_dim ? halves_16(row + channel) : halves_8(row + channel);
+}
+
+// R query rows on T tokens at once, so that enough sums are in flight.
+template <int R, int T> INLINE void dot_halves(const float * q, int64_t stride, const uint16_t * const * keys, int head_dim, F (*dots)[lanes]) {
+    F sum[R][T];
+    for (int r = 0; r < R; ++r) {
+        for (int t = 0; t < T; ++t) sum[r][t] = splat(0.0f);
+    }
+    for (int c = 0; c < head_dim; c += lanes) {
+        F k[T];
+        for (int t = 0; t < T; ++t) k[t] = channels_of(keys[t], c, head_dim);
+        for (int r = 0; r < R; ++r) {
+            const F x = load(q + r * stride + c);
+            for (int t = 0; t < T; ++t) sum[r][t] = fma(x, k[t], sum[r][t]);
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        for (int t = 0; t < T; ++t) dots[r][t] = sum[r][t];
+    }
+}
+
+template <int R> void score_halves_of(const float * q, int64_t stride, const HalfRows & keys, float * scores) {
+    constexpr int T = R == 1 ? 8 : R <= 2 ? 4 : 2;
+    for (int first = 0; first < keys.count; first += lanes) {
+        const uint16_t * row[lanes]; // past the end: the last one once more
+        for (int t = 0; t < lanes; ++t) {
+            const int token = first + t < keys.count ? first + t : keys.count - 1;
+            row[t] = keys.rows + token * keys.stride;
+        }
+        F dots[R][lanes];
+        for (int t = 0; t < lanes; t += T) {
+            F part[R][lanes];
+            dot_halves<R, T>(q, stride, row + t, keys.head_dim, part);
+            for (int r = 0; r < R; ++r) {
+                for (int i = 0; i < T; ++i) dots[r][t + i] = part[r][i];
+            }
+        }
+        for (int r = 0; r < R; ++r) store(scores + r * page_tokens + first, sum_of_16(dots[r]));
+    }
+}
+
+template <int R> void score_halves_up_to(const float * q, int64_t stride, int rows, const HalfRows & keys, float * scores) {
+    if (rows == R) return score_halves_of<R>(q, stride, keys, scores);
+    if constexpr (R > 1) score_halves_up_to<R - 1>(q, stride, rows, keys, scores);
+}
+
+void score_halves(const float * queries, int64_t stride, int rows, const HalfRows & keys, float * scores) {
+    score_halves_up_to<row_block>(queries, stride, rows, keys, scores);
+}
+
+// N vectors of channels of R rows, over all tokens. False if anything is infinite or not a number: then nothing is stored.
+template <int R, int N>
+bool add_halves_of(const float * weights, const HalfRows & values, int channel, float * out, int64_t out_stride) {
+    F sum[R][N];
+    for (int r = 0; r < R; ++r) {
+        for (int i = 0; i < N; ++i) sum[r][i] = load(out + r * out_stride + channel + i * lanes);
+    }
+    const uint16_t * row = values.rows;
+    for (int t = 0; t < values.count; ++t, row += values.stride) {
+        F v[N];
+        for (int i = 0; i < N; ++i) v[i] = channels_of(row, channel + i * lanes, values.head_dim);
+        for (int r = 0; r < R; ++r) {
+            const F w = splat(weights[r * page_tokens + t]);
+            for (int i = 0; i < N; ++i) sum[r][i] = fma(w, v[i], sum[r][i]);
+        }
+    }
+    F nothing = splat(0.0f); // stays 0 for finite sums
+    for (int r = 0; r < R; ++r) {
+        for (int i = 0; i < N; ++i) nothing = fma(sum[r][i], splat(0.0f), nothing);
+    }
+    if (!is_zero(nothing)) return false;
+    for (int r = 0; r < R; ++r) {
+        for (int i = 0; i < N; ++i) store(out + r * out_stride + channel + i * lanes, sum[r][i]);
+    }
+    return true;
+}
+
+// The same where something is not finite: cells of weight 0 are left out, row by row.
+void add_halves_with_care(const float * weights, int rows, const HalfRows & values, int channel, float * out, int64_t out_stride) {
+    for (int r = 0; r < rows; ++r) {
+        F sum = load(out + r * out_stride + channel);
+        for (int t = 0; t < values.count; ++t) {
+            const float w = weights[r * page_tokens + t];
+            if (w == 0.0f) continue;
+            sum = fma(splat(w), channels_of(values.rows + t * values.stride, channel, values.head_dim), sum);
+        }
+        store(out + r * out_stride + channel, sum);
+    }
+}
+
+template <int R> void add_halves_rows(const float * weights, const HalfRows & values, float * out, int64_t out_stride) {
+    constexpr int N = R * 4 <= float_sums ? 4 : R * 2 <= float_sums ? 2 : 1;
+    int c = 0;
+    for (; c + N * lanes <= values.head_dim; c += N * lanes) {
+        if (add_halves_of<R, N>(weights, values, c, out, out_stride)) continue;
+        for (int i = 0; i < N; ++i) add_halves_with_care(weights, R, values, c + i * lanes, out, out_stride);
+    }
+    for (; c < values.head_dim; c += lanes) {
+        if (add_halves_of<R, 1>(weights, values, c, out, out_stride)) continue;
+        add_halves_with_care(weights, R, values, c, out, out_stride);
+    }
+}
+
+template <int R> void add_halves_up_to(const float * weights, int rows, const HalfRows & values, float * out, int64_t out_stride) {
+    if (rows == R) return add_halves_rows<R>(weights, values, out, out_stride);
+    if constexpr (R > 1) add_halves_up_to<R - 1>(weights, rows, values, out, out_stride);
+}
+
+void add_halves(const float * weights, int rows, const HalfRows & values, float * out, int64_t out_stride) {
+    add_halves_up_to<row_block>(weights, rows, values, out, out_stride);
+}

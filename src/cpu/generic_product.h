@@ -1,0 +1,81 @@
+// Products of levels and int8 factors, for any instruction set: included inside the anonymous namespace of kernels_<isa>.cpp, which
+// has defined P, product_lanes floats, and Sums<R, N>: R rows of factors on N vectors of levels, exact.
+
+// Factors of row 0 for a quad; row r is r * operand_bytes on.
+INLINE const int8_t * factors_of(const int8_t * q, int quad) {
+    return q + quad / slab_quads * (row_block * operand_bytes) + quad % slab_quads * 4;
+}
+
+template <int R, int N> void score_tokens(const KeyProduct & p, int row, int token) {
+    Sums<R, N> sums;
+    for (const LevelRun * run = p.runs; run != p.runs + p.run_count; ++run) {
+        for (int quad = run->first, end = quad + run->quads; quad < end;) {
+            const int left = slab_quads - quad % slab_quads, n = end - quad < left ? end - quad : left;
+            const uint8_t * levels = p.levels + (static_cast<int64_t>(quad) * page_tokens + token) * 4;
+            sums.add_quads(levels, page_tokens * 4, n, run->largest, factors_of(p.folded->q, quad) + row * operand_bytes);
+            quad += n;
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        const P offset = splat_p(p.folded->offset[row + r]), factor = splat_p(p.folded->scale[row + r]);
+        const P base = splat_p(p.folded->base[row + r]);
+        float * scores = p.scores + (row + r) * page_tokens + token;
+        for (int i = 0; i < N; ++i) store(scores + i * product_lanes, fma(sub(sums.get(r, i), offset), factor, base));
+    }
+}
+
+template <int R, int N> void add_channels(const ValueProduct & p, int row, int channel) {
+    Sums<R, N> sums;
+    const uint8_t * levels = p.levels + static_cast<int64_t>(p.first_quad) * p.stride + channel * 4;
+    sums.add_quads(levels, p.stride, p.quads, p.largest, p.weights + row * operand_bytes + 4 * p.first_quad);
+    for (int r = 0; r < R; ++r) {
+        const P factor = splat_p(p.scale[row + r]), offset = splat_p(p.offset[row + r]), total = splat_p(p.total[row + r]);
+        for (int i = 0; i < N; ++i) {
+            const int c = channel + i * product_lanes;
+            float * to = p.out + (row + r) * p.out_stride + c;
+            const P scaled = fma(sums.get(r, i), factor, offset);
+            P out = p.step ? fma(load_p(p.step + c), scaled, load_p(to)) : add(load_p(to), scaled);
+            if (p.base) out = fma(load_p(p.base + c), total, out);
+            store(to, out);
+        }
+    }
+}
+
+template <int R> void score_rows(const KeyProduct & p, int row) {
+    constexpr int N = sums_wide<R>;
+    int t = p.first_token, end = t + p.tokens;
+    for (; t + N * product_lanes <= end; t += N * product_lanes) score_tokens<R, N>(p, row, t);
+    for (; t < end; t += product_lanes) score_tokens<R, 1>(p, row, t);
+}
+
+template <int R> void add_rows(const ValueProduct & p, int row) {
+    constexpr int N = sums_wide<R>;
+    int c = 0;
+    for (; c + N * product_lanes <= p.channels; c += N * product_lanes) add_channels<R, N>(p, row, c);
+    for (; c < p.channels; c += product_lanes) add_channels<R, 1>(p, row, c);
+}
+
+template <int R> void score_up_to(const KeyProduct & p, int row, int rows) {
+    if (rows == R) return score_rows<R>(p, row);
+    if constexpr (R > 1) score_up_to<R - 1>(p, row, rows);
+}
+template <int R> void add_up_to(const ValueProduct & p, int row, int rows) {
+    if (rows == R) return add_rows<R>(p, row);
+    if constexpr (R > 1) add_up_to<R - 1>(p, row, rows);
+}
+
+// Rows are shared out evenly among as few passes as the registers allow.
+template <class Pass> INLINE void in_passes(int rows, Pass pass) {
+    for (int row = 0; row < rows;) {
+        const int left = rows - row, passes = (left + most_rows - 1) / most_rows, n = (left + passes - 1) / passes;
+        pass(row, n);
+        row += n;
+    }
+}
+
+void score_levels(const KeyProduct & p) {
+    in_passes(p.rows, [&](int row, int rows) { score_up_to<most_rows>(p, row, rows); });
+}
+void add_levels(const ValueProduct & p) {
+    in_passes(p.rows, [&](int row, int rows) { add_up_to<most_rows>(p, row, rows); });
+}
