@@ -16,5 +16,6 @@ void add_data(CLI::App & app, Command & run);
 void add_report(CLI::App & app, Command & run);
 void add_eval_kl(CLI::App & eval, Command & run);
 void add_eval_video(CLI::App & eval, Command & run);
+void add_bench(CLI::App & app, Command & run);
 
 } // namespace vidkv::cli

@@ -32,6 +32,7 @@ EXAMPLES
   vidkv eval video --kv f16,t1.65,k1.5v1.58 --seed 7 --count 20
   vidkv eval kl --kv all --text manual.txt
   vidkv report out
+  vidkv bench attention --shape 28/4/128 --tokens 32k --kv k2v2,t1.65
 
 ENVIRONMENT
   VIDKV_MODEL, VIDKV_MMPROJ, VIDKV_KV, VIDKV_FPS, VIDKV_FRAMES, VIDKV_CTX_SIZE, VIDKV_PREDICT, VIDKV_THREADS
@@ -86,6 +87,7 @@ int run(int argc, char ** argv) {
     eval->require_subcommand(1);
     add_eval_kl(*eval, command);
     add_eval_video(*eval, command);
+    add_bench(app, command);
     try {
         app.parse(argc, argv);
     } catch (const CLI::Success & success) {
