@@ -45,6 +45,10 @@ std::vector<float> alibi_slopes(int heads, float max_bias) {
     return slopes;
 }
 
+void prefetch(const uint8_t * bytes, size_t n) {
+    for (size_t i = 0; i < n; i += 64) __builtin_prefetch(bytes + i);
+}
+
 bool any_sealed(const Store & store, int sequence, int64_t pages) {
     if (is_f16(store.params(), store.side())) return false;
     for (int64_t page = 0; page < pages; ++page) {
@@ -65,6 +69,8 @@ class Attention {
     void finish(int64_t slot);
 
     void attend_page(const Block & block, int64_t slot, int64_t chunk, int64_t page, Scratch & scratch) const;
+    void prefetch_keys(int64_t page, int kv_head) const;
+    void prefetch_values(const ValuePage & page) const;
     bool load_bias(const Block & block, int64_t first_cell, int count, Scratch & scratch) const;
     bool sees_something(int first_row, int rows, const Scratch & scratch) const;
     void score(int64_t slot, int first_row, int rows, const PageView & view, const KeyTile * tile, int count, Scratch & scratch) const;
@@ -207,16 +213,17 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, in
     if (!load_bias(block, first_cell, count, scratch)) return;
     const PageView keys = keys_.view(args_.sequence, page, block.kv_head);
     const PageView values = values_.view(args_.value_sequence, page, block.kv_head);
-    std::optional<KeyTile> key_tile;
+    ValuePage sealed_values;
     std::optional<ValueTile> value_tile;
-    ValuePage value_page_of;
+    if (values.state == PageState::sealed) {
+        sealed_values = value_page(values_.value_layout(), values.page, block.kv_head);
+        prefetch_values(sealed_values);
+    }
+    std::optional<KeyTile> key_tile;
     if (keys.state == PageState::sealed) {
         key_tile.emplace(kernels_, keys_.key_layout(), key_page(keys_.key_layout(), keys.page, block.kv_head), scratch);
     }
-    if (values.state == PageState::sealed) {
-        value_page_of = value_page(values_.value_layout(), values.page, block.kv_head);
-        value_tile.emplace(kernels_, values_.value_layout(), value_page_of, scratch);
-    }
+    if (values.state == PageState::sealed) value_tile.emplace(kernels_, values_.value_layout(), sealed_values, scratch);
     for (int first = 0; first < block.rows; first += row_block) {
         const int rows = std::min(row_block, block.rows - first);
         if (!sees_something(first, rows, scratch)) continue;
@@ -226,6 +233,7 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, in
         add_open(rows, values, count, to, scratch);
         if (value_tile) value_tile->pack(rows, scratch.weights[first / row_block]);
     }
+    prefetch_keys(page + 1, block.kv_head);
     if (!value_tile) return;
     value_tile->unpack();
     for (int first = 0; first < block.rows; first += row_block) {
@@ -233,6 +241,24 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, in
         if (!sees_something(first, rows, scratch)) continue;
         value_tile->add(rows, scratch.weights[first / row_block], sums(slot, chunk, first));
     }
+}
+
+// Values are fetched while keys are scored, the next page's keys while values are summed.
+void Attention::prefetch_values(const ValuePage & page) const {
+    const ValueLayout & layout = values_.value_layout();
+    prefetch(page.codes, layout.head_codes(page.protected_units));
+    prefetch(page.meta, layout.head_meta(page.protected_units));
+}
+
+void Attention::prefetch_keys(int64_t page, int kv_head) const {
+    if (page >= pages_) return;
+    const PageView view = keys_.view(args_.sequence, page, kv_head);
+    if (view.state != PageState::sealed) return;
+    const KeyLayout & layout = keys_.key_layout();
+    const KeyPage keys = key_page(layout, view.page, kv_head);
+    const bool shared = layout.codec == VIDKV_CODEC_TRELLIS; // all heads' codes together: take a head's share
+    prefetch(keys.codes, shared ? layout.head_codes / static_cast<size_t>(layout.kv_heads) : layout.head_codes);
+    prefetch(keys.meta, layout.head_meta);
 }
 
 // Fills the page's bias and who sees what of it; false if nobody sees anything.

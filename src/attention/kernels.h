@@ -24,11 +24,13 @@ struct LevelRun {
     int first, quads, largest;
 };
 
-// What an element of packed keys means, in plan-ordered channels: step * (level - offset) + center. Lengths are multiples of 64.
+// What an element of packed keys means, in plan-ordered channels: step * (level - offset / 2) + center.
 struct KeySteps {
-    const float *step, *offset, *center;
-    int channels; // with levels
-    int centered; // with a center that is not 0
+    const float * step;
+    const uint8_t * offset; // at most 63
+    const float * center;
+    int channels; // with levels; a multiple of 64
+    int centered; // with a center that is not 0; a multiple of 16
 };
 
 // Query rows times the keys' steps, rounded to int8: the score of a token is scale * (sum of q * level - offset) + base.
@@ -65,26 +67,39 @@ struct SoftmaxTile {
     float * factors;            // a row: what was accumulated so far must be multiplied by it (1 as a rule)
 };
 
-// Softmax weights as int8 factors. A block is 32 slots.
-constexpr int weight_blocks = page_tokens / 32;
+// Softmax weights as int8 factors; the slots of a page fall into 1, 2 or 4 groups.
+constexpr int largest_groups = page_tokens / 32;
 struct PackedWeights {
     alignas(64) int8_t w[row_block * operand_bytes]; // [row][slot]
     float scale[row_block];                          // weight = scale * w
-    float sum[row_block][weight_blocks];             // of w over a block: whole numbers
-    float total[row_block][weight_blocks];           // of the weights before rounding
+    float sum[row_block][largest_groups];            // of w over a group: whole numbers
+    float total[row_block][largest_groups];          // of the weights before rounding, if asked for
 };
 
+struct WeightRule {
+    const uint8_t * token;
+    const float * slot_scale;
+    int groups;
+    bool totals; // wanted
+};
+
+// One group of a page's values, and what it adds to the sums:
+// out[row][c] += step[c] * (scale[row] * dot + offset[row]) + base[c] * total[row]
+struct ValueGroup {
+    int first_quad, quads, largest;
+    const float * step; // null: 1
+    const float * base; // null: 0
+    float offset[row_block], total[row_block];
+};
 struct ValueProduct {
     const uint8_t * levels; // [quad][..][4], `stride` bytes from quad to quad
     int stride;
-    int first_quad, quads, largest; // of the page's 32 quads
-    int channels;                   // rounded up to a multiple of 16: levels and outputs are there
-    const int8_t * weights;         // PackedWeights::w
+    int channels;         // rounded up to a multiple of 16: levels and outputs are there
+    const int8_t * weights; // PackedWeights::w
     int rows;
-    // out[row][c] += step[c] * (scale[row] * dot + offset[row]) + base[c] * total[row]
-    const float * step; // null: 1
-    const float * base; // null: 0
-    float scale[row_block], offset[row_block], total[row_block];
+    float scale[row_block];
+    int groups;
+    ValueGroup group[largest_groups];
     float * out;
     int64_t out_stride;
 };
@@ -120,7 +135,7 @@ struct Kernels {
     void (*softmax)(const SoftmaxTile & tile);
 
     // weights [rows][page_tokens]; slot s takes token token[s] (null: token s), times slot_scale[s] (null: 1).
-    void (*pack_weights)(const float * weights, int rows, const uint8_t * token, const float * slot_scale, PackedWeights & out);
+    void (*pack_weights)(const float * weights, int rows, const WeightRule & rule, PackedWeights & out);
     void (*add_levels)(const ValueProduct & product);
     // out[row][c] += sum of weights[row][t] * value[t][c]; cells of weight 0 are left out. out: channels up to a multiple of 16.
     void (*add_halves)(const float * weights, int rows, const HalfRows & values, float * out, int64_t out_stride);

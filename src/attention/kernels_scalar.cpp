@@ -77,7 +77,8 @@ void fold_queries(const float * queries, int64_t stride, int rows, const KeyStep
     for (int r = 0; r < rows; ++r) {
         const float * q = queries + r * stride;
         float largest = 0.0f;
-        LaneSum centers, offset;
+        LaneSum centers;
+        int32_t offset = 0;
         for (int c = 0; c < keys.channels; ++c) {
             const float p = std::fabs(q[c] * keys.step[c]);
             largest = p > largest ? p : largest;
@@ -89,12 +90,11 @@ void fold_queries(const float * queries, int64_t stride, int rows, const KeyStep
         const FactorScale factor(largest);
         for (int c = 0; c < keys.channels; ++c) {
             const float rounded = round_factor(q[c] * keys.step[c] * factor.inverse);
-            float & lane = offset.lane[c % lanes];
-            lane = std::fma(rounded, keys.offset[c], lane);
+            offset += static_cast<int32_t>(rounded) * keys.offset[c];
             out.q[(c / operand_bytes * row_block + r) * operand_bytes + c % operand_bytes] = static_cast<int8_t>(rounded);
         }
         out.scale[r] = factor.scale;
-        out.offset[r] = offset.total();
+        out.offset[r] = 0.5f * static_cast<float>(offset);
         out.base[r] = centers.total() + base[r];
     }
 }
@@ -173,44 +173,49 @@ void softmax(const SoftmaxTile & tile) {
     }
 }
 
-void pack_weights(const float * weights, int rows, const uint8_t * token, const float * slot_scale, PackedWeights & out) {
+void pack_weights(const float * weights, int rows, const WeightRule & rule, PackedWeights & out) {
     for (int r = 0; r < rows; ++r) {
         float scaled[page_tokens];
         float largest = 0.0f;
         for (int s = 0; s < page_tokens; ++s) {
-            scaled[s] = weights[r * page_tokens + (token ? token[s] : s)];
-            if (slot_scale) scaled[s] *= slot_scale[s];
+            scaled[s] = weights[r * page_tokens + (rule.token ? rule.token[s] : s)];
+            if (rule.slot_scale) scaled[s] *= rule.slot_scale[s];
             largest = scaled[s] > largest ? scaled[s] : largest;
         }
         const FactorScale factor(largest);
         out.scale[r] = factor.scale;
-        for (int block = 0; block < weight_blocks; ++block) {
+        const int size = page_tokens / rule.groups;
+        for (int group = 0; group < rule.groups; ++group) {
             LaneSum sum, total;
-            for (int s = 32 * block; s < 32 * (block + 1); ++s) {
+            for (int s = group * size; s < (group + 1) * size; ++s) {
                 const float rounded = round_factor(scaled[s] * factor.inverse);
                 out.w[r * operand_bytes + s] = static_cast<int8_t>(rounded);
                 sum.lane[s % lanes] += rounded;
                 total.lane[s % lanes] += scaled[s];
             }
-            out.sum[r][block] = sum.total();
-            out.total[r][block] = total.total();
+            out.sum[r][group] = sum.total();
+            if (rule.totals) out.total[r][group] = total.total();
+        }
+    }
+}
+
+void add_group(const ValueProduct & p, const ValueGroup & g) {
+    for (int r = 0; r < p.rows; ++r) {
+        float * out = p.out + r * p.out_stride;
+        for (int c = 0; c < p.channels; ++c) {
+            int32_t dot = 0;
+            for (int s = 4 * g.first_quad; s < 4 * (g.first_quad + g.quads); ++s) {
+                dot += p.weights[r * operand_bytes + s] * p.levels[static_cast<int64_t>(s / 4) * p.stride + c * 4 + s % 4];
+            }
+            const float scaled = std::fma(static_cast<float>(dot), p.scale[r], g.offset[r]);
+            out[c] = g.step ? std::fma(g.step[c], scaled, out[c]) : out[c] + scaled;
+            if (g.base) out[c] = std::fma(g.base[c], g.total[r], out[c]);
         }
     }
 }
 
 void add_levels(const ValueProduct & p) {
-    for (int r = 0; r < p.rows; ++r) {
-        float * out = p.out + r * p.out_stride;
-        for (int c = 0; c < p.channels; ++c) {
-            int32_t dot = 0;
-            for (int s = 4 * p.first_quad; s < 4 * (p.first_quad + p.quads); ++s) {
-                dot += p.weights[r * operand_bytes + s] * p.levels[static_cast<int64_t>(s / 4) * p.stride + c * 4 + s % 4];
-            }
-            const float scaled = std::fma(static_cast<float>(dot), p.scale[r], p.offset[r]);
-            out[c] = p.step ? std::fma(p.step[c], scaled, out[c]) : out[c] + scaled;
-            if (p.base) out[c] = std::fma(p.base[c], p.total[r], out[c]);
-        }
-    }
+    for (int g = 0; g < p.groups; ++g) add_group(p, p.group[g]);
 }
 
 void add_halves(const float * weights, int rows, const HalfRows & values, float * out, int64_t out_stride) {

@@ -20,6 +20,26 @@ void append_run(KeyCodes & codes, int first, int quads, int largest) {
     codes.runs[codes.run_count++] = {first, quads, largest};
 }
 
+// What there is to know of a QuadCode, for keys: looked up once.
+struct CodeEntry {
+    float step = 0;
+    int largest = 0; // twice the middle of the levels
+    int page_bytes = 0;
+};
+using CodeTable = std::array<CodeEntry, 16>;
+
+const CodeTable & code_table() {
+    static const CodeTable table = [] {
+        CodeTable made;
+        for (int i = 1; i <= static_cast<int>(QuadCode::uniform2); ++i) {
+            const auto code = static_cast<QuadCode>(i);
+            made[static_cast<size_t>(i)] = {level_grid(code).step, largest_level(code), static_cast<int>(quad_bytes(code, page_tokens))};
+        }
+        return made;
+    }();
+    return table;
+}
+
 } // namespace
 
 KeyTile::KeyTile(const Kernels & kernels, const KeyLayout & layout, const KeyPage & page, Scratch & scratch)
@@ -40,11 +60,11 @@ void KeyTile::unpack_paper(const KeyPage & page) {
         codes.run_count = 0;
         append_run(codes, 0, wide / 4, largest_level(QuadCode::uniform2));
         append_run(codes, wide / 4, narrow / 4, largest_level(QuadCode::uniform1));
-        std::fill_n(codes.offset, padded_, 0.0f);
-        std::fill_n(codes.offset, wide, 1.5f); // the middle of the levels
-        std::fill_n(codes.offset + wide, narrow, 0.5f);
-        std::fill_n(scratch_.step.get(), groups_a_page * padded_, 0.0f);
-        std::fill_n(scratch_.center.get(), groups_a_page * padded_, 0.0f);
+        std::fill_n(codes.offset, padded_, uint8_t{0});
+        std::fill_n(codes.offset, wide, uint8_t{3}); // twice the middle of the levels
+        std::fill_n(codes.offset + wide, narrow, uint8_t{1});
+        std::fill_n(scratch_.step.get(), largest_groups * padded_, 0.0f);
+        std::fill_n(scratch_.center.get(), largest_groups * padded_, 0.0f);
     }
     const uint8_t * narrow_codes = page.codes + static_cast<size_t>(wide / 4) * quad_bytes(QuadCode::uniform2, page_tokens);
     kernels_.unpack_quads(QuadCode::uniform2, page.codes, page_tokens, wide / 4, page_tokens * 4, scratch_.levels.get());
@@ -69,33 +89,36 @@ void KeyTile::learn_codes(const uint8_t * packed) {
     const size_t bytes = static_cast<size_t>(quads + 1) / 2;
     KeyCodes & codes = scratch_.codes;
     if (codes.known && std::memcmp(codes.packed.data(), packed, bytes) == 0) return;
+    if (!codes.known) {
+        std::fill_n(codes.step, padded_, 0.0f);
+        std::fill_n(codes.offset, padded_, uint8_t{0});
+        std::fill_n(scratch_.step.get(), padded_, 0.0f);
+        std::fill_n(scratch_.center.get(), padded_, 0.0f);
+    }
     codes.known = true;
     std::memcpy(codes.packed.data(), packed, bytes);
     codes.run_count = 0;
-    std::fill_n(codes.step, padded_, 0.0f);
-    std::fill_n(codes.offset, padded_, 0.0f);
+    const CodeTable & table = code_table();
     for (int quad = 0; quad < quads; ++quad) {
-        const auto code = static_cast<QuadCode>(packed[quad / 2] >> (quad % 2 * 4) & 15);
-        const LevelGrid grid = level_grid(code);
-        append_run(codes, quad, 1, largest_level(code));
-        std::fill_n(codes.step + 4 * quad, 4, grid.step);
-        std::fill_n(codes.offset + 4 * quad, 4, grid.offset);
+        const CodeEntry & entry = table[packed[quad / 2] >> (quad % 2 * 4) & 15];
+        append_run(codes, quad, 1, entry.largest);
+        for (int i = 0; i < 4; ++i) codes.step[4 * quad + i] = entry.step;
+        std::memset(codes.offset + 4 * quad, entry.largest, 4); // twice the middle of the levels
     }
-    std::fill_n(scratch_.step.get(), padded_, 0.0f);
-    std::fill_n(scratch_.center.get(), padded_, 0.0f);
 }
 
 void KeyTile::unpack_trellis(const KeyPage & page) {
     const int head_dim = layout_.head_dim, quads = head_dim / 4;
     const uint8_t * packed_codes = page.meta + 2 * head_dim;
     learn_codes(packed_codes);
-    const auto code_of = [&](int quad) { return static_cast<QuadCode>(packed_codes[quad / 2] >> (quad % 2 * 4) & 15); };
+    const auto code_of = [&](int quad) { return packed_codes[quad / 2] >> (quad % 2 * 4) & 15; };
     const uint8_t * packed = page.codes;
     for (int quad = 0, n; quad < quads; quad += n) {
-        const QuadCode code = code_of(quad);
+        const int code = code_of(quad);
         for (n = 1; quad + n < quads && code_of(quad + n) == code; ++n) continue;
-        kernels_.unpack_quads(code, packed, page_tokens, n, page_tokens * 4, scratch_.levels.get() + quad * page_tokens * 4);
-        packed += static_cast<size_t>(n) * quad_bytes(code, page_tokens);
+        kernels_.unpack_quads(static_cast<QuadCode>(code), packed, page_tokens, n, page_tokens * 4,
+                              scratch_.levels.get() + quad * page_tokens * 4);
+        packed += n * code_table()[code].page_bytes;
     }
     float * step = scratch_.step.get(), * center = scratch_.center.get();
     kernels_.load_log_scales(page.meta, head_dim, step);
@@ -119,18 +142,44 @@ void KeyTile::score(const QueryRows & queries) const {
 ValueTile::ValueTile(const Kernels & kernels, const ValueLayout & layout, const ValuePage & page, Scratch & scratch)
     : kernels_(kernels), layout_(layout), page_(page), scratch_(scratch),
       stride_((layout.codec == VIDKV_CODEC_PAPER ? layout.head_dim : round_up(layout.head_dim, 16)) * 4) {
-    if (layout.codec == VIDKV_CODEC_PAPER) return;
-    float * scale = scratch.value_meta.get();
-    kernels.load_log_scales(page.meta, page_tokens, scale);
-    const int special = 4 * page.protected_units;
-    const float steps[2] = {level_grid(layout.protected_code).step, level_grid(layout.plain_code).step};
-    for (int s = 0; s < special; ++s) scale[s] *= steps[0];
-    for (int s = special; s < page_tokens; ++s) scale[s] *= steps[1];
+    if (layout.codec == VIDKV_CODEC_PAPER) {
+        learn_paper();
+    } else {
+        learn_trellis();
+    }
+}
+
+void ValueTile::learn_trellis() {
+    float * scale = scratch_.value_meta.get();
+    kernels_.load_log_scales(page_.meta, page_tokens, scale);
+    const int special = 4 * page_.protected_units;
+    const float special_step = level_grid(layout_.protected_code).step, step = level_grid(layout_.plain_code).step;
+    for (int s = 0; s < special; ++s) scale[s] *= special_step;
+    for (int s = special; s < page_tokens; ++s) scale[s] *= step;
     slot_scale_ = scale;
 }
 
+void ValueTile::learn_paper() {
+    const uint8_t * meta = page_.meta;
+    const int head_dim = layout_.head_dim;
+    float * to = scratch_.value_meta.get();
+    for (int g = 0; g < layout_.groups(); ++g) {
+        const bool ternary = layout_.is_ternary(g, page_.protected_units);
+        for (const float ** part : {&step_[g], &base_[g]}) {
+            if (part == &base_[g] && ternary) break;
+            kernels_.load_halves(meta, head_dim, to);
+            *part = to;
+            meta += 2 * head_dim;
+            to += round_up(head_dim, 16);
+        }
+    }
+}
+
 void ValueTile::pack(int rows, PackedWeights & packed) const {
-    kernels_.pack_weights(scratch_.scores.get(), rows, page_.permuted ? page_.token.data() : nullptr, slot_scale_, packed);
+    const bool paper = layout_.codec == VIDKV_CODEC_PAPER;
+    const WeightRule rule{page_.permuted ? page_.token.data() : nullptr, slot_scale_, paper ? layout_.groups() : 1,
+                          paper && base_[0] != nullptr};
+    kernels_.pack_weights(scratch_.scores.get(), rows, rule, packed);
 }
 
 void ValueTile::unpack() {
@@ -156,63 +205,34 @@ void ValueTile::unpack() {
     }
 }
 
-void ValueTile::add(int rows, const PackedWeights & packed, const ValueSums & sums) {
-    if (layout_.codec == VIDKV_CODEC_PAPER) return add_paper(rows, packed, sums);
-    ValueProduct product{};
+void ValueTile::add(int rows, const PackedWeights & packed, const ValueSums & sums) const {
+    const bool paper = layout_.codec == VIDKV_CODEC_PAPER;
+    ValueProduct product;
     product.levels = scratch_.levels.get();
     product.stride = stride_;
-    product.quads = page_tokens / 4;
-    product.largest = 15;
     product.channels = round_up(layout_.head_dim, 16);
     product.weights = packed.w;
     product.rows = rows;
-    for (int r = 0; r < rows; ++r) {
-        float sum = 0.0f; // whole numbers: exact
-        for (const float s : packed.sum[r]) sum += s;
-        product.scale[r] = packed.scale[r];
-        product.offset[r] = -7.5f * packed.scale[r] * sum;
+    std::copy_n(packed.scale, rows, product.scale);
+    product.groups = paper ? layout_.groups() : 1;
+    for (int g = 0; g < product.groups; ++g) {
+        ValueGroup & group = product.group[g];
+        group.quads = page_tokens / 4 / product.groups;
+        group.first_quad = g * group.quads;
+        group.largest = paper ? (base_[g] ? 3 : 2) : 15;
+        group.step = step_[g];
+        group.base = base_[g];
+        // Rounding of the weights touches only what a value differs from the middle of its levels, which is 0 unless there is a base.
+        const float middle = 0.5f * static_cast<float>(group.largest);
+        for (int r = 0; r < rows; ++r) {
+            const float rounded = packed.scale[r] * packed.sum[r][g];
+            group.total[r] = group.base ? packed.total[r][g] : 0.0f;
+            group.offset[r] = middle * (group.total[r] - rounded);
+        }
     }
-    product.out = sums.rotated;
+    product.out = paper ? sums.natural : sums.rotated;
     product.out_stride = sums.stride;
     kernels_.add_levels(product);
-}
-
-void ValueTile::add_paper(int rows, const PackedWeights & packed, const ValueSums & sums) {
-    const uint8_t * meta = page_.meta;
-    const int head_dim = layout_.head_dim, blocks = layout_.group / 32;
-    float * step = scratch_.value_meta.get(), * minimum = step + round_up(head_dim, page_tokens);
-    ValueProduct product{};
-    product.levels = scratch_.levels.get();
-    product.stride = stride_;
-    product.quads = layout_.group / 4;
-    product.channels = round_up(head_dim, 16);
-    product.weights = packed.w;
-    product.rows = rows;
-    product.step = step;
-    product.out = sums.natural;
-    product.out_stride = sums.stride;
-    for (int g = 0; g < layout_.groups(); ++g) {
-        const bool ternary = layout_.is_ternary(g, page_.protected_units);
-        kernels_.load_halves(meta, head_dim, step);
-        if (!ternary) kernels_.load_halves(meta + 2 * head_dim, head_dim, minimum);
-        meta += layout_.group_meta(ternary);
-        for (int r = 0; r < rows; ++r) {
-            float sum = 0.0f, total = 0.0f;
-            for (int b = g * blocks; b < (g + 1) * blocks; ++b) {
-                sum += packed.sum[r][b];
-                total += packed.total[r][b];
-            }
-            const float packed_total = packed.scale[r] * sum;
-            product.scale[r] = packed.scale[r];
-            // Rounding of the weights touches only what a value differs from the middle of its levels: 0 if they are ternary.
-            product.offset[r] = ternary ? -packed_total : 1.5f * (total - packed_total);
-            product.total[r] = total;
-        }
-        product.first_quad = g * product.quads;
-        product.largest = ternary ? 2 : 3;
-        product.base = ternary ? nullptr : minimum;
-        kernels_.add_levels(product);
-    }
 }
 
 } // namespace vidkv

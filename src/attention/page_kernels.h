@@ -31,7 +31,7 @@ class KeyTile {
     const KeyLayout & layout_;
     Scratch & scratch_;
     const int padded_; // channels
-    const float * offset_ = nullptr;
+    const uint8_t * offset_ = nullptr; // twice the levels' middle
     int centered_ = 0;
 };
 
@@ -49,10 +49,11 @@ class ValueTile {
     void pack(int rows, PackedWeights & packed) const;
     // Once all rows are packed: the levels -> scratch.levels.
     void unpack();
-    void add(int rows, const PackedWeights & packed, const ValueSums & sums);
+    void add(int rows, const PackedWeights & packed, const ValueSums & sums) const;
 
   private:
-    void add_paper(int rows, const PackedWeights & packed, const ValueSums & sums);
+    void learn_paper();
+    void learn_trellis();
 
     const Kernels & kernels_;
     const ValueLayout & layout_;
@@ -60,6 +61,7 @@ class ValueTile {
     Scratch & scratch_;
     const int stride_; // bytes from quad to quad
     const float * slot_scale_ = nullptr;
+    const float * step_[largest_groups] = {}, * base_[largest_groups] = {}; // paper: a group
 };
 
 } // namespace vidkv

@@ -27,8 +27,6 @@ struct ScratchShape {
     int rows, tokens; // of the largest query block
 };
 
-constexpr int groups_a_page = page_tokens / 32; // at most
-
 // What the quads of a key page are coded as, kept from page to page: most pages of a head are alike.
 struct KeyCodes {
     std::array<uint8_t, largest_head_dim / 8> packed{}; // the codes as the page has them
@@ -36,16 +34,20 @@ struct KeyCodes {
     std::array<LevelRun, largest_head_dim / 4> runs;
     int run_count = 0;
     alignas(64) float step[largest_head_dim]; // in units of the channel's scale
-    alignas(64) float offset[largest_head_dim];
+    alignas(64) uint8_t offset[largest_head_dim];
 };
+
+inline size_t value_meta_size(int value_dim) {
+    return static_cast<size_t>(std::max(2 * largest_groups * round_up(value_dim, 16), page_tokens));
+}
 
 struct Scratch {
     explicit Scratch(const ScratchShape & s);
 
     AlignedArray<uint8_t> levels;        // of keys, then of values
     KeyCodes codes;                      // trellis keys
-    AlignedArray<float> step, center;    // [groups_a_page][key_dim rounded up to 64]
-    AlignedArray<float> value_meta;      // [2][page_tokens or value_dim rounded up]
+    AlignedArray<float> step, center;    // [largest_groups][key_dim rounded up to 64]
+    AlignedArray<float> value_meta;      // paper: steps and minima of all groups; trellis: a scale a slot
     FoldedQueries folded;                // of the row block at hand
     AlignedArray<float> scores;          // [row_block][page_tokens]: scores, then weights
     AlignedArray<PackedWeights> weights; // [row blocks]
@@ -56,14 +58,14 @@ struct Scratch {
 inline Scratch::Scratch(const ScratchShape & s)
     : levels(uninitialized<uint8_t>(
           static_cast<size_t>(page_tokens * (s.key_dim > s.value_dim ? s.key_dim : round_up(s.value_dim, 16)) + level_slack))),
-      step(uninitialized<float>(static_cast<size_t>(groups_a_page * round_up(s.key_dim, 64)))),
-      center(uninitialized<float>(static_cast<size_t>(groups_a_page * round_up(s.key_dim, 64)))),
-      value_meta(uninitialized<float>(static_cast<size_t>(2 * round_up(s.value_dim, page_tokens)))),
+      step(uninitialized<float>(static_cast<size_t>(largest_groups * round_up(s.key_dim, 64)))),
+      center(uninitialized<float>(static_cast<size_t>(largest_groups * round_up(s.key_dim, 64)))),
+      value_meta(uninitialized<float>(value_meta_size(s.value_dim))),
       scores(uninitialized<float>(static_cast<size_t>(row_block * page_tokens))),
       weights(uninitialized<PackedWeights>(static_cast<size_t>((s.rows + row_block - 1) / row_block))),
       bias(uninitialized<float>(static_cast<size_t>(s.tokens * page_tokens))),
       mask(uninitialized<MaskKind>(static_cast<size_t>(s.tokens))) {
-    std::fill_n(value_meta.get(), 2 * round_up(s.value_dim, page_tokens), 0.0f); // kernels read on to a multiple of 16
+    std::fill_n(value_meta.get(), value_meta_size(s.value_dim), 0.0f); // kernels read on to a multiple of 16
 }
 
 // One Scratch for each of `count` threads, made up front so that nothing is allocated inside a parallel loop.

@@ -255,38 +255,6 @@ vidkv_status Store::truncate(int sequence, int64_t first_cell) {
     return VIDKV_OK;
 }
 
-vidkv_status Store::copy_sequence(int from, int to) {
-    if (vidkv_status status = check_range(from, 0, 0)) return status;
-    if (vidkv_status status = check_range(to, 0, 0)) return status;
-    if (from == to) return VIDKV_OK;
-    const Sequence & source = sequences_[from];
-    Sequence copy;
-    copy.plans = source.plans;
-    copy.writes = source.writes;
-    copy.host_marks = source.host_marks;
-    if (source.queries) copy.queries = std::make_unique<QueryStatistics>(*source.queries);
-    if (source.sink_rows) {
-        copy.sink_rows = std::make_unique<uint16_t[]>(sink_bytes() / 2);
-        std::memcpy(copy.sink_rows.get(), source.sink_rows.get(), sink_bytes());
-    }
-    copy.pages.resize(source.pages.size());
-    for (size_t i = 0; i < source.pages.size(); ++i) {
-        const Page & page = source.pages[i];
-        Page & target = copy.pages[i];
-        target.written = page.written;
-        target.marked = page.marked;
-        target.last_write = page.last_write;
-        target.bytes = page.bytes;
-        target.state = page.state;
-        if (page.state == PageState::empty) continue;
-        target.data = make_page(page.bytes);
-        std::memcpy(target.data.get(), page.data.get(), page.bytes);
-    }
-    recount(copy);
-    sequences_[to] = std::move(copy);
-    return VIDKV_OK;
-}
-
 void Store::clear() {
     for (Sequence & sequence : sequences_) {
         for (Page & page : sequence.pages) page = Page();

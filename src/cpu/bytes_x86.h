@@ -3,14 +3,19 @@
 INLINE __m128i load_16(const uint8_t * p) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)); }
 INLINE void store_16(uint8_t * p, __m128i v) { _mm_storeu_si128(reinterpret_cast<__m128i *>(p), v); }
 
+// a | (b & mask)
+INLINE __m128i or_masked(__m128i a, __m128i b, __m128i mask) { return _mm_or_si128(a, _mm_and_si128(b, mask)); }
+INLINE __m256i or_masked(__m256i a, __m256i b, __m256i mask) { return _mm256_or_si256(a, _mm256_and_si256(b, mask)); }
+#if defined(VIDKV_BYTES_64)
+INLINE __m512i or_masked(__m512i a, __m512i b, __m512i mask) { return _mm512_ternarylogic_epi32(a, b, mask, 0xf8); }
+#endif
+
 // x86 shifts 16-bit words, so bits of the neighbour come in and are masked out.
 #define VIDKV_BYTE_OPERATIONS(NAME, VECTOR, BITS, SI, BROADCAST)                                                                   \
     struct NAME {                                                                                                                  \
         using V = VECTOR;                                                                                                          \
         static INLINE V splat_byte(int x) { return _mm##BITS##_set1_epi8(static_cast<char>(x)); }                                  \
         static INLINE V both(V a, V b) { return _mm##BITS##_and_##SI(a, b); }                                                      \
-        static INLINE V either(V a, V b) { return _mm##BITS##_or_##SI(a, b); }                                                     \
-        static INLINE V differ(V a, V b) { return _mm##BITS##_xor_##SI(a, b); }                                                    \
         static INLINE V pick(V table, V index) { return _mm##BITS##_shuffle_epi8(table, index); }                                  \
         static INLINE V table_16(const uint8_t * p) { return BROADCAST(load_16(p)); }                                              \
         template <int Shift> static INLINE V down(V v) {                                                                           \
@@ -18,26 +23,23 @@ INLINE void store_16(uint8_t * p, __m128i v) { _mm_storeu_si128(reinterpret_cast
             else return _mm##BITS##_srli_epi16(v, Shift);                                                                          \
         }                                                                                                                          \
         template <int Shift, int Bits> static INLINE V field(V v) { return both(down<Shift>(v), splat_byte((1 << Bits) - 1)); }    \
-        template <int Bits> static INLINE V join(V high, V low) { return either(_mm##BITS##_slli_epi16(high, Bits), low); }        \
-        template <int Shift> static INLINE V funnel(V a, V next) {                                                                 \
-            if constexpr (Shift == 0) return a;                                                                                    \
-            else                                                                                                                   \
-                return select(down<Shift>(a), _mm##BITS##_slli_epi16(next, 8 - Shift), splat_byte(0xff >> Shift));                 \
+        template <int Bits> static INLINE V join(V high, V low) { return _mm##BITS##_or_##SI(_mm##BITS##_slli_epi16(high, Bits), low); }\
+        /* Four bits from bit Shift of a on; next: the byte after a. */                                                            \
+        template <int Shift> static INLINE V window(V a, V next) {                                                                 \
+            if constexpr (Shift <= 4) return field<Shift, 4>(a);                                                                   \
+            else return or_masked(field<Shift, 8 - Shift>(a), _mm##BITS##_slli_epi16(next, 8 - Shift), splat_byte(15 & 0xff << (8 - Shift)));\
         }                                                                                                                          \
-        static INLINE V select(V a, V b, V mask) { return either(both(a, mask), _mm##BITS##_andnot_##SI(mask, b)); }               \
         static INLINE V trit(V x) {                                                                                                \
             const V y = _mm##BITS##_subs_epu8(x, splat_byte(1));                                                                   \
             return field<6, 2>(_mm##BITS##_avg_epu8(y, _mm##BITS##_avg_epu8(y, splat_byte(0))));                                   \
         }                                                                                                                          \
         static INLINE V times_3(V x) { return _mm##BITS##_add_epi8(x, _mm##BITS##_add_epi8(x, x)); }                               \
         struct Levels {                                                                                                            \
-            V mix, values;                                                                                                         \
-            static INLINE Levels of(const TrellisTable & table, int sample) {                                                      \
-                return {table_16(table.mix.data()), table_16(table.values[static_cast<size_t>(sample)].data())};                   \
+            V mix, values[2];                                                                                                      \
+            static INLINE Levels of(const TrellisTable & table) {                                                                  \
+                return {table_16(table.mix.data()), {table_16(table.values[0].data()), table_16(table.values[1].data())}};         \
             }                                                                                                                      \
-            INLINE V operator()(V state) const {                                                                                   \
-                return pick(values, differ(both(state, splat_byte(15)), pick(mix, field<4, 4>(state))));                           \
-            }                                                                                                                      \
+            INLINE V index(V low, V high) const { return _mm##BITS##_xor_##SI(low, pick(mix, high)); }                             \
         };                                                                                                                         \
     };
 

@@ -42,13 +42,13 @@ INLINE F exp_16(F x) {
     using namespace exponential;
     const F shifted = fma(x, splat(log2_e), splat(rounder));
     const F whole = sub(shifted, splat(rounder));
-    const F f = fma(x, splat(log2_e), sub(splat(0.0f), whole));
+    const F f = fma_less(x, splat(log2_e), whole);
     F p = fma(splat(c[4]), f, splat(c[3]));
     p = fma(p, f, splat(c[2]));
     p = fma(p, f, splat(c[1]));
     p = fma(p, f, splat(c[0]));
     p = fma(p, f, splat(1.0f));
-    return zero_below(x, lowest, times_power(p, shifted));
+    return times_power_or_zero(p, shifted, whole, x, lowest);
 }
 
 INLINE F tanh_16(F x) {
@@ -56,55 +56,65 @@ INLINE F tanh_16(F x) {
     return with_sign_of(divide(sub(one, e), add(one, e)), x);
 }
 
-struct FactorScale {
-    float scale, inverse;
-    explicit FactorScale(float largest)
-        : scale(largest / 127.0f), inverse(largest > smallest_factor ? 127.0f / largest : 0.0f) {}
-};
-
-// Results of 8 rows, from 16 lanes each; what rows are missing yields nothing of use.
-struct RowLanes {
-    F row[lanes];
-    RowLanes() {
-        for (F & lane : row) lane = splat(0.0f);
+// What 127 stands for in up to 16 rows, and what to multiply with to get there; both 0 for nothing but zeros.
+struct FactorScales {
+    alignas(64) float scale[lanes], inverse[lanes];
+    INLINE explicit FactorScales(F largest) {
+        store(scale, divide(largest, splat(127.0f)));
+        store(inverse, where_above(largest, smallest_factor, divide(splat(127.0f), largest)));
     }
 };
+
+// One F a row, to be folded together; rows that are missing are 0.
+struct RowLanes {
+    F row[row_block];
+    INLINE RowLanes() {
+        for (F & lanes_of_row : row) lanes_of_row = splat(0.0f);
+    }
+};
+
+// 64 factors from products that are scaled and rounded.
+INLINE void store_factors(const float * products, F inverse, int8_t * out) {
+    I rounded[4];
+    for (int i = 0; i < 4; ++i) rounded[i] = round_to_int(mul(load(products + i * lanes), inverse));
+    store_int8(out, rounded);
+}
 
 void fold_queries(const float * queries, int64_t stride, int rows, const KeySteps & keys, const float * base,
                   FoldedQueries & out) {
-    RowLanes largest, sums; // sums: of centers in the first half, of offsets in the second
+    alignas(64) float products[row_block * largest_head_dim], total[lanes];
+    RowLanes largest, centers, offsets;
     for (int r = 0; r < rows; ++r) {
         const float * q = queries + r * stride;
-        F most = splat(0.0f), centers = splat(0.0f);
-        for (int c = 0; c < keys.channels; c += lanes) most = larger(absolute(mul(load(q + c), load(keys.step + c))), most);
-        for (int c = 0; c < keys.centered; c += lanes) centers = fma(load(q + c), load(keys.center + c), centers);
-        largest.row[r] = most;
-        sums.row[r] = centers;
-    }
-    alignas(64) float most[lanes], total[lanes];
-    store(most, largest_of_16(largest.row));
-    for (int r = 0; r < rows; ++r) {
-        const float * q = queries + r * stride;
-        const FactorScale factor(most[r]);
-        const F inverse = splat(factor.inverse);
-        F offset = splat(0.0f);
-        for (int c = 0; c < keys.channels; c += 4 * lanes) {
-            I rounded[4];
-            for (int i = 0; i < 4; ++i) {
-                const int at = c + i * lanes;
-                rounded[i] = round_to_int(mul(mul(load(q + at), load(keys.step + at)), inverse));
-                offset = fma(to_float(rounded[i]), load(keys.offset + at), offset);
-            }
-            store_int8(out.q + (c / operand_bytes * row_block + r) * operand_bytes + c % operand_bytes, rounded);
+        float * product = products + r * keys.channels;
+        F most = splat(0.0f), sum = splat(0.0f);
+        for (int c = 0; c < keys.channels; c += lanes) {
+            const F p = mul(load(q + c), load(keys.step + c));
+            store(product + c, p);
+            most = larger_magnitude(p, most);
         }
-        sums.row[row_block + r] = offset;
-        out.scale[r] = factor.scale;
+        for (int c = 0; c < keys.centered; c += lanes) sum = fma(load(q + c), load(keys.center + c), sum);
+        largest.row[r] = most;
+        centers.row[r] = sum;
     }
-    store(total, sum_of_16(sums.row));
+    const FactorScales factors(largest_of_8(largest.row));
     for (int r = 0; r < rows; ++r) {
-        out.offset[r] = total[row_block + r];
+        const F inverse = splat(factors.inverse[r]);
+        I offset = no_ints();
+        for (int c = 0; c < keys.channels; c += 4 * lanes) {
+            int8_t * to = out.q + (c / operand_bytes * row_block + r) * operand_bytes + c % operand_bytes;
+            store_factors(products + r * keys.channels + c, inverse, to);
+            offset = dot_64(offset, keys.offset + c, to);
+        }
+        offsets.row[r] = to_float(offset);
+    }
+    store(total, sum_of_8(centers.row));
+    for (int r = 0; r < rows; ++r) {
+        out.scale[r] = factors.scale[r];
         out.base[r] = total[r] + base[r];
     }
+    store(total, mul(splat(0.5f), sum_of_8(offsets.row)));
+    for (int r = 0; r < rows; ++r) out.offset[r] = total[r];
 }
 
 // ---- softmax
@@ -153,7 +163,7 @@ void softmax(const SoftmaxTile & tile) {
         }
         largest.row[r] = top;
     }
-    store(most, largest_of_16(largest.row));
+    store(most, largest_of_8(largest.row));
     for (int r = 0; r < tile.rows; ++r) {
         float * scores = tile.scores + r * page_tokens;
         if (most[r] == infinity) only_infinities(scores);
@@ -166,62 +176,63 @@ void softmax(const SoftmaxTile & tile) {
         }
         sums.row[r] = sum;
     }
-    store(total, sum_of_16(sums.row));
+    store(total, sum_of_8(sums.row));
     for (int r = 0; r < tile.rows; ++r) {
         tile.states[r].sum = std::fma(tile.states[r].sum, tile.factors[r], total[r]);
     }
 }
 
-void pack_weights(const float * weights, int rows, const uint8_t * token, const float * slot_scale, PackedWeights & out) {
-    alignas(64) float scaled[row_block][page_tokens], most[lanes];
+// Sums over groups, [row][group], of N vectors a row.
+INLINE void store_group_sums(const F (*vectors)[page_tokens / lanes], int rows, int groups, float (*out)[largest_groups]) {
+    const int size = page_tokens / lanes / groups;
+    for (int g = 0; g < groups; ++g) {
+        RowLanes sums;
+        for (int r = 0; r < rows; ++r) {
+            F sum = vectors[r][g * size];
+            for (int i = 1; i < size; ++i) sum = add(sum, vectors[r][g * size + i]);
+            sums.row[r] = sum;
+        }
+        alignas(64) float total[lanes];
+        store(total, sum_of_8(sums.row));
+        for (int r = 0; r < rows; ++r) out[r][g] = total[r];
+    }
+}
+
+void pack_weights(const float * weights, int rows, const WeightRule & rule, PackedWeights & out) {
+    constexpr int vectors = page_tokens / lanes;
+    alignas(64) float gathered[page_tokens];
+    F scaled[row_block][vectors], rounded[row_block][vectors];
     RowLanes largest;
     for (int r = 0; r < rows; ++r) {
         const float * w = weights + r * page_tokens;
-        if (token) {
-            for (int s = 0; s < page_tokens; ++s) scaled[r][s] = w[token[s]];
-            w = scaled[r];
+        if (rule.token) {
+            for (int s = 0; s < page_tokens; ++s) gathered[s] = w[rule.token[s]];
+            w = gathered;
         }
-        F top = splat(0.0f);
-        for (int s = 0; s < page_tokens; s += lanes) {
-            F x = load(w + s);
-            if (slot_scale) x = mul(x, load(slot_scale + s));
-            store(scaled[r] + s, x);
-            top = larger(x, top);
+        F most = splat(0.0f);
+        for (int i = 0; i < vectors; ++i) {
+            F x = load(w + i * lanes);
+            if (rule.slot_scale) x = mul(x, load(rule.slot_scale + i * lanes));
+            scaled[r][i] = x;
+            most = larger(x, most);
         }
-        largest.row[r] = top;
+        largest.row[r] = most;
     }
-    store(most, largest_of_16(largest.row));
-    for (int first = 0; first < rows; first += 4) { // 4 rows' 4 blocks at a time
-        const int end = first + 4 < rows ? first + 4 : rows;
-        RowLanes sums, totals;
-        for (int r = first; r < end; ++r) {
-            const FactorScale factor(most[r]);
-            const F inverse = splat(factor.inverse);
-            out.scale[r] = factor.scale;
-            for (int pair = 0; pair < weight_blocks; pair += 2) {
-                F x[4];
-                I rounded[4];
-                for (int i = 0; i < 4; ++i) {
-                    x[i] = load(scaled[r] + 32 * pair + i * lanes);
-                    rounded[i] = round_to_int(mul(x[i], inverse));
-                }
-                store_int8(out.w + r * operand_bytes + 32 * pair, rounded);
-                for (int i = 0; i < 2; ++i) {
-                    sums.row[4 * (r - first) + pair + i] = add(to_float(rounded[2 * i]), to_float(rounded[2 * i + 1]));
-                    totals.row[4 * (r - first) + pair + i] = add(x[2 * i], x[2 * i + 1]);
-                }
+    const FactorScales factors(largest_of_8(largest.row));
+    for (int r = 0; r < rows; ++r) {
+        const F inverse = splat(factors.inverse[r]);
+        out.scale[r] = factors.scale[r];
+        for (int half = 0; half < vectors; half += 4) {
+            I whole[4];
+            for (int i = 0; i < 4; ++i) {
+                whole[i] = round_to_int(mul(scaled[r][half + i], inverse));
+                rounded[r][half + i] = to_float(whole[i]);
             }
-        }
-        alignas(64) float sum[lanes], total[lanes];
-        store(sum, sum_of_16(sums.row));
-        store(total, sum_of_16(totals.row));
-        for (int r = first; r < end; ++r) {
-            for (int block = 0; block < weight_blocks; ++block) {
-                out.sum[r][block] = sum[4 * (r - first) + block];
-                out.total[r][block] = total[4 * (r - first) + block];
-            }
+            store_int8(out.w + r * operand_bytes + half * lanes, whole);
         }
     }
+    store_group_sums(rounded, rows, rule.groups, out.sum);
+    if (rule.totals) store_group_sums(scaled, rows, rule.groups, out.total);
 }
 
 void scale(float * x, int n, float factor) {

@@ -25,19 +25,28 @@ template <int R, int N> void score_tokens(const KeyProduct & p, int row, int tok
 }
 
 template <int R, int N> void add_channels(const ValueProduct & p, int row, int channel) {
-    Sums<R, N> sums;
-    const uint8_t * levels = p.levels + static_cast<int64_t>(p.first_quad) * p.stride + channel * 4;
-    sums.add_quads(levels, p.stride, p.quads, p.largest, p.weights + row * operand_bytes + 4 * p.first_quad);
+    P out[R][N];
     for (int r = 0; r < R; ++r) {
-        const P factor = splat_p(p.scale[row + r]), offset = splat_p(p.offset[row + r]), total = splat_p(p.total[row + r]);
+        for (int i = 0; i < N; ++i) out[r][i] = load_p(p.out + (row + r) * p.out_stride + channel + i * product_lanes);
+    }
+    for (const ValueGroup * g = p.group; g != p.group + p.groups; ++g) {
+        Sums<R, N> sums;
+        const uint8_t * levels = p.levels + static_cast<int64_t>(g->first_quad) * p.stride + channel * 4;
+        sums.add_quads(levels, p.stride, g->quads, g->largest, p.weights + row * operand_bytes + 4 * g->first_quad);
         for (int i = 0; i < N; ++i) {
             const int c = channel + i * product_lanes;
-            float * to = p.out + (row + r) * p.out_stride + c;
-            const P scaled = fma(sums.get(r, i), factor, offset);
-            P out = p.step ? fma(load_p(p.step + c), scaled, load_p(to)) : add(load_p(to), scaled);
-            if (p.base) out = fma(load_p(p.base + c), total, out);
-            store(to, out);
+            const P step = g->step ? load_p(g->step + c) : splat_p(1.0f);
+            for (int r = 0; r < R; ++r) {
+                const P scaled = fma(sums.get(r, i), splat_p(p.scale[row + r]), splat_p(g->offset[row + r]));
+                out[r][i] = fma(step, scaled, out[r][i]);
+            }
+            if (!g->base) continue;
+            const P base = load_p(g->base + c);
+            for (int r = 0; r < R; ++r) out[r][i] = fma(base, splat_p(g->total[row + r]), out[r][i]);
         }
+    }
+    for (int r = 0; r < R; ++r) {
+        for (int i = 0; i < N; ++i) store(p.out + (row + r) * p.out_stride + channel + i * product_lanes, out[r][i]);
     }
 }
 

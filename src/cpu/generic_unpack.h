@@ -44,23 +44,28 @@ template <class B, int Bits> void unpack_joined(const UnpackJob & job) {
     }
 }
 
+// The low and the high half of a state are windows of four bits onto the ring; the compiler sees where steps share them.
+template <class B, int Bit> INLINE typename B::V window(const typename B::V * plane) {
+    return B::template window<Bit % 8>(plane[Bit / 8], plane[Bit % 8 > 4 ? Bit / 8 + 1 : Bit / 8]);
+}
+
 template <class B, int Bits, int Samples, int Step>
-INLINE void store_step(const UnpackJob & job, int bytes, int x, const typename B::V * plane, const typename B::Levels * levels) {
+INLINE void store_step(const UnpackJob & job, int bytes, int x, const typename B::V * plane, const typename B::Levels & levels) {
     constexpr int bit = Step * Bits;
-    const typename B::V state = B::template funnel<bit % 8>(plane[bit / 8], plane[bit / 8 + 1]);
-    B::store(job.levels + Step * Samples * bytes + x, job.stride, levels[0](state));
-    if constexpr (Samples == 2) B::store(job.levels + (Step * 2 + 1) * bytes + x, job.stride, levels[1](state));
+    const typename B::V index = levels.index(window<B, bit>(plane), window<B, bit + 4>(plane));
+    B::store(job.levels + Step * Samples * bytes + x, job.stride, B::pick(levels.values[0], index));
+    if constexpr (Samples == 2) B::store(job.levels + (Step * 2 + 1) * bytes + x, job.stride, B::pick(levels.values[1], index));
 }
 
 template <class B, int Bits, int Samples, int... Step>
-INLINE void store_steps(const UnpackJob & job, int bytes, int x, const typename B::V * plane, const typename B::Levels * levels,
+INLINE void store_steps(const UnpackJob & job, int bytes, int x, const typename B::V * plane, const typename B::Levels & levels,
                         std::integer_sequence<int, Step...>) {
     (store_step<B, Bits, Samples, Step>(job, bytes, x, plane, levels), ...);
 }
 
 // Trellis codes: Planes planes of a ring of bytes; every step takes Bits bits and gives Samples rows.
 template <class B, int Planes, int Bits, int Samples>
-INLINE void unpack_ring(const UnpackJob & job, const typename B::Levels * levels) {
+INLINE void unpack_ring(const UnpackJob & job, const typename B::Levels & levels) {
     constexpr int rows_a_byte = Samples * 8 * Planes / Bits;
     const int bytes = (job.rows + rows_a_byte - 1) / rows_a_byte * 4; // of a plane
     typename B::V plane[Planes + 1];
@@ -73,7 +78,7 @@ INLINE void unpack_ring(const UnpackJob & job, const typename B::Levels * levels
     }
 }
 
-template <class B> void unpack_one(QuadCode code, const UnpackJob & job, const typename B::Levels * levels) {
+template <class B> void unpack_one(QuadCode code, const UnpackJob & job, const typename B::Levels & levels) {
     switch (code) {
     case QuadCode::uniform1: return unpack_plain<B, 1>(job);
     case QuadCode::uniform2: return unpack_plain<B, 2>(job);
@@ -105,7 +110,7 @@ template <class B, class... Narrower> void unpack_rest(QuadCode code, UnpackJob 
     const int plane = plane_bytes(code, job.rows);
     if (B::quads == 1 ? plane >= B::span : plane == B::span) {
         const TrellisTable & table = trellis_table(code); // any, if it is not a trellis code
-        const typename B::Levels levels[2] = {B::Levels::of(table, 0), B::Levels::of(table, 1)};
+        const auto levels = B::Levels::of(table);
         for (; quads >= B::quads; quads -= B::quads) {
             unpack_one<B>(code, job, levels);
             job.packed += B::quads * job.quad;

@@ -77,16 +77,20 @@ INLINE P hidden_where(P bias, P x) {
     return _mm256_blendv_ps(x, hidden, _mm256_cmp_ps(bias, hidden, _CMP_EQ_OQ));
 }
 INLINE F hidden_where(F bias, F x) { return {hidden_where(bias.low, x.low), hidden_where(bias.high, x.high)}; }
-INLINE F zero_below(F x, float lowest, F y) {
-    return {_mm256_and_ps(_mm256_cmp_ps(x.low, splat_p(lowest), _CMP_NLT_UQ), y.low),
-            _mm256_and_ps(_mm256_cmp_ps(x.high, splat_p(lowest), _CMP_NLT_UQ), y.high)};
+INLINE F fma_less(F a, F b, F c) { return {_mm256_fmsub_ps(a.low, b.low, c.low), _mm256_fmsub_ps(a.high, b.high, c.high)}; }
+INLINE F larger_magnitude(F a, F b) { return larger(absolute(a), b); } // b if a is not a number
+INLINE F where_above(F x, float limit, F y) {
+    return {_mm256_and_ps(_mm256_cmp_ps(x.low, splat_p(limit), _CMP_GT_OQ), y.low),
+            _mm256_and_ps(_mm256_cmp_ps(x.high, splat_p(limit), _CMP_GT_OQ), y.high)};
 }
-// p * 2^n, n in the low bits of `shifted`.
-INLINE P times_power(P p, P shifted) {
+// p * 2^n, n in the low bits of `shifted`; 0 where x is below lowest.
+INLINE P times_power_or_zero(P p, P shifted, P x, float lowest) {
     const __m256i power = _mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23), _mm256_set1_epi32(0x3f800000));
-    return _mm256_mul_ps(p, _mm256_castsi256_ps(power));
+    return _mm256_and_ps(_mm256_cmp_ps(x, splat_p(lowest), _CMP_NLT_UQ), _mm256_mul_ps(p, _mm256_castsi256_ps(power)));
 }
-INLINE F times_power(F p, F shifted) { return {times_power(p.low, shifted.low), times_power(p.high, shifted.high)}; }
+INLINE F times_power_or_zero(F p, F shifted, F /*whole*/, F x, float lowest) {
+    return {times_power_or_zero(p.low, shifted.low, x.low, lowest), times_power_or_zero(p.high, shifted.high, x.high, lowest)};
+}
 INLINE bool is_zero(F x) {
     const P zero = splat_p(0.0f);
     return _mm256_movemask_ps(_mm256_and_ps(_mm256_cmp_ps(x.low, zero, _CMP_EQ_OQ), _mm256_cmp_ps(x.high, zero, _CMP_EQ_OQ))) == 255;
@@ -144,7 +148,8 @@ template <class Fold> INLINE P fold_8(const F * x) {
     return Fold::of(_mm256_shuffle_ps(two[0], two[1], 0x88), _mm256_shuffle_ps(two[0], two[1], 0xdd));
 }
 INLINE F sum_of_16(const F * x) { return {fold_8<Add>(x), fold_8<Add>(x + 8)}; }
-INLINE F largest_of_16(const F * x) { return {fold_8<Larger>(x), fold_8<Larger>(x + 8)}; }
+INLINE F sum_of_8(const F * x) { return {fold_8<Add>(x), splat_p(0.0f)}; }
+INLINE F largest_of_8(const F * x) { return {fold_8<Larger>(x), splat_p(0.0f)}; }
 
 // ---- 16 int32
 
@@ -157,6 +162,17 @@ INLINE void store_int8(int8_t * p, const I * x) {
         const __m256i a = _mm256_packs_epi32(x[2 * i].low, x[2 * i].high), b = _mm256_packs_epi32(x[2 * i + 1].low, x[2 * i + 1].high);
         _mm256_storeu_si256(reinterpret_cast<__m256i *>(p + 32 * i), _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order));
     }
+}
+
+INLINE I no_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+// Levels of at most 63: pairs of products stay in int16.
+INLINE __m256i dot_32(__m256i sum, const uint8_t * levels, const int8_t * factors) {
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(levels)),
+                                               _mm256_loadu_si256(reinterpret_cast<const __m256i *>(factors)));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+INLINE I dot_64(I sum, const uint8_t * levels, const int8_t * factors) {
+    return {dot_32(sum.low, levels, factors), dot_32(sum.high, levels + 32, factors + 32)};
 }
 
 // ---- products

@@ -62,13 +62,12 @@ INLINE F hidden_where(F bias, F x) {
     const F hidden = splat(-std::numeric_limits<float>::infinity());
     return _mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(bias, hidden, _CMP_EQ_OQ), hidden);
 }
-INLINE F zero_below(F x, float lowest, F y) {
-    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, splat(lowest), _CMP_NLT_UQ), y);
-}
-// p * 2^n, n in the low bits of `shifted`.
-INLINE F times_power(F p, F shifted) {
-    const I power = _mm512_add_epi32(_mm512_slli_epi32(_mm512_castps_si512(shifted), 23), _mm512_set1_epi32(0x3f800000));
-    return mul(p, _mm512_castsi512_ps(power));
+INLINE F fma_less(F a, F b, F c) { return _mm512_fmsub_ps(a, b, c); }
+INLINE F larger_magnitude(F a, F b) { return _mm512_range_ps(a, b, 0x0b); } // both positive; b if a is not a number
+INLINE F where_above(F x, float limit, F y) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, splat(limit), _CMP_GT_OQ), y); }
+// p * 2^whole, 0 where x is below lowest. `shifted` has whole in its low bits.
+INLINE F times_power_or_zero(F p, F /*shifted*/, F whole, F x, float lowest) {
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, splat(lowest), _CMP_NLT_UQ), p, whole);
 }
 INLINE bool is_zero(F x) { return _mm512_cmp_ps_mask(x, splat(0.0f), _CMP_NEQ_UQ) == 0; }
 
@@ -124,8 +123,24 @@ template <class Fold> INLINE F fold_16(const F * x) {
     }
     return Fold::of(_mm512_shuffle_ps(two[0], two[1], 0x88), _mm512_shuffle_ps(two[0], two[1], 0xdd));
 }
+// The same for 8: lanes 0 to 7 of the result.
+template <class Fold> INLINE F fold_8(const F * x) {
+    F eight[4], four[2];
+    for (int i = 0; i < 4; ++i) { // even ones, then odd ones
+        const F a = x[i / 2 + i % 2 * 4], b = x[i / 2 + i % 2 * 4 + 2];
+        eight[i] = Fold::of(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    }
+    for (int i = 0; i < 2; ++i) {
+        const F a = eight[2 * i], b = eight[2 * i + 1];
+        four[i] = Fold::of(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    }
+    const F two = Fold::of(_mm512_shuffle_ps(four[0], four[1], 0x44), _mm512_shuffle_ps(four[0], four[1], 0xee));
+    const F one = Fold::of(_mm512_shuffle_ps(two, two, 0x88), _mm512_shuffle_ps(two, two, 0xdd));
+    return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 0, 1, 4, 5, 8, 9, 12, 13), one);
+}
 INLINE F sum_of_16(const F * x) { return fold_16<Add>(x); }
-INLINE F largest_of_16(const F * x) { return fold_16<Larger>(x); }
+INLINE F sum_of_8(const F * x) { return fold_8<Add>(x); }
+INLINE F largest_of_8(const F * x) { return fold_8<Larger>(x); }
 
 // ---- 16 int32
 
@@ -136,6 +151,10 @@ INLINE void store_int8(int8_t * p, const I * x) {
     const I packed = _mm512_packs_epi16(_mm512_packs_epi32(x[0], x[1]), _mm512_packs_epi32(x[2], x[3]));
     const I order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, packed));
+}
+
+INLINE I dot_64(I sum, const uint8_t * levels, const int8_t * factors) {
+    return _mm512_dpbusd_epi32(sum, _mm512_loadu_si512(levels), _mm512_loadu_si512(factors));
 }
 
 // ---- products

@@ -178,10 +178,10 @@ TEST(AttentionKernels, KeysScoreTheSameBits) {
     for_each_fast(60, [](const Kernels & kernels, Random & rng) {
         const int head_dim = head_dims[rng.integer(0, 10)], rows = rng.integer(1, row_block), padded = round_up(head_dim, 64);
         const size_t n = static_cast<size_t>(padded);
-        Aligned<float> q = random_floats(rng, n * row_block), step = random_floats(rng, n, 0.3f), offset(n), center = random_floats(rng, n);
+        Aligned<float> q = random_floats(rng, n * row_block), step = random_floats(rng, n, 0.3f), center = random_floats(rng, n);
+        Aligned<uint8_t> offset = random_bytes(rng, n, 63);
         for (size_t i = 0; i < n; ++i) {
             step[i] = rng.integer(0, 4) ? std::fabs(step[i]) : 0.0f;
-            offset[i] = static_cast<float>(rng.integer(0, 63)) * 0.5f;
             if (rng.integer(0, 9) == 0) q[i] = 1e-38f;
         }
         if (rng.integer(0, 9) == 0) std::fill_n(q.data(), n, 0.0f);
@@ -291,39 +291,42 @@ TEST(AttentionKernels, WeightsPackToTheSameBits) {
         std::iota(token.begin(), token.end(), uint8_t{0});
         for (int i = page_tokens - 1; i > 0; --i) std::swap(token[i], token[rng.integer(0, i)]);
         PackedWeights want{}, got{};
-        const uint8_t * tokens = rng.integer(0, 1) ? token.data() : nullptr;
-        const float * scales = rng.integer(0, 1) ? slot_scale.data() : nullptr;
-        scalar_kernels.pack_weights(weights.data(), rows, tokens, scales, want);
-        kernels.pack_weights(weights.data(), rows, tokens, scales, got);
+        const WeightRule rule{rng.integer(0, 1) ? token.data() : nullptr, rng.integer(0, 1) ? slot_scale.data() : nullptr,
+                              1 << rng.integer(0, 2), rng.integer(0, 1) == 1};
+        scalar_kernels.pack_weights(weights.data(), rows, rule, want);
+        kernels.pack_weights(weights.data(), rows, rule, got);
         EXPECT_EQ(std::memcmp(got.w, want.w, static_cast<size_t>(rows) * operand_bytes), 0);
         expect_same(values_of(got.scale, rows), values_of(want.scale, rows));
-        expect_same(values_of(got.sum[0], rows * weight_blocks), values_of(want.sum[0], rows * weight_blocks));
-        expect_same(values_of(got.total[0], rows * weight_blocks), values_of(want.total[0], rows * weight_blocks));
+        expect_same(values_of(got.sum[0], rows * largest_groups), values_of(want.sum[0], rows * largest_groups));
+        expect_same(values_of(got.total[0], rows * largest_groups), values_of(want.total[0], rows * largest_groups));
     });
 }
 
 TEST(AttentionKernels, ValuesAddUpToTheSameBits) {
     for_each_fast(60, [](const Kernels & kernels, Random & rng) {
-        const int rows = rng.integer(1, row_block), channels = round_up(head_dims[rng.integer(0, 10)], 16), largest = (1 << rng.integer(1, 6)) - 1;
-        const int first = rng.integer(0, 3) * 8, quads = rng.integer(1, 32 - first), stride = channels * 4;
-        Aligned<uint8_t> levels = random_bytes(rng, static_cast<size_t>(32 * stride + level_slack), largest);
+        const int rows = rng.integer(1, row_block), channels = round_up(head_dims[rng.integer(0, 10)], 16);
+        const int groups = 1 << rng.integer(0, 2), stride = channels * 4;
+        Aligned<uint8_t> levels(static_cast<size_t>(32 * stride + level_slack));
         Aligned<int8_t> weights(row_block * operand_bytes);
         for (size_t i = 0; i < row_block * operand_bytes; ++i) weights[i] = static_cast<int8_t>(rng.integer(0, 2) ? 127 : rng.integer(0, 127));
-        Aligned<float> step = random_floats(rng, static_cast<size_t>(channels)), base = random_floats(rng, static_cast<size_t>(channels));
-        Aligned<float> want = random_floats(rng, static_cast<size_t>(channels * row_block)), got(static_cast<size_t>(channels * row_block));
-        std::copy_n(want.data(), channels * row_block, got.data());
+        const size_t sums = static_cast<size_t>(channels) * row_block;
+        Aligned<float> step = random_floats(rng, sums), base = random_floats(rng, sums), want = random_floats(rng, sums), got(sums);
+        std::copy_n(want.data(), sums, got.data());
         ValueProduct product{};
         product.levels = levels.data();
         product.stride = stride;
-        product.first_quad = first;
-        product.quads = quads;
-        product.largest = largest;
         product.channels = channels;
         product.weights = weights.data();
         product.rows = rows;
-        if (rng.integer(0, 1)) product.step = step.data();
-        if (rng.integer(0, 1)) product.base = base.data();
-        for (int r = 0; r < rows; ++r) product.scale[r] = rng.normal(), product.offset[r] = rng.normal(), product.total[r] = rng.normal();
+        product.groups = groups;
+        for (int r = 0; r < rows; ++r) product.scale[r] = rng.normal();
+        for (int g = 0; g < groups; ++g) {
+            const int quads = 32 / groups, largest = (1 << rng.integer(1, 6)) - 1;
+            for (int i = g * quads * stride; i < (g + 1) * quads * stride; ++i) levels[i] = static_cast<uint8_t>(rng.integer(0, 2) ? largest : rng.integer(0, largest));
+            ValueGroup & group = product.group[g];
+            group = {g * quads, quads, largest, rng.integer(0, 1) ? &step[g * channels] : nullptr, rng.integer(0, 1) ? &base[g * channels] : nullptr, {}, {}};
+            for (int r = 0; r < rows; ++r) group.offset[r] = rng.normal(), group.total[r] = rng.normal();
+        }
         product.out_stride = channels;
         product.out = want.data();
         scalar_kernels.add_levels(product);
