@@ -12,6 +12,7 @@
 #include "interrupt.h"
 #include "logs.h"
 #include "options.h"
+#include "saliency.h"
 #include "saved_cache.h"
 
 namespace vidkv::cli {
@@ -27,7 +28,15 @@ struct AskOptions {
     std::string video;
     std::vector<std::string> words; // positional arguments
     std::string save, load;
+    double protect = 0;
     bool json = false;
+
+    // --kv with --protect.
+    KvChoice kv() const {
+        KvChoice choice = parse_kv(common.kv);
+        if (protect > 0) protect_share(choice, protect);
+        return choice;
+    }
 };
 
 // A loaded model and a session with the video in its cache.
@@ -36,8 +45,15 @@ struct Watched {
     std::unique_ptr<Session> session;
 };
 
+// Chat's questions are not known yet: there the tokens that attention goes to are protected.
+std::vector<int64_t> protected_cells(const Model & model, const KvChoice & kv, const EncodedVideo & video,
+                                     const std::vector<std::string> & questions) {
+    if (kv.stock || kv.params.protect <= 0 || questions.front().empty()) return {};
+    return salient_cells(model, video, questions, kv.params.protect);
+}
+
 Watched watch(const AskOptions & options, const std::vector<std::string> & questions, Progress & progress) {
-    const KvChoice kv = parse_kv(options.common.kv);
+    const KvChoice kv = options.kv();
     if (options.load.empty()) probe_video(options.video); // before the model is loaded
     Watched watched;
     const ModelOptions model_options = options.common.model_options();
@@ -53,7 +69,7 @@ Watched watch(const AskOptions & options, const std::vector<std::string> & quest
     const EncodedVideo video =
         encode_video(*watched.model, options.video, options.common.watch_options(*watched.model), progress);
     watched.session = std::make_unique<Session>(*watched.model, kv, options.common.session, video.tokens, questions);
-    watched.session->prefill(video, options.video, progress);
+    watched.session->prefill(video, options.video, protected_cells(*watched.model, kv, video, questions), progress);
     progress.clear();
     if (!options.save.empty())
         save_cache(options.save, {watched.session->prefix(), watched.session->state()}, model_options.files, kv.name);
@@ -125,8 +141,8 @@ void run_ask(AskOptions & options) {
         if (questions.size() > 1) std::cout << question << " ";
         stream_answer(*watched.session, question);
     }
-    if (options.json) print_report(*watched.session, options.common.kv, answers);
-    if (!options.json) print_summary(*watched.session, options.common.kv);
+    if (options.json) print_report(*watched.session, options.kv().name, answers);
+    if (!options.json) print_summary(*watched.session, options.kv().name);
 }
 
 // One line of standard input; false at its end.
@@ -147,7 +163,7 @@ void run_chat(AskOptions & options) {
     if (isatty(STDIN_FILENO)) std::cerr << "Ask about the video. Each question stands alone; /quit or Ctrl-D ends.\n";
     for (std::string line; read_question(line);)
         if (!line.empty()) stream_answer(*watched.session, line);
-    print_summary(*watched.session, options.common.kv);
+    print_summary(*watched.session, options.kv().name);
 }
 
 void add_shared(CLI::App & app, AskOptions & options) {
@@ -155,6 +171,10 @@ void add_shared(CLI::App & app, AskOptions & options) {
     app.add_option("--kv", options.common.kv,
                    "how the cache is kept: " + kv_names() + " (default k2v2; stock, q8_0 and q4_0 are llama.cpp's own)")
         ->envname("VIDKV_KV");
+    app.add_option("--protect", options.protect,
+                   "share of the tokens whose values get more bits: the visual tokens nearest to the question (ask), or those "
+                   "that attention goes to (chat); the same as a preset's -stp<share>")
+        ->check(CLI::Range(0.0, 0.5));
     options.common.add_video(app);
     options.common.add_answer(app);
     app.add_option("--load-cache", options.load, "take the video from a saved cache; no VIDEO is named then");

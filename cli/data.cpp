@@ -2,7 +2,6 @@
 #include "data.h"
 
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 
@@ -11,28 +10,15 @@
 #include "commands.h"
 #include "error.h"
 #include "paths.h"
+#include "python.h"
 #include "subprocess.h"
 
 namespace vidkv::cli {
 
 namespace {
 
-// The first Python that has numpy: VIDKV_PYTHON, the one in PATH, Debian's.
-std::string find_python() {
-    if (const char * chosen = std::getenv("VIDKV_PYTHON"); chosen && *chosen) return chosen;
-    for (const std::string python : {"python3", "/usr/bin/python3"}) {
-        try {
-            Subprocess probe({python, "-c", "import numpy"});
-            if (probe.wait() == 0) return python;
-        } catch (const Error &) {
-            continue;
-        } // not installed
-    }
-    throw Error("making clips needs python3 with numpy: install python3-numpy, or set VIDKV_PYTHON");
-}
-
 std::vector<std::string> generator_command(const DataOptions & options) {
-    std::vector<std::string> command = {find_python(), generator_path(), "--seed",  std::to_string(options.seed),
+    std::vector<std::string> command = {find_python("numpy"), script_path("generate.py"), "--seed",  std::to_string(options.seed),
                                         "--split",     options.split,    "--count", std::to_string(options.count)};
     if (options.blank) command.push_back("--blank");
     command.push_back("--");

@@ -1,25 +1,21 @@
-// vidkv eval video: a generated set of clips through each preset.
+// vidkv eval video: a generated set of clips through each codec.
 #include <algorithm>
 #include <cctype>
 #include <cstdio>
-#include <filesystem>
-#include <fstream>
 #include <iostream>
 #include <map>
 #include <memory>
-#include <sstream>
-
-#include <unistd.h>
 
 #include <nlohmann/json.hpp>
 
+#include "clip_set.h"
+#include "codec.h"
 #include "commands.h"
-#include "data.h"
+#include "divergence.h"
 #include "error.h"
 #include "logs.h"
 #include "options.h"
-
-namespace fs = std::filesystem;
+#include "saliency.h"
 
 namespace vidkv::cli {
 
@@ -27,77 +23,22 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+constexpr const char * FOOTER = R"(
+Every question of a clip is asked by itself; an answer counts if it is the right one, word for word. KLD is the mean KL
+divergence, in nats, of the f16 cache's next-token distributions from the codec's, over the tokens of the f16 cache's answer.
+Presets pack while the video is read, as they do for a user. Peers (vidkv eval kl --help) are simulated: the video is read at
+full precision, and their codec is applied then to all but the sink tokens and the residual window, which favours them.
+stock, q8_0 and q4_0 are llama.cpp's own caches here. -stp<share> and --protect take the visual tokens nearest to the questions.
+all is every preset and every peer.)";
+
 struct EvalOptions {
     Options common;
     DataOptions data;
     std::string folder; // a set that exists already
-    std::vector<std::string> kv = {"f16", "k2v2", "k1.5v2", "k1.5v1.58"};
+    std::vector<std::string> kv = {"f16", "t2.2", "t1.65", "t1.15", "k1.5v1.58"};
+    double protect = 0;
     bool json = false;
 };
-
-struct Question {
-    std::string text, answer, type;
-    int candidates = 0;
-};
-
-struct Clip {
-    std::string path;
-    std::vector<Question> questions;
-};
-
-// A generated set in a folder that is removed again.
-class TemporarySet {
-  public:
-    explicit TemporarySet(DataOptions options) {
-        std::string name = (fs::temp_directory_path() / "vidkv-eval-XXXXXX").string();
-        if (!mkdtemp(name.data()))
-            throw Error("cannot make a folder in '" + fs::temp_directory_path().string() + "': set TMPDIR");
-        folder_ = name;
-        options.out = name;
-        try {
-            generate_data(options);
-        } catch (...) {
-            remove();
-            throw;
-        }
-    }
-    ~TemporarySet() { remove(); }
-    TemporarySet(const TemporarySet &) = delete;
-    TemporarySet & operator=(const TemporarySet &) = delete;
-    const std::string & folder() const { return folder_; }
-
-  private:
-    void remove() const {
-        std::error_code ignored;
-        fs::remove_all(folder_, ignored);
-    }
-    std::string folder_;
-};
-
-std::vector<Clip> read_set(const std::string & folder) {
-    const std::string path = (fs::path(folder) / "questions.jsonl").string();
-    std::ifstream file(path);
-    if (!file) throw Error("no questions.jsonl in '" + folder + "': make a set with vidkv data");
-    std::vector<Clip> clips;
-    std::map<std::string, size_t> index;
-    int line_number = 0;
-    for (std::string line; std::getline(file, line);) {
-        ++line_number;
-        const Json entry = Json::parse(line, nullptr, false);
-        try {
-            const std::string video = entry.at("video");
-            const auto [at, added] = index.emplace(video, clips.size());
-            if (added) clips.push_back({(fs::path(folder) / video).string(), {}});
-            clips[at->second].questions.push_back(
-                {entry.at("question"), entry.at("answer"), entry.at("type"), entry.at("candidates")});
-        } catch (const Json::exception &) {
-            throw Error("line " + std::to_string(line_number) + " of '" + path +
-                        "' is not a question: make the set again with vidkv data");
-        }
-    }
-    if (clips.empty()) throw Error("'" + path + "' holds no questions: make the set again with vidkv data");
-    return clips;
-}
 
 struct Tally {
     int right = 0, asked = 0;
@@ -109,12 +50,13 @@ struct Tally {
 };
 
 struct Result {
-    std::string name;
+    Codec codec;
     Tally all;
     std::map<std::string, Tally> by_type;
     std::map<int, Tally> by_candidates;
     double bytes = 0; // mean of a clip
     double true_bits = 0;
+    Divergence divergence; // of the answers
 };
 
 std::string normal(const std::string & answer) {
@@ -127,77 +69,122 @@ std::string normal(const std::string & answer) {
     return text;
 }
 
+// The f16 cache's answer to a question: its tokens and the distributions they were taken from.
+struct Reference {
+    std::vector<llama_token> tokens;
+    std::vector<float> distributions;
+};
+
 class Evaluation {
   public:
-    explicit Evaluation(const EvalOptions & options) : options_(options), progress_(options.json) {}
+    explicit Evaluation(const EvalOptions & options);
 
     void run(const std::vector<Clip> & clips);
     void print_table(size_t clips) const;
     void print_json(size_t clips) const;
 
   private:
-    Result evaluate(const KvChoice & kv, const std::vector<Clip> & clips, const std::vector<EncodedVideo> & videos,
-                    const std::string & stage);
-    std::vector<EncodedVideo> encode_all(const Model & model, const std::vector<Clip> & clips, bool blank);
+    Session watch(const Codec & codec, const Clip & clip, const EncodedVideo & video) const;
+    void evaluate(Result & result, const Clip & clip, const EncodedVideo & video, std::vector<Reference> & references) const;
+    EncodedVideo encode(const Clip & clip, bool blank) const;
 
     const EvalOptions & options_;
     Progress progress_;
+    std::unique_ptr<Model> model_;
     std::vector<Result> results_;
-    double blank_accuracy_ = 0;
+    Result blank_;
     double visual_tokens_mean_ = 0;
+    size_t clips_ = 1;
 };
 
-std::vector<EncodedVideo> Evaluation::encode_all(const Model & model, const std::vector<Clip> & clips, bool blank) {
-    WatchOptions watch = options_.common.watch_options(model);
-    watch.sampling.blank = blank;
-    std::vector<EncodedVideo> videos;
-    Progress silent(true);
-    for (const Clip & clip : clips) {
-        progress_.show(blank ? "reading, blanked" : "reading", static_cast<int64_t>(videos.size()),
-                       static_cast<int64_t>(clips.size()), "clips");
-        videos.push_back(encode_video(model, clip.path, watch, silent));
+std::vector<Codec> chosen_codecs(const EvalOptions & options) {
+    std::vector<Codec> codecs;
+    for (const std::string & name : options.kv) {
+        for (const std::string & each : name == "all" ? all_codec_names() : std::vector<std::string>{name}) {
+            const bool stock = each == "q8_0" || each == "q4_0";
+            codecs.push_back(stock ? Codec{each, parse_kv(each), nullptr} : parse_codec(each));
+            Codec & codec = codecs.back();
+            if (options.protect <= 0 || codec.peer || codec.kv.stock || each == "f16") continue;
+            protect_share(codec.kv, options.protect);
+            codec.name = codec.kv.name;
+        }
     }
-    return videos;
+    return codecs;
 }
 
-Result Evaluation::evaluate(const KvChoice & kv, const std::vector<Clip> & clips, const std::vector<EncodedVideo> & videos,
-                            const std::string & stage) {
-    const Model model(options_.common.model_options(), kv);
-    Result result;
-    result.name = kv.name;
-    Progress silent(true);
-    for (size_t i = 0; i < clips.size(); ++i) {
-        progress_.show(stage, static_cast<int64_t>(i), static_cast<int64_t>(clips.size()), "clips");
-        std::vector<std::string> questions;
-        for (const Question & question : clips[i].questions) questions.push_back(question.text);
-        Session session(model, kv, options_.common.session, videos[i].tokens, questions);
-        session.prefill(videos[i], clips[i].path, silent);
-        for (const Question & question : clips[i].questions) {
-            const bool right = normal(session.ask(question.text, [](const std::string &) {})) == normal(question.answer);
-            result.all.add(right);
-            result.by_type[question.type].add(right);
-            result.by_candidates[question.candidates].add(right);
-        }
-        const KvReport report = session.kv_report();
-        result.bytes += static_cast<double>(report.bytes) / static_cast<double>(clips.size());
-        result.true_bits = report.true_bits;
+Evaluation::Evaluation(const EvalOptions & options) : options_(options), progress_(options.json) {
+    model_ = std::make_unique<Model>(options.common.model_options(), parse_kv("f16"));
+    for (const Codec & codec : chosen_codecs(options)) {
+        check_fits(codec.kv, *model_);
+        results_.push_back({codec, {}, {}, {}, 0, 0, {}});
     }
-    return result;
+    blank_.codec = results_.front().codec;
+}
+
+EncodedVideo Evaluation::encode(const Clip & clip, bool blank) const {
+    WatchOptions watch = options_.common.watch_options(*model_);
+    watch.sampling.blank = blank;
+    Progress silent(true);
+    return encode_video(*model_, clip.path, watch, silent);
+}
+
+Session Evaluation::watch(const Codec & codec, const Clip & clip, const EncodedVideo & video) const {
+    std::vector<std::string> questions;
+    for (const Question & question : clip.questions) questions.push_back(question.text);
+    Session session(*model_, codec.kv, options_.common.session, video.tokens, questions);
+    std::vector<int64_t> cells;
+    if (!codec.kv.stock && codec.kv.params.protect > 0)
+        cells = salient_cells(*model_, video, questions, codec.kv.params.protect);
+    Progress silent(true);
+    session.prefill(video, clip.path, cells, silent);
+    if (codec.peer) pack(codec, video.tokens, options_.common.session.threads);
+    return session;
+}
+
+// references: filled by the first codec if empty, which is then f16.
+void Evaluation::evaluate(Result & result, const Clip & clip, const EncodedVideo & video,
+                          std::vector<Reference> & references) const {
+    Session session = watch(result.codec, clip, video);
+    const bool is_reference = references.empty();
+    for (size_t i = 0; i < clip.questions.size(); ++i) {
+        const Question & question = clip.questions[i];
+        const bool right = normal(session.ask(question.text, [](const std::string &) {})) == normal(question.answer);
+        result.all.add(right);
+        result.by_type[question.type].add(right);
+        result.by_candidates[question.candidates].add(right);
+        if (is_reference) references.push_back({session.answer_tokens(), {}});
+        Reference & reference = references[i];
+        const std::vector<float> measured = session.answer_distributions(question.text, reference.tokens);
+        if (is_reference) reference.distributions = measured;
+        const int64_t vocabulary = llama_vocab_n_tokens(model_->vocab());
+        const size_t compared = std::min(measured.size(), reference.distributions.size());
+        for (size_t at = 0; at < compared; at += static_cast<size_t>(vocabulary))
+            result.divergence.add(&reference.distributions[at], &measured[at], vocabulary);
+    }
+    const KvReport report = session.kv_report();
+    const Packed packed = measure(result.codec, video.tokens, session.used());
+    result.bytes += static_cast<double>(result.codec.peer ? packed.bytes : report.bytes) / static_cast<double>(clips_);
+    result.true_bits = result.codec.peer ? (packed.k_bits + packed.v_bits) / 2 : report.true_bits;
 }
 
 void Evaluation::run(const std::vector<Clip> & clips) {
-    std::vector<KvChoice> choices;
-    for (const std::string & name : options_.kv) choices.push_back(parse_kv(name));
-    std::vector<EncodedVideo> videos, blank;
-    {
-        const Model model(options_.common.model_options(), choices.front());
-        videos = encode_all(model, clips, false);
-        blank = encode_all(model, clips, true);
+    clips_ = clips.size();
+    const auto steps = static_cast<int64_t>(clips.size() * (results_.size() + 1));
+    int64_t step = 0;
+    Result f16;
+    f16.codec = parse_codec("f16");
+    for (const Clip & clip : clips) {
+        const EncodedVideo video = encode(clip, false);
+        visual_tokens_mean_ += static_cast<double>(video.visual_tokens) / static_cast<double>(clips.size());
+        std::vector<Reference> references, of_blank;
+        if (results_.front().codec.name != "f16") evaluate(f16, clip, video, references);
+        for (Result & result : results_) {
+            progress_.show(result.codec.name, step++, steps, "steps");
+            evaluate(result, clip, video, references);
+        }
+        progress_.show("blanked", step++, steps, "steps");
+        evaluate(blank_, clip, encode(clip, true), of_blank);
     }
-    for (const EncodedVideo & video : videos)
-        visual_tokens_mean_ += static_cast<double>(video.visual_tokens) / static_cast<double>(videos.size());
-    for (const KvChoice & kv : choices) results_.push_back(evaluate(kv, clips, videos, kv.name));
-    blank_accuracy_ = evaluate(choices.front(), clips, blank, choices.front().name + ", blanked").all.share();
     progress_.clear();
 }
 
@@ -205,24 +192,24 @@ void Evaluation::print_table(size_t clips) const {
     const Result & first = results_.front();
     std::printf("%zu clips, %d questions, %.0f visual tokens a clip; exact match in %%\n\n", clips, first.all.asked,
                 visual_tokens_mean_);
-    std::printf("%-16s %7s %7s", "preset", "all", "drop");
+    std::printf("%-20s %7s %7s %8s", "codec", "all", "drop", "KLD");
     for (const auto & [type, tally] : first.by_type) std::printf(" %7s", type.c_str());
     std::printf(" %10s %6s\n", "KV KiB", "bits");
     for (const Result & result : results_) {
-        std::printf("%-16s %7.1f %7.1f", result.name.c_str(), 100 * result.all.share(),
-                    100 * (first.all.share() - result.all.share()));
+        std::printf("%-20s %7.1f %7.1f %8.4f", result.codec.name.c_str(), 100 * result.all.share(),
+                    100 * (first.all.share() - result.all.share()), result.divergence.mean_kl());
         for (const auto & [type, tally] : result.by_type) std::printf(" %7.1f", 100 * tally.share());
         std::printf(" %10.1f %6.2f\n", result.bytes / 1024, result.true_bits);
     }
-    std::printf("\n%-16s", "candidates");
+    std::printf("\n%-20s", "candidates");
     for (const auto & [candidates, tally] : first.by_candidates) std::printf(" %7d", candidates);
     std::printf("\n");
     for (const Result & result : results_) {
-        std::printf("%-16s", result.name.c_str());
+        std::printf("%-20s", result.codec.name.c_str());
         for (const auto & [candidates, tally] : result.by_candidates) std::printf(" %7.1f", 100 * tally.share());
         std::printf("\n");
     }
-    std::printf("\nblanked video (%s): %.1f\n", first.name.c_str(), 100 * blank_accuracy_);
+    std::printf("\nblanked video (%s): %.1f\n", first.codec.name.c_str(), 100 * blank_.all.share());
 }
 
 void Evaluation::print_json(size_t clips) const {
@@ -231,22 +218,23 @@ void Evaluation::print_json(size_t clips) const {
         Json types = Json::object(), candidates = Json::object();
         for (const auto & [type, tally] : result.by_type) types[type] = tally.share();
         for (const auto & [count, tally] : result.by_candidates) candidates[std::to_string(count)] = tally.share();
-        presets.push_back({{"name", result.name},
+        presets.push_back({{"name", result.codec.name},
                            {"accuracy", result.all.share()},
                            {"accuracy_by_type", types},
                            {"accuracy_by_candidates", candidates},
+                           {"kld", result.divergence.mean_kl()},
                            {"kv_bytes", static_cast<uint64_t>(result.bytes)},
                            {"true_bits", result.true_bits}});
     }
     const Json document = {{"clips", clips},
                            {"visual_tokens_mean", visual_tokens_mean_},
                            {"presets", presets},
-                           {"blank_accuracy", blank_accuracy_}};
+                           {"blank_accuracy", blank_.all.share()}};
     std::cout << document.dump(2) << "\n";
 }
 
 void run_eval(const EvalOptions & options) {
-    for (const std::string & name : options.kv) parse_kv(name); // before any clip is made
+    chosen_codecs(options); // before any clip is made
     capture_logs(options.common.verbose);
     std::unique_ptr<TemporarySet> made;
     if (options.folder.empty()) made = std::make_unique<TemporarySet>(options.data);
@@ -258,19 +246,20 @@ void run_eval(const EvalOptions & options) {
 
 } // namespace
 
-void add_eval(CLI::App & app, Command & run) {
+void add_eval_video(CLI::App & eval, Command & run) {
     auto options = std::make_shared<EvalOptions>();
     options->common.session.max_tokens = 16;
-    CLI::App * eval = app.add_subcommand("eval", "Measure presets");
-    eval->require_subcommand(1);
-    CLI::App * video = eval->add_subcommand("video", "Accuracy of each preset on generated clips, by question type");
+    CLI::App * video = eval.add_subcommand("video", "Accuracy of each preset on generated clips, by question type");
     options->common.add_model(*video);
     video
         ->add_option("--kv", options->kv,
-                     "presets, separated by commas; drops are against the first (default f16,k2v2,k1.5v2,k1.5v1.58)")
+                     "codecs, separated by commas; drops are against the first (default f16,t2.2,t1.65,t1.15,k1.5v1.58)")
         ->delimiter(',');
     add_data_options(*video, options->data);
     video->add_option("--data", options->folder, "a set made with vidkv data, instead of --seed, --split and --count");
+    video->add_option("--protect", options->protect, "share of the tokens that every preset protects, as -stp<share> does")
+        ->check(CLI::Range(0.0, 0.5));
+    video->footer(FOOTER);
     video->add_flag("--json", options->json, "print one JSON document instead of tables");
     video->callback([options, &run] { run = [options] { run_eval(*options); }; });
 }

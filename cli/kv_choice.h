@@ -1,11 +1,10 @@
-// How the cache is kept (--kv), and the ggml plug-in that keeps it so.
+// How the cache is kept (--kv).
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
-#include "ggml-backend.h"
 #include "llama.h"
 #include "vidkv/vidkv.h"
 
@@ -26,16 +25,11 @@ struct KvReport {
 
 // A preset ("k2v2"), or "stock", "q8_0", "q4_0": llama.cpp's own cache types. Throws Error for another name.
 KvChoice parse_kv(const std::string & name);
+// --protect: that share of the tokens gets more bits for its values. Throws Error where the preset cannot.
+void protect_share(KvChoice & kv, double share);
 // Mean of K and V at that head_dim.
 double true_bits(const KvChoice & kv, int head_dim);
 // For --kv's help: "f16, k2v2, ...".
 std::string kv_names();
-
-// The plug-in's device; loads the plug-in on the first call. Throws Error if it cannot be had.
-ggml_backend_dev_t kv_device();
-// Tells the plug-in what the next context's cache is to be.
-void configure_plugin(const KvChoice & kv);
-// What the plug-in's stores hold now.
-vidkv_store_stats plugin_stats();
 
 } // namespace vidkv::cli

@@ -29,21 +29,27 @@ EXAMPLES
   vidkv chat clip.mp4
   vidkv presets
   vidkv data --seed 7 --split short --count 20 clips
-  vidkv eval video --kv f16,k2v2,k1.5v1.58 --seed 7 --count 20
+  vidkv eval video --kv f16,t1.65,k1.5v1.58 --seed 7 --count 20
+  vidkv eval kl --kv all --text manual.txt
+  vidkv report out
+  vidkv bench attention --shape 28/4/128 --tokens 32k --kv k2v2,t1.65
 
 ENVIRONMENT
   VIDKV_MODEL, VIDKV_MMPROJ, VIDKV_KV, VIDKV_FPS, VIDKV_FRAMES, VIDKV_CTX_SIZE, VIDKV_PREDICT, VIDKV_THREADS
                       defaults of the options of that name
   VIDKV_MODEL_DIR     folder of the small video model (vidkv-tiny.gguf, mmproj-vidkv-tiny.gguf)
   VIDKV_PLUGIN        path of libggml-vidkv.so (default: beside this program)
-  VIDKV_PYTHON        the Python with numpy that makes clips (default: python3)
+  VIDKV_PYTHON        the Python with numpy that makes clips, and with matplotlib that plots (default: python3)
+  VIDKV_TEXT_MODEL    the text model of eval kl (default: SmolLM2-135M, fetched into VIDKV_CACHE_DIR)
+  VIDKV_CACHE_DIR     where that is kept (default: ~/.cache/vidkv)
   VIDKV_FORCE_ISA     scalar or avx2: instruction set of the codecs
 
 EXIT CODES
   0  done                1  failed: one line on standard error says why and what to do
   2  usage               130  interrupted (Ctrl-C)
 
-Needs the programs ffmpeg and ffprobe; vidkv data and eval also need python3 with numpy.)";
+Needs the programs ffmpeg and ffprobe; vidkv data and eval video also need python3 with numpy, vidkv
+report matplotlib.)";
 
 std::string one_line(std::string text) {
     while (!text.empty() && text.back() == '\n') text.pop_back();
@@ -76,7 +82,12 @@ int run(int argc, char ** argv) {
     add_chat(app, command);
     add_presets(app, command);
     add_data(app, command);
-    add_eval(app, command);
+    add_report(app, command);
+    CLI::App * eval = app.add_subcommand("eval", "Measure presets");
+    eval->require_subcommand(1);
+    add_eval_kl(*eval, command);
+    add_eval_video(*eval, command);
+    add_bench(app, command);
     try {
         app.parse(argc, argv);
     } catch (const CLI::Success & success) {

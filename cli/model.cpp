@@ -5,6 +5,7 @@
 
 #include "error.h"
 #include "logs.h"
+#include "plugin.h"
 
 namespace vidkv::cli {
 
@@ -32,13 +33,19 @@ std::string metadata(const llama_model * model, const std::string & key) {
 
 } // namespace
 
+void check_fits(const KvChoice & kv, const Model & model) {
+    if (kv.stock || vidkv_params_check(&kv.params, model.head_dim()) == VIDKV_OK) return;
+    throw Error("preset " + kv.name + " does not fit this model (head_dim " + std::to_string(model.head_dim()) +
+                "): " + vidkv_last_error() + "; use --kv f16");
+}
+
 Model::Model(const ModelOptions & options, const KvChoice & kv) : options_(options) {
     check_gguf(options_.files.text);
-    check_gguf(options_.files.mmproj);
+    if (!options_.files.mmproj.empty()) check_gguf(options_.files.mmproj);
     forget_logged_error();
     load_text(kv);
     forget_logged_error();
-    load_vision();
+    if (!options_.files.mmproj.empty()) load_vision();
 }
 
 void Model::load_text(const KvChoice & kv) {
@@ -52,10 +59,7 @@ void Model::load_text(const KvChoice & kv) {
         throw Error("'" + options_.files.text +
                     "' is not a language model: -m takes the text model, --mmproj its vision tower");
     }
-    if (!kv.stock && vidkv_params_check(&kv.params, head_dim()) != VIDKV_OK) {
-        throw Error("preset " + kv.name + " does not fit this model (head_dim " + std::to_string(head_dim()) +
-                    "): " + vidkv_last_error() + "; use --kv f16");
-    }
+    check_fits(kv, *this);
 }
 
 void Model::load_vision() {

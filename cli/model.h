@@ -57,4 +57,7 @@ class Model {
     std::unique_ptr<mtmd_context, VisionDeleter> vision_;
 };
 
+// Throws Error if the preset cannot take the model's head_dim.
+void check_fits(const KvChoice & kv, const Model & model);
+
 } // namespace vidkv::cli

@@ -71,10 +71,22 @@ std::string plugin_path() {
     return "";
 }
 
-std::string generator_path() {
+std::string script_path(const std::string & name) {
     for (const fs::path & root : model_roots())
-        if (is_file(root / "generate.py")) return (root / "generate.py").lexically_normal().string();
-    throw Error("models/generate.py is not installed beside this program");
+        if (is_file(root / name)) return (root / name).lexically_normal().string();
+    throw Error("models/" + name + " is not installed beside this program");
+}
+
+std::string cached_text_model() {
+    const auto set = [](const char * name) {
+        const char * value = std::getenv(name);
+        return value && *value ? fs::path(value) : fs::path();
+    };
+    fs::path folder = set("VIDKV_CACHE_DIR");
+    if (folder.empty() && !set("XDG_CACHE_HOME").empty()) folder = set("XDG_CACHE_HOME") / "vidkv";
+    if (folder.empty() && !set("HOME").empty()) folder = set("HOME") / ".cache" / "vidkv";
+    if (folder.empty()) throw Error("no cache folder: set VIDKV_CACHE_DIR, or name a model with --model");
+    return (folder / "SmolLM2-135M-Instruct.Q4_1.gguf").string();
 }
 
 } // namespace vidkv::cli

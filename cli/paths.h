@@ -9,7 +9,7 @@ namespace vidkv::cli {
 
 struct ModelFiles {
     std::string text;   // GGUF of the language model
-    std::string mmproj; // GGUF of the vision tower
+    std::string mmproj; // GGUF of the vision tower; "": text only
 };
 
 // The small video model: in VIDKV_MODEL_DIR, or beside the program. Throws Error if it is not there.
@@ -18,7 +18,9 @@ ModelFiles default_model();
 std::string mmproj_beside(const std::string & model);
 // libggml-vidkv.so: VIDKV_PLUGIN, or beside the program; "" if there is none.
 std::string plugin_path();
-// models/generate.py; throws Error if it is not there.
-std::string generator_path();
+// A Python script of models/; throws Error if it is not there.
+std::string script_path(const std::string & name);
+// Where the text model that measurements take by default is kept: in VIDKV_CACHE_DIR, or ~/.cache/vidkv.
+std::string cached_text_model();
 
 } // namespace vidkv::cli

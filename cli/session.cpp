@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <chrono>
 
+#include "divergence.h"
 #include "error.h"
 #include "interrupt.h"
 #include "logs.h"
+#include "plugin.h"
 
 namespace vidkv::cli {
 
@@ -51,6 +53,7 @@ llama_context_params context_params(const Model & model, const KvChoice & kv, co
     params.n_threads = params.n_threads_batch = options.threads;
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     params.type_k = params.type_v = kv.type;
+    params.offload_kqv = !kv.stock; // a stock cache lies with the CPU
     params.abort_callback = interrupt_callback;
     return params;
 }
@@ -67,7 +70,7 @@ Session::Session(const Model & model, const KvChoice & kv, const SessionOptions 
                     std::to_string(asked) + ", but the context holds " + std::to_string(options.context) + ": use -c " +
                     std::to_string(needed) + " or more, or lower --fps, --frames or -n");
     }
-    if (!kv_.stock) configure_plugin(kv_);
+    if (!kv_.stock) configure_plugin(kv_.params);
     forget_logged_error();
     context_.reset(
         llama_init_from_model(model.text(), context_params(model, kv_, options, std::max(options.context, needed))));
@@ -112,8 +115,10 @@ void Session::decode(const Piece & piece) {
     used_ += piece.size();
 }
 
-void Session::prefill(const EncodedVideo & video, const std::string & name, Progress & progress) {
+void Session::prefill(const EncodedVideo & video, const std::string & name, const std::vector<int64_t> & protected_cells,
+                      Progress & progress) {
     llama_memory_clear(llama_get_memory(context_.get()), true);
+    if (!kv_.stock && !protected_cells.empty()) protect_cells(protected_cells);
     position_ = 0;
     used_ = 0;
     forget_logged_error();
@@ -135,7 +140,7 @@ void Session::forget_question() {
     used_ = prefix_.tokens;
 }
 
-std::string Session::ask(const std::string & question, const std::function<void(const std::string &)> & on_text) {
+void Session::begin_question(const std::string & question) {
     forget_question();
     const std::vector<llama_token> tokens = model_.tokenize(model_.format(question).after, false);
     if (used_ + static_cast<int64_t>(tokens.size()) >= cells()) {
@@ -143,8 +148,13 @@ std::string Session::ask(const std::string & question, const std::function<void(
                     std::to_string(cells() - used_) + " left: use a larger -c");
     }
     decode(tokens, true);
+}
+
+std::string Session::ask(const std::string & question, const std::function<void(const std::string &)> & on_text) {
+    begin_question(question);
     const Sampler sampler = make_sampler(options_.temperature, options_.seed);
     std::string answer;
+    answer_tokens_.clear();
     for (int i = 0; i < options_.max_tokens && used_ < cells(); ++i) {
         const auto start = std::chrono::steady_clock::now();
         const llama_token token = llama_sampler_sample(sampler.get(), context_.get(), -1);
@@ -152,12 +162,31 @@ std::string Session::ask(const std::string & question, const std::function<void(
         const std::string text = model_.piece(token);
         answer += text;
         on_text(text);
+        answer_tokens_.push_back(token);
         decode({token}, true);
         llama_synchronize(context_.get());
         seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
         ++generated_;
     }
     return answer;
+}
+
+std::vector<float> Session::answer_distributions(const std::string & question, const std::vector<llama_token> & answer) {
+    const int64_t vocabulary = llama_vocab_n_tokens(model_.vocab());
+    std::vector<float> rows;
+    const auto keep = [&] {
+        const float * logits = llama_get_logits_ith(context_.get(), -1);
+        rows.insert(rows.end(), logits, logits + vocabulary);
+        log_softmax(&rows[rows.size() - static_cast<size_t>(vocabulary)], vocabulary);
+    };
+    begin_question(question);
+    keep();
+    for (const llama_token token : answer) {
+        if (used_ >= cells()) break;
+        decode({token}, true);
+        keep();
+    }
+    return rows;
 }
 
 KvReport Session::kv_report() const {

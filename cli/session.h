@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "encode.h"
 #include "kv_choice.h"
@@ -36,12 +37,20 @@ class Session {
     Session(const Model & model, const KvChoice & kv, const SessionOptions & options, int64_t tokens,
             const std::vector<std::string> & questions);
 
-    // Puts the video into the cache.
-    void prefill(const EncodedVideo & video, const std::string & name, Progress & progress);
+    // Puts the video into the cache. protected_cells: where the preset protects a share of the tokens, which (salient_cells);
+    // empty: those that attention goes to.
+    void prefill(const EncodedVideo & video, const std::string & name, const std::vector<int64_t> & protected_cells,
+                 Progress & progress);
     // Answers a question about the video alone: earlier questions are forgotten. on_text gets the answer as it grows.
     std::string ask(const std::string & question, const std::function<void(const std::string &)> & on_text);
 
+    // The tokens of the last answer, without the one that ends it.
+    const std::vector<llama_token> & answer_tokens() const { return answer_tokens_; }
+    // Log-probabilities of the next token after the question and after each token of this answer: [1 + tokens][vocabulary].
+    std::vector<float> answer_distributions(const std::string & question, const std::vector<llama_token> & answer);
+
     const VideoPrefix & prefix() const { return prefix_; }
+    int64_t used() const { return used_; } // cells
     int64_t cells() const { return llama_n_ctx(context_.get()); }
     KvReport kv_report() const;
     double tokens_per_second() const { return seconds_ > 0 ? static_cast<double>(generated_) / seconds_ : 0; }
@@ -57,6 +66,7 @@ class Session {
 
     void decode(const std::vector<llama_token> & tokens, bool want_logits);
     void decode(const Piece & piece);
+    void begin_question(const std::string & question);
     void check_decoded(int status) const;
     void forget_question();
 
@@ -67,6 +77,7 @@ class Session {
     VideoPrefix prefix_;
     llama_pos position_ = 0;
     int64_t used_ = 0; // cells
+    std::vector<llama_token> answer_tokens_;
     int64_t generated_ = 0;
     double seconds_ = 0; // spent on generated_
 };

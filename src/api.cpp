@@ -106,6 +106,23 @@ vidkv_status vidkv_store_truncate(vidkv_store * store, int32_t sequence, int64_t
 vidkv_status vidkv_store_copy_sequence(vidkv_store * store, int32_t from, int32_t to) {
     return guarded([&] { return unwrap(store)->copy_sequence(from, to); }, store);
 }
+vidkv_status vidkv_store_resize(vidkv_store * store, int64_t cells, int32_t sequences) {
+    return guarded([&] { return unwrap(store)->resize(cells, sequences); }, store);
+}
+vidkv_status vidkv_store_clone(const vidkv_store * store, vidkv_store ** out) {
+    return guarded(
+        [&] {
+            *out = reinterpret_cast<vidkv_store *>(unwrap(store)->clone().release());
+            return VIDKV_OK;
+        },
+        store, out);
+}
+const uint8_t * vidkv_store_sealed_page(const vidkv_store * store, int32_t sequence, int64_t page, uint64_t * bytes) {
+    size_t size = 0;
+    const uint8_t * data = store ? unwrap(store)->sealed_page(sequence, page, size) : nullptr;
+    if (bytes) *bytes = size;
+    return data;
+}
 void vidkv_store_clear(vidkv_store * store) {
     if (store) unwrap(store)->clear();
 }

@@ -147,6 +147,17 @@ VIDKV_API vidkv_status vidkv_store_truncate(vidkv_store * store, int32_t sequenc
 /* Makes `to` an exact copy of `from` (codes included). */
 VIDKV_API vidkv_status vidkv_store_copy_sequence(vidkv_store * store, int32_t from, int32_t to);
 
+/* Changes the capacity, in cells a sequence and in sequences; what is kept stays bit for bit. Cells that would be lost must
+ * not have been written; sequences beyond the new number are forgotten. */
+VIDKV_API vidkv_status vidkv_store_resize(vidkv_store * store, int64_t cells, int32_t sequences);
+
+/* A new store that is an exact copy (codes included). */
+VIDKV_API vidkv_status vidkv_store_clone(const vidkv_store * store, vidkv_store ** out);
+
+/* A sealed page as it is stored (docs/format.md), for readers that decode by themselves: NULL and 0 if that page is not sealed.
+ * Valid until the next write to the store. */
+VIDKV_API const uint8_t * vidkv_store_sealed_page(const vidkv_store * store, int32_t sequence, int64_t page, uint64_t * bytes);
+
 VIDKV_API void vidkv_store_clear(vidkv_store * store);
 
 /* What a store holds at this moment. bytes counts every allocation: codes, metadata, f16 rows, sinks, channel plans and

@@ -5,9 +5,9 @@
 #include <new>
 #include <string>
 
+#include "host_functions.h"
 #include "kv_allocation.h"
 #include "kv_buffer.h"
-#include "kv_store.h"
 #include "ops.h"
 #include "settings.h"
 
@@ -108,21 +108,9 @@ ggml_backend_device make_device() {
 
 // ---- registry ----
 
-const char * configure_from_host(const char * preset, const vidkv_params * override_or_null) {
-    static thread_local std::string error;
-    error = configure(preset, override_or_null);
-    return error.empty() ? nullptr : error.c_str();
-}
-
-void stats_for_host(vidkv_store_stats * out) {
-    if (out) KvStore::sum_stats(*out);
-}
-
 void * get_proc_address(ggml_backend_reg_t, const char * name) {
     if (std::strcmp(name, "ggml_backend_set_n_threads") == 0) return reinterpret_cast<void *>(set_threads);
-    if (std::strcmp(name, VIDKV_PROC_CONFIGURE) == 0) return reinterpret_cast<void *>(configure_from_host);
-    if (std::strcmp(name, VIDKV_PROC_STATS) == 0) return reinterpret_cast<void *>(stats_for_host);
-    return nullptr;
+    return host_function(name);
 }
 
 ggml_backend_reg make_registry() {

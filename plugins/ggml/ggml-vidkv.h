@@ -33,6 +33,52 @@ typedef const char * (*vidkv_configure_t)(const char * preset, const vidkv_param
  * called while a graph is being computed. */
 typedef void (*vidkv_stats_t)(vidkv_store_stats * out);
 
+/* ---- for measuring ------------------------------------------------------------------------------------------------
+ *
+ * A measurement fills a cache at full precision, packs it when told, and looks at what came out. None of these functions is
+ * to be called while a graph is being computed, except that the query listener is called from within one. */
+
+/* While held (non-zero), nothing is sealed: whatever is written stays in f16. */
+#define VIDKV_PROC_HOLD_SEALING "vidkv_hold_sealing"
+typedef void (*vidkv_hold_sealing_t)(int hold);
+
+/* Seals once what is old enough in every live store, held or not. Returns NULL, or one line. */
+#define VIDKV_PROC_SEAL_NOW "vidkv_seal_now"
+typedef const char * (*vidkv_seal_now_t)(int threads);
+
+/* vidkv_store_protect on every live value store: where the parameters protect a share of the tokens, these cells are it.
+ * Clearing a cache forgets them, so call it after the clear and before the prefill. Returns NULL, or one line. */
+#define VIDKV_PROC_PROTECT "vidkv_protect"
+typedef const char * (*vidkv_protect_t)(int32_t sequence, const int64_t * cells, int64_t n);
+
+/* One live store: the keys or the values of a layer. */
+typedef struct vidkv_kv_info {
+    int32_t layer;
+    vidkv_side side;
+    int32_t channels; /* kv_heads * head_dim */
+    int32_t head_dim; /* 0: not known yet */
+    vidkv_store_stats stats;
+} vidkv_kv_info;
+
+/* Told of every batch of queries: of the layer whose keys they read, q [tokens][heads][head_dim], strides in elements. */
+typedef void (*vidkv_query_listener)(void * user, int32_t layer, int32_t sequence, const float * q, int64_t tokens,
+                                     int32_t heads, int64_t token_stride, int64_t head_stride);
+
+/* The live stores, numbered from 0 in the order of their creation. Functions that can fail return NULL, or one line. */
+#define VIDKV_PROC_INSPECTOR "vidkv_inspector"
+typedef struct vidkv_inspector {
+    int32_t (*count)(void);
+    const char * (*info)(int32_t store, vidkv_kv_info * out);
+    /* f16 rows of cells first .. first + n - 1, dense. */
+    const char * (*read)(int32_t store, int32_t sequence, int64_t first, int64_t n, uint16_t * rows);
+    const char * (*write)(int32_t store, int32_t sequence, int64_t first, int64_t n, const uint16_t * rows);
+    /* vidkv_store_observe_queries, q dense. */
+    const char * (*observe)(int32_t store, int32_t sequence, const float * q, int64_t tokens, int32_t heads);
+    /* NULL: nobody listens. */
+    void (*listen)(vidkv_query_listener listener, void * user);
+} vidkv_inspector;
+typedef const vidkv_inspector * (*vidkv_inspector_t)(void);
+
 #ifdef __cplusplus
 }
 #endif

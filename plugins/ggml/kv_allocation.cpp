@@ -280,6 +280,8 @@ vidkv_store_shape shape_of(const ggml_tensor * tensor) {
             static_cast<int32_t>(tensor->ne[2])};
 }
 
+int layer_of(const ggml_tensor * tensor) { return parse_name(tensor->name).layer; }
+
 void forget_kv_buffer(ggml_backend_buffer_t buffer) {
     const std::lock_guard lock(latest_mutex);
     if (latest.buffer == buffer) latest = {};

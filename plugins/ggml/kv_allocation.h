@@ -12,6 +12,7 @@ ggml_backend_buffer_type_t store_buffer_type();
 
 // The store shape of a KV tensor [channels, cells, streams], head_dim not known.
 vidkv_store_shape shape_of(const ggml_tensor * tensor);
+int layer_of(const ggml_tensor * tensor);
 
 // A KV buffer is about to be freed.
 void forget_kv_buffer(ggml_backend_buffer_t buffer);

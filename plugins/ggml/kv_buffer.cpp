@@ -122,7 +122,7 @@ KvBuffer::~KvBuffer() { munmap(base_, size_); }
 
 bool KvBuffer::attach(ggml_tensor * tensor) {
     std::string error;
-    auto store = KvStore::create(shape_of(tensor), settings_.params, sliding_window_, error);
+    auto store = KvStore::create(shape_of(tensor), settings_.params, layer_of(tensor), sliding_window_, error);
     if (!store) {
         GGML_LOG_ERROR("vidkv: no store for %s: %s\n", tensor->name, error.c_str());
         return false;

@@ -1,19 +1,21 @@
 #include "kv_store.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <mutex>
-#include <set>
 
 namespace vidkv_ggml {
 
 namespace {
 
 std::mutex live_mutex;
-std::set<const KvStore *> & live_stores() {
-    static std::set<const KvStore *> stores;
+std::vector<KvStore *> & live_stores() {
+    static std::vector<KvStore *> stores;
     return stores;
 }
+
+std::atomic<bool> sealing_held{false};
 
 vidkv_status write(vidkv_store * store, int stream, const int64_t * cells, int64_t n, const float * rows, int64_t stride) {
     return vidkv_store_write_f32(store, stream, cells, n, rows, stride);
@@ -25,35 +27,37 @@ vidkv_status write(vidkv_store * store, int stream, const int64_t * cells, int64
 
 } // namespace
 
-KvStore::KvStore(const vidkv_store_shape & shape, const vidkv_params & params, bool sliding_window)
-    : shape_(shape), params_(params), sliding_window_(sliding_window) {}
+KvStore::KvStore(const vidkv_store_shape & shape, const vidkv_params & params, int layer, bool sliding_window)
+    : shape_(shape), params_(params), layer_(layer), sliding_window_(sliding_window) {}
 
-std::unique_ptr<KvStore> KvStore::create(const vidkv_store_shape & shape, const vidkv_params & params, bool sliding_window,
-                                         std::string & error) {
-    std::unique_ptr<KvStore> kv(new KvStore(shape, params, sliding_window));
+std::unique_ptr<KvStore> KvStore::create(const vidkv_store_shape & shape, const vidkv_params & params, int layer,
+                                         bool sliding_window, std::string & error) {
+    std::unique_ptr<KvStore> kv(new KvStore(shape, params, layer, sliding_window));
     if (vidkv_store_create(&shape, &params, &kv->store_) != VIDKV_OK) {
         error = vidkv_last_error();
         return nullptr;
     }
     if (sliding_window) vidkv_store_keep_open(kv->store_);
     const std::lock_guard lock(live_mutex);
-    live_stores().insert(kv.get());
+    live_stores().push_back(kv.get());
     return kv;
 }
 
 KvStore::~KvStore() {
     {
         const std::lock_guard lock(live_mutex);
-        live_stores().erase(this);
+        std::erase(live_stores(), this);
     }
     vidkv_store_free(store_);
 }
 
-bool KvStore::empty() const {
-    vidkv_store_stats stats{};
-    vidkv_store_get_stats(store_, &stats);
-    return stats.cells_written == 0;
+vidkv_store_stats KvStore::stats() const {
+    vidkv_store_stats now{};
+    vidkv_store_get_stats(store_, &now);
+    return now;
 }
+
+bool KvStore::empty() const { return stats().cells_written == 0; }
 
 uint64_t KvStore::planned_bytes() const {
     vidkv_params params = params_;
@@ -138,24 +142,36 @@ bool KvStore::write_bytes(size_t offset, size_t size, const void * data) {
     return true;
 }
 
-bool KvStore::seal(int threads) { return vidkv_store_seal(store_, threads) == VIDKV_OK; }
+void KvStore::pair_with(const KvStore & keys, float scale) {
+    keys_ = &keys;
+    scale_ = scale;
+}
+
+bool KvStore::observe_queries(int stream, const float * q, int64_t tokens, int heads, int64_t token_stride,
+                              int64_t head_stride) {
+    return vidkv_store_observe_queries(store_, stream, q, tokens, heads, token_stride, head_stride) == VIDKV_OK;
+}
+
+bool KvStore::protect(int stream, const int64_t * cells, int64_t n) {
+    return vidkv_store_protect(store_, stream, cells, n) == VIDKV_OK;
+}
+
+bool KvStore::seal(int threads) { return sealing_held || seal_now(threads); }
+
+bool KvStore::seal_now(int threads) {
+    const bool choose = params_.protect > 0 && keys_;
+    if (choose && vidkv_store_protect_by_queries(store_, keys_->store(), scale_) != VIDKV_OK) return false;
+    return vidkv_store_seal(store_, threads) == VIDKV_OK;
+}
+
 bool KvStore::copy_stream(int from, int to) { return vidkv_store_copy_sequence(store_, from, to) == VIDKV_OK; }
 void KvStore::clear() { vidkv_store_clear(store_); }
 
-void KvStore::sum_stats(vidkv_store_stats & out) {
-    out = {};
+void KvStore::hold_sealing(bool hold) { sealing_held = hold; }
+
+std::vector<KvStore *> KvStore::live() {
     const std::lock_guard lock(live_mutex);
-    for (const KvStore * kv : live_stores()) {
-        vidkv_store_stats one{};
-        vidkv_store_get_stats(kv->store_, &one);
-        out.bytes += one.bytes;
-        out.bytes_f16 += one.bytes_f16;
-        out.bytes_planned += one.bytes_planned;
-        out.sealed_bytes += one.sealed_bytes;
-        out.cells_written += one.cells_written;
-        out.cells_sealed += one.cells_sealed;
-        out.pages_reopened += one.pages_reopened;
-    }
+    return live_stores();
 }
 
 } // namespace vidkv_ggml

@@ -13,13 +13,14 @@ namespace vidkv_ggml {
 class KvStore {
   public:
     // Null if there is no memory for it; error then says so. A sliding-window store is never sealed: its cells recycle.
-    static std::unique_ptr<KvStore> create(const vidkv_store_shape & shape, const vidkv_params & params,
+    static std::unique_ptr<KvStore> create(const vidkv_store_shape & shape, const vidkv_params & params, int layer,
                                            bool sliding_window, std::string & error);
     ~KvStore();
     KvStore(const KvStore &) = delete;
     KvStore & operator=(const KvStore &) = delete;
 
     const vidkv_store * store() const { return store_; }
+    int layer() const { return layer_; }
     int64_t channels() const { return shape_.channels; }
     int64_t rows() const { return shape_.cells * shape_.sequences; }
     int64_t cells() const { return shape_.cells; }
@@ -42,19 +43,35 @@ class KvStore {
     bool write_bytes(size_t offset, size_t size, const void * data);
     bool read_bytes(size_t offset, size_t size, void * data) const;
 
+    // Attention reads these values with those keys, scores times scale.
+    void pair_with(const KvStore & keys, float scale);
+    // q [tokens][heads][head_dim], strides in elements; of keys.
+    bool observe_queries(int stream, const float * q, int64_t tokens, int heads, int64_t token_stride, int64_t head_stride);
+    // Marks cells of values.
+    bool protect(int stream, const int64_t * cells, int64_t n);
+
+    // Seals what is old enough, unless sealing is held.
     bool seal(int threads);
+    bool seal_now(int threads);
     bool copy_stream(int from, int to);
     void clear();
 
-    // Sums what all live stores of the process hold.
-    static void sum_stats(vidkv_store_stats & out);
+    vidkv_store_stats stats() const;
+
+    // From now on seal() does nothing, in any store of the process; or does its work again.
+    static void hold_sealing(bool hold);
+    // Live stores of the process in order of creation.
+    static std::vector<KvStore *> live();
 
   private:
-    KvStore(const vidkv_store_shape & shape, const vidkv_params & params, bool sliding_window);
+    KvStore(const vidkv_store_shape & shape, const vidkv_params & params, int layer, bool sliding_window);
 
     vidkv_store_shape shape_;
     vidkv_params params_;
+    int layer_;
     bool sliding_window_;
+    const KvStore * keys_ = nullptr; // of values: the keys of the same layer, once attention has shown them
+    float scale_ = 0;                // of attention
     vidkv_store * store_ = nullptr;
     std::vector<int64_t> cells_; // scratch of write_rows
 };

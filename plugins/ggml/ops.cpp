@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "host_functions.h"
 #include "kv_allocation.h"
 #include "kv_buffer.h"
 
@@ -141,6 +142,13 @@ template <typename Element> Element * at(const ggml_tensor * tensor, int64_t i3)
     return reinterpret_cast<Element *>(static_cast<char *>(tensor->data) + i3 * static_cast<int64_t>(tensor->nb[3]));
 }
 
+// What a seal wants to know of a layer: its queries, and which keys belong to which values.
+bool learn(KvStore & keys, KvStore & values, const vidkv_attention_args & args) {
+    values.pair_with(keys, args.scale);
+    tell_queries(keys, args.sequence, args.q, args.tokens, args.heads, args.q_token_stride, args.q_head_stride);
+    return keys.observe_queries(args.sequence, args.q, args.tokens, args.heads, args.q_token_stride, args.q_head_stride);
+}
+
 ggml_status attention(ggml_tensor * node, int threads) {
     const ggml_tensor *q = node->src[0], *k = node->src[1], *v = node->src[2], *mask = node->src[3], *sinks = node->src[4];
     vidkv_attention_args args{};
@@ -165,6 +173,7 @@ ggml_status attention(ggml_tensor * node, int threads) {
         args.mask = mask ? at<const uint16_t>(mask, stream % mask->ne[3]) : nullptr;
         args.sequence = first_stream(k) + static_cast<int32_t>(stream);
         args.value_sequence = first_stream(v) + static_cast<int32_t>(stream);
+        if (!learn(*store_of(k), *store_of(v), args)) return failed(node);
         if (vidkv_attention(store_of(k)->store(), store_of(v)->store(), &args) != VIDKV_OK) return failed(node);
     }
     return GGML_STATUS_SUCCESS;

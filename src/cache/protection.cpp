@@ -51,8 +51,7 @@ vidkv_status Store::observe_queries(int sequence, const float * q, int64_t token
                                     int64_t head_stride) {
     if (vidkv_status status = check_range(sequence, 0, 0)) return status;
     if (shape_.side != VIDKV_KEYS) return fail(VIDKV_E_ARGUMENT, "queries are observed by a key store");
-    const bool protects = params_.protect > 0.0f;
-    if (!packs() || (params_.key_codec != VIDKV_CODEC_TRELLIS && !protects)) return VIDKV_OK;
+    if (keep_open_ || shape_.head_dim == 0 || !wants_queries(params_)) return VIDKV_OK;
     if (tokens < 0 || heads < 1 || heads % kv_heads() != 0) {
         return fail(VIDKV_E_ARGUMENT, "query heads must be a multiple of the KV heads");
     }

@@ -121,7 +121,7 @@ struct KeySealing {
             const size_t page = i / heads(), head = i % heads();
             uint8_t * data = sealed[page].data.get();
             const KeyPage place = key_page(layout, data, static_cast<int>(head));
-            encode_trellis_keys(layout, plans[head], feedback[head], &codes[page][head * quads], rows[i], use_of_page(page),
+            encode_trellis_keys(plans[head], feedback[head], &codes[page][head * quads], rows[i], use_of_page(page),
                                 data + (place.codes - data), data + (place.meta - data));
         });
     }

@@ -1,5 +1,6 @@
 // A store as bytes and back; docs/format.md, "Saved cache".
 #include <algorithm>
+#include <string>
 
 #include "base/error.h"
 #include "cache/store.h"
@@ -7,6 +8,8 @@
 namespace vidkv {
 
 namespace {
+
+constexpr int64_t most_writes = int64_t{1} << 62; // counting on from there is safe
 
 bool is_permutation(const std::vector<uint16_t> & order) {
     std::vector<bool> seen(order.size());
@@ -50,6 +53,7 @@ void Store::save(std::vector<uint8_t> & out) const {
 
 bool Store::load_sequence(Sequence & sequence, ByteReader & in) const {
     sequence.writes = in.number<int64_t>();
+    if (sequence.writes < 0 || sequence.writes > most_writes) return false;
     sequence.host_marks = in.number<uint8_t>() != 0;
     const uint32_t plans = in.number<uint32_t>();
     const bool packs_keys = shape_.head_dim != 0 && shape_.side == VIDKV_KEYS && !is_f16(params_, VIDKV_KEYS);
@@ -65,7 +69,7 @@ bool Store::load_sequence(Sequence & sequence, ByteReader & in) const {
         sequence.plans.push_back(std::move(plan));
     }
     if (in.number<uint8_t>()) {
-        if (!packs_keys) return false;
+        if (shape_.head_dim == 0 || shape_.side != VIDKV_KEYS || !wants_queries(params_)) return false;
         sequence.queries = std::make_unique<QueryStatistics>(kv_heads(), shape_.head_dim);
         if (!sequence.queries->load(in)) return false;
     }
@@ -93,6 +97,7 @@ bool Store::load_page(const Sequence & sequence, int64_t index, Page & page, Byt
         const bool lacks_sinks = sinks_in(index) && !sequence.sink_rows, lacks_plans = keys && sequence.plans.empty();
         if (shape_.head_dim == 0 || is_f16(params_, shape_.side) || lacks_sinks || lacks_plans) return false;
     }
+    if (page.last_write < 0 || page.last_write > sequence.writes) return false;
     if (!in.ok() || page.bytes > in.left() || (!sealed && page.bytes != open_bytes())) return false;
     page.data = make_page(page.bytes);
     in.bytes(page.data.get(), page.bytes);
@@ -105,9 +110,7 @@ vidkv_status Store::load(ByteReader & in) {
     const bool keep_open = in.number<uint8_t>() != 0;
     const vidkv_status broken = VIDKV_E_FORMAT;
     if (!in.ok() || head_dim < 0) return fail(broken, "the saved cache is cut off");
-    if (head_dim != 0) {
-        if (vidkv_status status = set_head_dim(head_dim)) return status;
-    }
+    if (head_dim != 0 && set_head_dim(head_dim) != VIDKV_OK) return fail(broken, "the saved cache is altered: " + std::string(last_error()));
     keep_open_ = keep_open;
     clear();
     for (Sequence & sequence : sequences_) {

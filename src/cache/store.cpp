@@ -255,38 +255,6 @@ vidkv_status Store::truncate(int sequence, int64_t first_cell) {
     return VIDKV_OK;
 }
 
-vidkv_status Store::copy_sequence(int from, int to) {
-    if (vidkv_status status = check_range(from, 0, 0)) return status;
-    if (vidkv_status status = check_range(to, 0, 0)) return status;
-    if (from == to) return VIDKV_OK;
-    const Sequence & source = sequences_[from];
-    Sequence copy;
-    copy.plans = source.plans;
-    copy.writes = source.writes;
-    copy.host_marks = source.host_marks;
-    if (source.queries) copy.queries = std::make_unique<QueryStatistics>(*source.queries);
-    if (source.sink_rows) {
-        copy.sink_rows = std::make_unique<uint16_t[]>(sink_bytes() / 2);
-        std::memcpy(copy.sink_rows.get(), source.sink_rows.get(), sink_bytes());
-    }
-    copy.pages.resize(source.pages.size());
-    for (size_t i = 0; i < source.pages.size(); ++i) {
-        const Page & page = source.pages[i];
-        Page & target = copy.pages[i];
-        target.written = page.written;
-        target.marked = page.marked;
-        target.last_write = page.last_write;
-        target.bytes = page.bytes;
-        target.state = page.state;
-        if (page.state == PageState::empty) continue;
-        target.data = make_page(page.bytes);
-        std::memcpy(target.data.get(), page.data.get(), page.bytes);
-    }
-    recount(copy);
-    sequences_[to] = std::move(copy);
-    return VIDKV_OK;
-}
-
 void Store::clear() {
     for (Sequence & sequence : sequences_) {
         for (Page & page : sequence.pages) page = Page();
@@ -325,7 +293,7 @@ uint64_t planned_bytes(const vidkv_store_shape & shape, const vidkv_params & par
     // With head_dim not known yet, count as for one of 64: the bits hardly depend on it.
     const int head_dim = shape.head_dim ? shape.head_dim : shape.channels % 64 == 0 ? 64 : 8;
     const int kv_heads = shape.channels / head_dim;
-    const bool packs = !is_f16(params, shape.side), trellis_keys = shape.side == VIDKV_KEYS && params.key_codec == VIDKV_CODEC_TRELLIS;
+    const bool packs = !is_f16(params, shape.side), keys = shape.side == VIDKV_KEYS;
     const uint64_t channels = static_cast<uint64_t>(shape.channels);
     const uint64_t pages = static_cast<uint64_t>((shape.cells + page_tokens - 1) / page_tokens);
     const uint64_t open_page = page_tokens * channels * 2;
@@ -335,9 +303,9 @@ uint64_t planned_bytes(const vidkv_store_shape & shape, const vidkv_params & par
                      pages * Store::page_entry_bytes();
     if (pages > open) {
         bytes += static_cast<uint64_t>(params.sink_tokens) * channels * 2;
-        if (shape.side == VIDKV_KEYS) bytes += channels * sizeof(uint16_t) * (trellis_keys ? 2 : 1);
-        if (trellis_keys) bytes += QueryStatistics(kv_heads, head_dim).bytes();
+        if (keys) bytes += channels * sizeof(uint16_t) * (params.key_codec == VIDKV_CODEC_TRELLIS ? 2 : 1);
     }
+    if (keys && wants_queries(params)) bytes += QueryStatistics(kv_heads, head_dim).bytes();
     return bytes * static_cast<uint64_t>(shape.sequences);
 }
 

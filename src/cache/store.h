@@ -60,6 +60,9 @@ class Store {
     void keep_open() { keep_open_ = true; }
     vidkv_status truncate(int sequence, int64_t first_cell);
     vidkv_status copy_sequence(int from, int to);
+    vidkv_status resize(int64_t cells, int sequences);
+    std::unique_ptr<Store> clone() const;
+    const uint8_t * sealed_page(int sequence, int64_t page, size_t & bytes) const; // null if it is not sealed
     void clear();
     vidkv_store_stats stats() const;
     static size_t page_entry_bytes() { return sizeof(Page); } // the table of pages is counted as held
@@ -101,6 +104,7 @@ class Store {
     void recount(Sequence & sequence) const;                     // derives `open` and `sealed_pages` from the pages
     uint16_t * open_page(Sequence & sequence, int64_t index);
     void decode_page(const Sequence & sequence, int64_t index, uint16_t * rows) const;
+    Sequence copy_of(const Sequence & source) const;
     void seal_sequence(Sequence & sequence, int threads);
     void save_sequence(const Sequence & sequence, std::vector<uint8_t> & out) const;
     bool load_sequence(Sequence & sequence, ByteReader & in) const;
@@ -115,6 +119,12 @@ class Store {
     bool keep_open_ = false;
     int64_t pages_reopened_ = 0;
 };
+
+// Whether the key store has a use for the queries: trellis keys, or values protected by what the queries attend to.
+inline bool wants_queries(const vidkv_params & params) {
+    const bool trellis_keys = params.key_codec == VIDKV_CODEC_TRELLIS && !is_f16(params, VIDKV_KEYS);
+    return trellis_keys || (params.protect > 0.0f && !is_f16(params, VIDKV_VALUES));
+}
 
 // Bytes that a full store of this shape holds: all pages sealed but those of the residual window.
 uint64_t planned_bytes(const vidkv_store_shape & shape, const vidkv_params & params);

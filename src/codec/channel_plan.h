@@ -9,7 +9,7 @@ namespace vidkv {
 // One plan serves all sealed pages of one KV head of one sequence, so that a query is brought into the codes' domain once,
 // not once a page. order: a permutation of the head_dim channels.
 //   paper:   first the `wide` anomalous channels, then those that enter the DFT, both in rising channel number; no mean
-//   trellis: by falling weight; mean: f16, by position in `order`
+//   trellis: by falling weight; mean: what is subtracted, f16, by position in `order`
 struct ChannelPlan {
     std::vector<uint16_t> order;
     std::vector<uint16_t> mean; // empty for the paper's codec

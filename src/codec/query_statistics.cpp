@@ -7,17 +7,25 @@ namespace vidkv {
 
 namespace {
 
-constexpr int stride = 4;       // every fourth token is looked at
-constexpr double horizon = 512; // tokens after which a query counts 1/e
+constexpr double horizon = 300;         // tokens after which a query counts 1/e
+constexpr int64_t small_batch = 8;      // a decoding step: only every fourth token is looked at, to cost next to nothing
+constexpr int stride = 4;
 
 constexpr float largest = 1e6f; // of a query's elements: larger ones are taken for broken
 
-bool is_finite(const float * x, size_t n) {
-    return std::all_of(x, x + n, [](float v) { return std::isfinite(v); });
+constexpr int64_t most = int64_t{1} << 62; // of what a file may say was seen
+constexpr float most_sum = 1e30f;
+
+bool is_bounded(const float * x, size_t n) {
+    return std::all_of(x, x + n, [](float v) { return std::fabs(v) < most_sum; });
 }
 
-bool is_sane(const float * row, int n) {
-    return std::all_of(row, row + n, [](float v) { return std::fabs(v) < largest; });
+bool is_sane(const float * q, int heads, int64_t head_stride, int n) {
+    for (int head = 0; head < heads; ++head) {
+        const float * row = q + head * head_stride;
+        if (!std::all_of(row, row + n, [](float v) { return std::fabs(v) < largest; })) return false;
+    }
+    return true;
 }
 
 } // namespace
@@ -27,17 +35,17 @@ QueryStatistics::QueryStatistics(int kv_heads, int head_dim)
       second_(triangle_ * kv_heads), mean_(static_cast<size_t>(head_dim) * kv_heads) {}
 
 void QueryStatistics::observe(const float * q, int64_t tokens, int heads, int64_t token_stride, int64_t head_stride) {
-    const float decay = static_cast<float>(std::exp(-stride / horizon));
+    const int step = tokens <= small_batch ? stride : 1;
+    const float decay = static_cast<float>(std::exp(-step / horizon));
     const int heads_a_group = heads / kv_heads_;
     for (int64_t t = 0; t < tokens; ++t) {
-        if (seen_++ % stride != 0) continue;
+        if (seen_++ % step != 0 || !is_sane(q + t * token_stride, heads, head_stride, head_dim_)) continue;
         ++sampled_;
         for (float & x : second_) x *= decay;
         for (float & x : mean_) x *= decay;
         weight_ = weight_ * decay + heads_a_group;
         for (int head = 0; head < heads; ++head) {
             const float * row = q + t * token_stride + head * head_stride;
-            if (!is_sane(row, head_dim_)) continue;
             float * out = &second_[static_cast<size_t>(head / heads_a_group) * triangle_];
             float * mean = &mean_[static_cast<size_t>(head / heads_a_group) * head_dim_];
             for (int i = 0; i < head_dim_; ++i) {
@@ -73,7 +81,8 @@ bool QueryStatistics::load(ByteReader & in) {
     sampled_ = in.number<int64_t>();
     in.bytes(second_.data(), second_.size() * sizeof(float));
     in.bytes(mean_.data(), mean_.size() * sizeof(float));
-    return in.ok() && std::isfinite(weight_) && is_finite(second_.data(), second_.size()) && is_finite(mean_.data(), mean_.size());
+    const bool counts = weight_ >= (sampled_ > 0 ? 1.0 : 0.0) && weight_ < 1e18 && sampled_ >= 0 && sampled_ <= seen_ && seen_ < most;
+    return in.ok() && counts && is_bounded(second_.data(), second_.size()) && is_bounded(mean_.data(), mean_.size());
 }
 
 } // namespace vidkv

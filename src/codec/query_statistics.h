@@ -13,8 +13,8 @@ class QueryStatistics {
   public:
     QueryStatistics(int kv_heads, int head_dim);
 
-    // q: [tokens][heads][head_dim] with strides in elements; heads a multiple of kv_heads. Every fourth token counts, rows that
-    // are not finite do not.
+    // q: [tokens][heads][head_dim] with strides in elements; heads a multiple of kv_heads. A token with an element that is not
+    // finite, or beyond 1e6, does not count; of batches of a few tokens (decoding) only every fourth token does.
     void observe(const float * q, int64_t tokens, int heads, int64_t token_stride, int64_t head_stride);
 
     bool empty() const { return sampled_ == 0; }

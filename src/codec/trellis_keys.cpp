@@ -65,6 +65,20 @@ double page_variance(const std::vector<const KeyRows *> & rows, const std::vecto
     return sum / static_cast<double>(rows.size());
 }
 
+// The median over all pages: a mean would let one broken page move what is subtracted in the others.
+float plan_mean(const std::vector<const KeyRows *> & rows, const std::vector<uint8_t> & use, int channel) {
+    std::vector<float> used;
+    for (size_t p = 0; p < rows.size(); ++p) {
+        for (int t = 0; t < page_tokens; ++t) {
+            if (use[p * page_tokens + t]) used.push_back((*rows[p])[channel * page_tokens + t]);
+        }
+    }
+    if (used.empty()) return 0.0f;
+    const auto middle = used.begin() + static_cast<ptrdiff_t>(used.size() / 2);
+    std::nth_element(used.begin(), middle, used.end());
+    return *middle;
+}
+
 } // namespace
 
 KeyFeedback make_feedback(const QueryStatistics * statistics, int head, int head_dim, const std::vector<const KeyRows *> & rows,
@@ -88,6 +102,10 @@ KeyFeedback make_feedback(const QueryStatistics * statistics, int head, int head
             u[j * n + c] = j == c ? std::sqrt(std::max(sum, 1e-30)) : sum / u[c * n + c];
         }
     }
+    feedback.pull.resize(n * n);
+    for (size_t c = 0; c < n; ++c) {
+        for (size_t j = 0; j < n; ++j) feedback.pull[c * n + j] = j == c ? 0.0f : static_cast<float>(h[c * n + j] / h[c * n + c]);
+    }
     feedback.carry.resize(n * n);
     feedback.weight.resize(n);
     for (size_t c = 0; c < n; ++c) {
@@ -100,24 +118,14 @@ KeyFeedback make_feedback(const QueryStatistics * statistics, int head, int head
 ChannelPlan plan_trellis_keys(const KeyFeedback & feedback, const std::vector<const KeyRows *> & rows,
                               const std::vector<uint8_t> & use) {
     const size_t n = feedback.order.size();
-    std::vector<double> weight(n), mean(n);
-    for (size_t c = 0; c < n; ++c) {
-        double sum = 0;
-        int pages = 0;
-        for (size_t p = 0; p < rows.size(); ++p) {
-            const uint8_t * used = &use[p * page_tokens];
-            if (std::none_of(used, used + page_tokens, [](uint8_t u) { return u != 0; })) continue;
-            sum += moments(rows[p]->data() + c * page_tokens, used).mean;
-            ++pages;
-        }
-        mean[c] = pages ? sum / pages : 0;
-        weight[c] = feedback.weight[c] * page_variance(rows, use, static_cast<int>(c));
-    }
+    std::vector<double> weight(n);
+    for (size_t c = 0; c < n; ++c) weight[c] = feedback.weight[c] * page_variance(rows, use, static_cast<int>(c));
     ChannelPlan plan;
     plan.order.resize(n);
     std::iota(plan.order.begin(), plan.order.end(), uint16_t{0});
     std::stable_sort(plan.order.begin(), plan.order.end(), [&](uint16_t a, uint16_t b) { return weight[a] > weight[b]; });
-    for (const uint16_t channel : plan.order) plan.mean.push_back(float_to_half(static_cast<float>(mean[channel])));
+    plan.mean.resize(n);
+    for (size_t i = 0; i < n; ++i) plan.mean[i] = float_to_half(plan_mean(rows, use, plan.order[i]));
     return plan;
 }
 
@@ -206,41 +214,116 @@ ChannelCode encode_channel(QuadCode code, const float * target, const uint8_t * 
     return out;
 }
 
+// One head of one page while it is being coded.
+class HeadEncoder {
+  public:
+    HeadEncoder(const ChannelPlan & plan, const KeyFeedback & feedback, const QuadCode * quads, const KeyRows & rows,
+                const uint8_t * use, uint8_t * codes, uint8_t * meta)
+        : n_(plan.order.size()), plan_(plan), feedback_(feedback), quads_(quads), rows_(rows), use_(use), codes_(codes), meta_(meta),
+          place_(n_), start_(n_ / 4 + 1), levels_(n_ * page_tokens), errors_(n_ * page_tokens) {
+        for (size_t i = 0; i < n_; ++i) place_[plan.order[i]] = i;
+        for (size_t q = 0; q < n_ / 4; ++q) start_[q + 1] = start_[q] + quad_bytes(quads[q], page_tokens);
+        std::fill_n(codes, start_[n_ / 4], uint8_t{0});
+    }
+
+    // Every channel in coding order, making good the errors of those before it.
+    void code_in_order() {
+        for (size_t c = 0; c < n_; ++c) {
+            const size_t channel = feedback_.order[c];
+            aim(channel);
+            for (size_t j = 0; j < c; ++j) pull_target(feedback_.carry[c * n_ + j], feedback_.order[j]);
+            keep(channel, encode(channel));
+        }
+    }
+
+    // Every channel once more, now against the errors of all others: kept where the queries' error falls.
+    void refine() {
+        for (const size_t channel : feedback_.order) {
+            const size_t quad = place_[channel] / 4;
+            if (quads_[quad] == QuadCode::none) continue;
+            aim(channel);
+            for (size_t j = 0; j < n_; ++j) pull_target(feedback_.pull[channel * n_ + j], j);
+            const std::vector<uint8_t> old_codes(codes_ + start_[quad], codes_ + start_[quad + 1]);
+            const std::vector<uint8_t> old_levels(quad_levels(quad), quad_levels(quad) + 4 * page_tokens);
+            const double before = miss_of_kept(channel);
+            const ChannelCode coded = encode(channel);
+            if (miss() < before) {
+                keep(channel, coded);
+            } else {
+                std::copy(old_codes.begin(), old_codes.end(), codes_ + start_[quad]);
+                std::copy(old_levels.begin(), old_levels.end(), quad_levels(quad));
+            }
+        }
+    }
+
+    // Uniform codes are packed when all lanes are final; then the widths.
+    void finish() {
+        for (size_t q = 0; q < n_ / 4; ++q) {
+            if (quads_[q] > QuadCode::trellis3) pack_uniform(quads_[q], quad_levels(q), page_tokens, codes_ + start_[q]);
+            uint8_t & pair = meta_[2 * n_ + q / 2];
+            const unsigned code = static_cast<unsigned>(quads_[q]);
+            pair = static_cast<uint8_t>(q % 2 ? pair | code << 4 : code);
+        }
+    }
+
+  private:
+    uint8_t * quad_levels(size_t quad) { return &levels_[quad * 4 * page_tokens]; }
+    float wanted(size_t channel, int t) const {
+        return use_[t] ? rows_[channel * page_tokens + t] - half_to_float(plan_.mean[place_[channel]]) : 0.0f;
+    }
+    void aim(size_t channel) {
+        for (int t = 0; t < page_tokens; ++t) target_[t] = wanted(channel, t);
+    }
+    void pull_target(float factor, size_t from) {
+        const float * error = &errors_[from * page_tokens];
+        for (int t = 0; t < page_tokens; ++t) target_[t] += factor * error[t];
+    }
+    ChannelCode encode(size_t channel) {
+        const size_t at = place_[channel], quad = at / 4;
+        return encode_channel(quads_[quad], target_, use_, static_cast<int>(at % 4), codes_ + start_[quad], quad_levels(quad), decoded_);
+    }
+    void keep(size_t channel, const ChannelCode & coded) {
+        for (int t = 0; t < page_tokens; ++t) errors_[channel * page_tokens + t] = use_[t] ? wanted(channel, t) - decoded_[t] : 0.0f;
+        meta_[place_[channel]] = coded.scale;
+        meta_[n_ + place_[channel]] = static_cast<uint8_t>(coded.mean);
+    }
+    // Squared distance to the target of what was just coded, and of what is kept.
+    double miss() const {
+        double sum = 0;
+        for (int t = 0; t < page_tokens; ++t) sum += use_[t] ? (target_[t] - decoded_[t]) * (target_[t] - decoded_[t]) : 0.0f;
+        return sum;
+    }
+    double miss_of_kept(size_t channel) const {
+        double sum = 0;
+        for (int t = 0; t < page_tokens; ++t) {
+            const float d = target_[t] - (wanted(channel, t) - errors_[channel * page_tokens + t]);
+            sum += use_[t] ? d * d : 0.0f;
+        }
+        return sum;
+    }
+
+    const size_t n_;
+    const ChannelPlan & plan_;
+    const KeyFeedback & feedback_;
+    const QuadCode * quads_;
+    const KeyRows & rows_;
+    const uint8_t * use_;
+    uint8_t *codes_, *meta_;
+    std::vector<size_t> place_; // of a natural channel in the plan
+    std::vector<size_t> start_; // of a quad's codes
+    std::vector<uint8_t> levels_;
+    std::vector<float> errors_; // [channel][128]: wanted minus decoded
+    float target_[page_tokens], decoded_[page_tokens];
+};
+
 } // namespace
 
-void encode_trellis_keys(const KeyLayout & layout, const ChannelPlan & plan, const KeyFeedback & feedback, const QuadCode * quads,
-                         const KeyRows & rows, const uint8_t * use, uint8_t * codes, uint8_t * meta) {
-    const size_t n = static_cast<size_t>(layout.head_dim);
-    std::vector<int> place(n); // of a natural channel in the plan
-    for (size_t i = 0; i < n; ++i) place[plan.order[i]] = static_cast<int>(i);
-    std::vector<size_t> start(n / 4 + 1, 0);
-    for (size_t q = 0; q < n / 4; ++q) start[q + 1] = start[q] + quad_bytes(quads[q], page_tokens);
-    std::fill_n(codes, start[n / 4], uint8_t{0});
-    std::vector<uint8_t> levels(n * page_tokens);
-    std::vector<float> errors(n * page_tokens); // by coding order
-    float target[page_tokens], decoded[page_tokens];
-    for (size_t c = 0; c < n; ++c) {
-        const int channel = feedback.order[c], at = place[channel], quad = at / 4;
-        const float mean = half_to_float(plan.mean[at]);
-        const float * x = rows.data() + channel * page_tokens;
-        for (int t = 0; t < page_tokens; ++t) target[t] = use[t] ? x[t] - mean : 0.0f;
-        for (size_t j = 0; j < c; ++j) {
-            const float carry = feedback.carry[c * n + j];
-            const float * error = &errors[j * page_tokens];
-            for (int t = 0; t < page_tokens; ++t) target[t] += carry * error[t];
-        }
-        const ChannelCode coded = encode_channel(quads[quad], target, use, at % 4, codes + start[quad],
-                                                 &levels[static_cast<size_t>(quad) * 4 * page_tokens], decoded);
-        for (int t = 0; t < page_tokens; ++t) errors[c * page_tokens + t] = use[t] ? x[t] - mean - decoded[t] : 0.0f;
-        meta[at] = coded.scale;
-        meta[n + at] = static_cast<uint8_t>(coded.mean);
-    }
-    for (size_t q = 0; q < n / 4; ++q) {
-        if (quads[q] > QuadCode::trellis3) pack_uniform(quads[q], &levels[q * 4 * page_tokens], page_tokens, codes + start[q]);
-        uint8_t & pair = meta[2 * n + q / 2];
-        const unsigned code = static_cast<unsigned>(quads[q]);
-        pair = static_cast<uint8_t>(q % 2 ? pair | code << 4 : code);
-    }
+void encode_trellis_keys(const ChannelPlan & plan, const KeyFeedback & feedback, const QuadCode * quads, const KeyRows & rows,
+                         const uint8_t * use, uint8_t * codes, uint8_t * meta) {
+    HeadEncoder encoder(plan, feedback, quads, rows, use, codes, meta);
+    encoder.code_in_order();
+    encoder.refine();
+    encoder.finish();
 }
 
 } // namespace vidkv

@@ -18,6 +18,7 @@ using KeyRows = std::vector<float>;
 struct KeyFeedback {
     std::vector<uint16_t> order;  // coding order: channels of low weight first, so that heavier ones make good their errors
     std::vector<float> carry;     // [head_dim][head_dim]: row c: what channel order[c] takes of the errors of order[0 .. c-1]
+    std::vector<float> pull;      // [head_dim][head_dim] by natural channels: E[q_c q_j] / E[q_c^2], 0 on the diagonal
     std::vector<float> weight;    // by natural channel: what a squared error costs when earlier errors are made good
 };
 
@@ -26,7 +27,7 @@ struct KeyFeedback {
 KeyFeedback make_feedback(const QueryStatistics * statistics, int head, int head_dim, const std::vector<const KeyRows *> & rows,
                           const std::vector<uint8_t> & use);
 
-// The plan of one head: mean (f16) and order by falling weight.
+// The plan of one head: median (f16) and order by falling weight.
 ChannelPlan plan_trellis_keys(const KeyFeedback & feedback, const std::vector<const KeyRows *> & rows,
                               const std::vector<uint8_t> & use);
 
@@ -35,8 +36,8 @@ std::vector<QuadCode> allot_bits(const KeyLayout & layout, const std::vector<Cha
                                  const std::vector<KeyFeedback> & feedback, const std::vector<const KeyRows *> & rows,
                                  const uint8_t * use);
 
-// Writes one head of a page: its meta, and its codes at code_start (bytes from the page's start).
-void encode_trellis_keys(const KeyLayout & layout, const ChannelPlan & plan, const KeyFeedback & feedback, const QuadCode * quads,
-                         const KeyRows & rows, const uint8_t * use, uint8_t * codes, uint8_t * meta);
+// Writes one head of a page: its codes and its meta.
+void encode_trellis_keys(const ChannelPlan & plan, const KeyFeedback & feedback, const QuadCode * quads, const KeyRows & rows,
+                         const uint8_t * use, uint8_t * codes, uint8_t * meta);
 
 } // namespace vidkv

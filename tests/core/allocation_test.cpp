@@ -32,6 +32,22 @@ void operator delete(void * pointer) noexcept {
 }
 void operator delete(void * pointer, size_t) noexcept { operator delete(pointer); }
 
+// Pages stand on cache lines' boundaries: the size stands one alignment before them.
+void * operator new(size_t size, std::align_val_t alignment) {
+    const size_t align = static_cast<size_t>(alignment);
+    auto * block = static_cast<char *>(std::aligned_alloc(align, (size + 2 * align - 1) / align * align));
+    if (!block) throw std::bad_alloc();
+    *reinterpret_cast<size_t *>(block) = size;
+    live_bytes += static_cast<long>(size);
+    return block + align;
+}
+void operator delete(void * pointer, std::align_val_t alignment) noexcept {
+    if (!pointer) return;
+    void * block = static_cast<char *>(pointer) - static_cast<size_t>(alignment);
+    live_bytes -= static_cast<long>(*static_cast<size_t *>(block));
+    std::free(block);
+}
+
 namespace {
 
 class Allocation : public testing::TestWithParam<std::tuple<std::string, int>> {};
@@ -42,7 +58,8 @@ TEST_P(Allocation, StatsAreTheBytesAllocated) {
     ASSERT_EQ(vidkv_params_from_preset(name.c_str(), &params), VIDKV_OK);
     const int channels = 4 * head_dim;
     const int64_t cells = 4096;
-    const std::vector<float> rows(static_cast<size_t>(channels) * 64, 0.5f);
+    std::vector<float> rows(static_cast<size_t>(channels) * 64);
+    for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<float>(i * 7919 % 1009) / 500.0f - 1.0f;
     std::vector<int64_t> index(64);
     for (const vidkv_side side : {VIDKV_KEYS, VIDKV_VALUES}) {
         // Once before counting: transforms and worker threads are shared by all stores.
@@ -54,12 +71,15 @@ TEST_P(Allocation, StatsAreTheBytesAllocated) {
             for (int64_t cell = 0; cell < cells; cell += 64) {
                 std::iota(index.begin(), index.end(), cell);
                 ASSERT_EQ(vidkv_store_write_f32(store, 0, index.data(), 64, rows.data(), channels), VIDKV_OK);
+                if (side == VIDKV_KEYS) {
+                    ASSERT_EQ(vidkv_store_observe_queries(store, 0, rows.data(), 64, 4, channels, head_dim), VIDKV_OK);
+                }
                 ASSERT_EQ(vidkv_store_seal(store, 1), VIDKV_OK);
             }
             vidkv_store_stats stats;
             vidkv_store_get_stats(store, &stats);
             const long held = live_bytes - before;
-            // Beside what is counted: the store object, one sequence object and a plan object a KV head.
+            // Beside what is counted: the store object, one sequence object, its statistics object and a plan object a KV head.
             if (counted) {
                 EXPECT_NEAR(static_cast<double>(held), static_cast<double>(stats.bytes), 1024) << name << " " << side;
             }
@@ -72,7 +92,8 @@ TEST_P(Allocation, StatsAreTheBytesAllocated) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Presets, Allocation,
-                         testing::Combine(testing::Values("f16", "k2v2", "k1.5v2", "k1.5v1.58", "k1.5v1.58-g128"), testing::Values(64, 128)),
+                         testing::Combine(testing::Values("f16", "k2v2", "k1.5v2", "k1.5v1.58", "k1.5v1.58-g128", "t2.2", "t1.65", "t1.0", "t1.65-stp0.2"),
+                                          testing::Values(64, 72, 128)),
                          [](const auto & instance) {
                              std::string name = std::get<0>(instance.param) + "_" + std::to_string(std::get<1>(instance.param));
                              for (char & c : name) c = c == '.' || c == '-' ? '_' : c;

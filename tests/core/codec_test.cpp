@@ -1,68 +1,87 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numbers>
 #include <string>
 
 #include "base/half.h"
-#include "codec/channel_plan.h"
-#include "codec/key_codec.h"
+#include "codec/affine2.h"
 #include "codec/presets.h"
 #include "codec/real_dft.h"
 #include "codec/trit.h"
-#include "codec/value_codec.h"
+#include "core/encoding.h"
 #include "core/random.h"
 
 namespace vidkv {
 namespace {
 
-using test::Random;
+using namespace test;
 
 constexpr int dims[] = {64, 72, 80, 96, 112, 128, 256};
-constexpr int groups[] = {32, 64, 96, 128};
-
-vidkv_params preset(const std::string & name, int group = 0) {
-    vidkv_params params;
-    EXPECT_EQ(vidkv_params_from_preset(name.c_str(), &params), VIDKV_OK) << vidkv_last_error();
-    if (group) params.group_size = group;
-    return params;
-}
-
-ChannelPlan plain_plan(const KeyLayout & layout) {
-    const std::vector<float> flat(layout.head_dim);
-    const uint8_t use = 1;
-    return choose_channels(flat.data(), &use, 1, layout.head_dim, layout.wide);
-}
-
-struct Moments {
-    double error = 0, energy = 0;
-    void add(double x, double y) { error += (x - y) * (x - y), energy += x * x; }
-    double nmse() const { return error / energy; }
-};
+constexpr int groups[] = {32, 64, 128};
+const char * const presets[] = {"k2v2", "k1.5v2", "k1.5v1.58", "k1v1.58", "k1.5v1.58-g128", "t2.2", "t1.65", "t1.15", "t1.0", "kt3vt3"};
 
 TEST(Presets, TrueBitsAreTheStatedOnes) {
     struct Row {
         const char * name;
-        double k, v;
+        double k64, v64, k128, v128;
     };
-    // 2-bit: 2 + 16 scale bits and 16 minimum bits in 32; sign: 1 + 16 in 32; ternary: (6 * 8 + the tail) / 32 + 16 in 32.
-    const Row rows[] = {{"f16", 16, 16}, {"k2v2", 3, 3}, {"k1.5v2", 2.25, 3}, {"k1.5v1.58", 2.25, 2.1015625},
-                        {"k1.5v1.58-g128", 1.6875, 1.7265625}};
+    // Paper, 2-bit: 2 + 16 scale bits and 16 minimum bits in a group; sign: 1 + 16; ternary: 8/5 + 16. Trellis keys: quads of 64
+    // bytes a bit, then 8 scale bits and 8 mean bits a channel, 4 bits a quad, 16 bits a head; trellis values: 8 bits a token.
+    const Row rows[] = {{"f16", 16, 16, 16, 16},
+                        {"k2v2", 3, 3, 3, 3},
+                        {"k1.5v2", 2.25, 3, 2.25, 3},
+                        {"k1.5v1.58", 2.25, 2.1015625, 2.25, 2.1015625},
+                        {"k1.5v1.58-g128", 1.6875, 1.7255859375, 1.6875, 1.72509765625},
+                        {"t2.2", 2.197265625, 2.125, 2.1962890625, 2.0625},
+                        {"t1.65", 1.634765625, 1.625, 1.6337890625, 1.5625},
+                        {"t1.15", 1.134765625, 1.125, 1.1337890625, 1.0625},
+                        {"t1.0", 0.822265625, 1.125, 0.8525390625, 1.0625}};
     for (size_t i = 0; i < std::size(rows); ++i) {
         ASSERT_STREQ(vidkv_preset_name(i), rows[i].name);
         const vidkv_params params = preset(rows[i].name);
-        for (const int dim : {64, 128}) {
-            EXPECT_DOUBLE_EQ(vidkv_true_bits(&params, VIDKV_KEYS, dim), rows[i].k) << rows[i].name << " " << dim;
-            EXPECT_NEAR(vidkv_true_bits(&params, VIDKV_VALUES, dim), rows[i].v, 0.004) << rows[i].name << " " << dim;
-        }
+        EXPECT_DOUBLE_EQ(vidkv_true_bits(&params, VIDKV_KEYS, 64), rows[i].k64) << rows[i].name;
+        EXPECT_DOUBLE_EQ(vidkv_true_bits(&params, VIDKV_VALUES, 64), rows[i].v64) << rows[i].name;
+        EXPECT_DOUBLE_EQ(vidkv_true_bits(&params, VIDKV_KEYS, 128), rows[i].k128) << rows[i].name;
+        EXPECT_DOUBLE_EQ(vidkv_true_bits(&params, VIDKV_VALUES, 128), rows[i].v128) << rows[i].name;
     }
     EXPECT_EQ(vidkv_preset_name(std::size(rows)), nullptr);
 }
 
+TEST(Presets, NamesOfTrellisPresetsPromiseTheirBits) {
+    for (const auto & [name, promise] : {std::pair{"t2.2", 2.2}, {"t1.65", 1.65}, {"t1.15", 1.15}, {"t1.0", 1.0}}) {
+        const vidkv_params params = preset(name);
+        for (const int dim : {64, 128}) {
+            const double mean = (vidkv_true_bits(&params, VIDKV_KEYS, dim) + vidkv_true_bits(&params, VIDKV_VALUES, dim)) / 2;
+            EXPECT_LE(mean, promise) << name << " " << dim;
+            EXPECT_GT(mean, promise - 0.1) << name << " " << dim;
+        }
+    }
+}
+
+TEST(Presets, SuffixesAndMixesMeanWhatTheySay) {
+    const vidkv_params mix = preset("kt1.5v1.58-g64-stp0.25");
+    EXPECT_EQ(mix.key_codec, VIDKV_CODEC_TRELLIS);
+    EXPECT_EQ(mix.value_codec, VIDKV_CODEC_PAPER);
+    EXPECT_EQ(mix.group_size, 64);
+    EXPECT_FLOAT_EQ(mix.key_bits, 1.5f);
+    EXPECT_FLOAT_EQ(mix.value_bits, 1.58f);
+    EXPECT_FLOAT_EQ(mix.protect, 0.25f);
+    EXPECT_EQ(preset("k16vt1").key_bits, 16.0f);
+    const vidkv_params plain = preset("t1.65"), protecting = preset("t1.65-stp0.2");
+    EXPECT_EQ(plain.protect, 0.0f);
+    EXPECT_FLOAT_EQ(protecting.protect, 0.2f);
+    EXPECT_GT(vidkv_true_bits(&protecting, VIDKV_VALUES, 64), vidkv_true_bits(&plain, VIDKV_VALUES, 64)) << "better codes cost bits";
+}
+
 TEST(Presets, BadNamesAndNumbersAreRefusedInOneLine) {
     vidkv_params params;
-    for (const char * name : {"", "k", "v2", "k2", "k2v", "k3v2", "k2v3", "k0.5v2", "k1.5v1.58x", "K2V2", "k2v2 ", "k1.5.5v2", "knanv2", "k2v2-g", "k2v2-g33", "k2v2-g128x"}) {
+    for (const char * name : {"", "k", "v2", "k2", "k2v", "k3v2", "k2v3", "k0.5v2", "k1.5v1.58x", "K2V2", "k2v2 ",
+                              "k1.5.5v2", "knanv2", "k2v2-g", "k2v2-g33", "k2v2-g128x", "t", "t2.3", "t1.65x", "kt", "kt2", "kt2vt", "kt0.4v2",
+                              "kt5v2", "k2vt2.5", "k0.5vt1", "k2v2-stp0.2", "kt2vt3-stp0.1", "k1.5v1.58-stp", "k1.5v1.58-stp0.6",
+                              "k1.5v1.58-stp0.2-g64", "t1.65-g33"}) {
         EXPECT_EQ(vidkv_params_from_preset(name, &params), VIDKV_E_ARGUMENT) << name;
         const std::string line = vidkv_last_error();
         EXPECT_NE(line.find(std::string("'") + name + "'"), std::string::npos) << line;
@@ -76,6 +95,12 @@ TEST(Presets, BadNamesAndNumbersAreRefusedInOneLine) {
     EXPECT_EQ(vidkv_params_check(&params, 64), VIDKV_E_ARGUMENT);
     params = preset("k2v2");
     params.key_bits = std::numeric_limits<float>::quiet_NaN();
+    EXPECT_EQ(vidkv_params_check(&params, 64), VIDKV_E_ARGUMENT);
+    params = preset("t1.65");
+    params.protect = std::numeric_limits<float>::quiet_NaN();
+    EXPECT_EQ(vidkv_params_check(&params, 64), VIDKV_E_ARGUMENT);
+    params = preset("t1.65");
+    params.key_codec = 2;
     EXPECT_EQ(vidkv_params_check(&params, 64), VIDKV_E_ARGUMENT);
 }
 
@@ -116,10 +141,11 @@ TEST(RealDft, IsTheDefinitionAndOrthonormal) {
 
 TEST(ChannelPlan, TakesTheWidestRangesPerHead) {
     const int dim = 16;
-    std::vector<float> rows(3 * dim, 0.0f);
-    rows[5] = 9, rows[dim + 11] = -7, rows[2 * dim + 2] = 100;
-    const uint8_t use[] = {1, 1, 0}; // the last token does not count
-    const ChannelPlan plan = choose_channels(rows.data(), use, 3, dim, 2);
+    std::vector<float> rows(static_cast<size_t>(dim) * page_tokens, 0.0f);
+    rows[5 * page_tokens] = 9, rows[11 * page_tokens + 1] = -7, rows[2 * page_tokens + 2] = 100;
+    std::vector<uint8_t> use = all_used();
+    use[2] = 0; // this token does not count
+    const ChannelPlan plan = choose_channels({&rows}, use, dim, 2);
     EXPECT_EQ(plan.order[0], 5);
     EXPECT_EQ(plan.order[1], 11);
     EXPECT_EQ(plan.order[2], 0);
@@ -131,20 +157,15 @@ TEST(KeyCodec, TwoBitErrorIsAtMostHalfAStep) {
     SCOPED_TRACE(rng.trace());
     for (const int dim : dims) {
         for (const int tokens : groups) {
-            const KeyLayout layout = make_key_layout(preset("k2v2", tokens), dim);
+            const KeyLayout layout = make_key_layout(preset("k2v2", tokens), dim, 1);
             ASSERT_EQ(layout.narrow, 0);
-            std::vector<float> x = rng.normals(static_cast<size_t>(dim) * tokens, 5.0f), tile(x.size()), back(x.size());
-            const std::vector<uint8_t> use(tokens, 1);
-            std::vector<uint8_t> block(layout.bytes);
-            const ChannelPlan plan = plain_plan(layout);
-            encode_keys(layout, plan, x.data(), use.data(), block.data());
-            decode_keys(layout, block.data(), tile.data());
-            restore_keys(layout, plan, tile.data(), back.data());
-            for (int c = 0; c < dim; ++c) {
-                const auto [low, high] = std::minmax_element(&x[c * tokens], &x[c * tokens] + tokens);
+            const std::vector<float> x = rng.normals(static_cast<size_t>(dim) * page_tokens, 5.0f);
+            const std::vector<float> back = encode_key_page(layout, {x}, all_used()).decode(0);
+            for (size_t first = 0; first < x.size(); first += static_cast<size_t>(tokens)) { // one channel of one group
+                const auto [low, high] = std::minmax_element(&x[first], &x[first] + tokens);
                 // Half a step, and what rounding scale and minimum to f16 moves the ends by.
                 const float bound = (*high - *low) / 6 + 4 * std::max(std::fabs(*low), std::fabs(*high)) / 2048;
-                for (int t = 0; t < tokens; ++t) ASSERT_NEAR(back[c * tokens + t], x[c * tokens + t], bound);
+                for (size_t i = first; i < first + static_cast<size_t>(tokens); ++i) ASSERT_NEAR(back[i], x[i], bound);
             }
         }
     }
@@ -154,56 +175,41 @@ TEST(KeyCodec, TwoBitErrorIsAtMostHalfAStep) {
 TEST(KeyCodec, SignCodesHaveTheExpectedDistortion) {
     Random rng(3);
     SCOPED_TRACE(rng.trace());
-    const KeyLayout layout = make_key_layout(preset("k1v2", 128), 128);
+    const KeyLayout layout = make_key_layout(preset("k1v2", 128), 128, 1);
     ASSERT_EQ(layout.wide, 0);
-    Moments moments;
+    Fidelity fidelity;
     for (int repeat = 0; repeat < 20; ++repeat) {
         const std::vector<float> x = rng.normals(128 * 128, 5.0f);
-        std::vector<float> tile(x.size()), back(x.size());
-        const std::vector<uint8_t> use(128, 1);
-        std::vector<uint8_t> block(layout.bytes);
-        const ChannelPlan plan = plain_plan(layout);
-        encode_keys(layout, plan, x.data(), use.data(), block.data());
-        decode_keys(layout, block.data(), tile.data());
-        restore_keys(layout, plan, tile.data(), back.data());
-        for (size_t i = 0; i < x.size(); ++i) moments.add(x[i], back[i]);
+        fidelity.add(x, encode_key_page(layout, {x}, all_used()).decode(0));
     }
-    EXPECT_NEAR(moments.nmse(), 1 - 2 / std::numbers::pi, 0.01);
+    EXPECT_NEAR(fidelity.nmse(), 1 - 2 / std::numbers::pi, 0.01);
 }
 
 TEST(ValueCodec, TernaryHasTheExpectedDistortion) {
     Random rng(4);
     SCOPED_TRACE(rng.trace());
     for (const int dim : dims) {
-        const ValueLayout layout = make_value_layout(preset("k2v1.58", 128), dim);
-        Moments moments;
+        const ValueLayout layout = make_value_layout(preset("k2v1.58", 128), dim, 1);
+        Fidelity fidelity;
         for (int repeat = 0; repeat < 20; ++repeat) {
             const std::vector<float> x = rng.normals(static_cast<size_t>(dim) * 128, 5.0f);
-            std::vector<float> tile(x.size());
-            const std::vector<uint8_t> use(128, 1);
-            std::vector<uint8_t> block(layout.bytes);
-            encode_values(layout, x.data(), use.data(), block.data());
-            decode_values(layout, block.data(), tile.data());
-            for (size_t i = 0; i < x.size(); ++i) moments.add(x[i], tile[i]);
+            fidelity.add(x, encode_value_page(layout, x, all_used()).decode());
         }
-        EXPECT_NEAR(moments.nmse(), 0.262, 0.012) << dim; // with s = mean |x| and threshold s/2 (paper.md: 0.26)
+        EXPECT_NEAR(fidelity.nmse(), 0.262, 0.012) << dim; // with s = mean |x| and threshold s/2
     }
 }
 
 TEST(ValueCodec, EveryTernaryPlaceIsItsOwn) {
-    for (const int dim : dims) {
+    for (const int dim : {8, 16, 24, 64, 72, 80, 96, 112, 128, 256}) {
         for (const int tokens : groups) {
-            const ValueLayout layout = make_value_layout(preset("k2v1.58", tokens), dim);
+            const ValueLayout layout = make_value_layout(preset("k2v1.58", tokens), dim, 1);
             Random rng(5);
-            std::vector<float> x(static_cast<size_t>(dim) * tokens), tile(x.size());
+            std::vector<float> x(static_cast<size_t>(dim) * page_tokens);
             for (float & v : x) v = static_cast<float>(rng.integer(-1, 1));
-            const std::vector<uint8_t> use(tokens, 1);
-            std::vector<uint8_t> block(layout.bytes);
-            encode_values(layout, x.data(), use.data(), block.data());
-            decode_values(layout, block.data(), tile.data());
+            const std::vector<float> back = encode_value_page(layout, x, all_used()).decode();
             for (size_t i = 0; i < x.size(); ++i) {
-                ASSERT_EQ(x[i] > 0, tile[i] > 0) << dim << " " << tokens << " " << i;
-                ASSERT_EQ(x[i] < 0, tile[i] < 0) << dim << " " << tokens << " " << i;
+                ASSERT_EQ(x[i] > 0, back[i] > 0) << dim << " " << tokens << " " << i;
+                ASSERT_EQ(x[i] < 0, back[i] < 0) << dim << " " << tokens << " " << i;
             }
         }
     }
@@ -212,76 +218,107 @@ TEST(ValueCodec, EveryTernaryPlaceIsItsOwn) {
 TEST(Codecs, TokensLeftOutDoNotTouchTheOthers) {
     Random rng(6);
     SCOPED_TRACE(rng.trace());
-    const int dim = 64, tokens = 32;
-    for (const char * name : {"k1.5v2", "k1.5v1.58"}) {
-        const KeyLayout keys = make_key_layout(preset(name), dim);
-        const ValueLayout values = make_value_layout(preset(name), dim);
-        std::vector<float> x = rng.normals(dim * tokens);
-        std::vector<uint8_t> use(tokens, 1);
-        use[0] = use[9] = 0;
-        const ChannelPlan plan = plain_plan(keys);
-        std::vector<uint8_t> k1(keys.bytes), v1(values.bytes), k2(keys.bytes), v2(values.bytes);
-        encode_keys(keys, plan, x.data(), use.data(), k1.data());
-        encode_values(values, x.data(), use.data(), v1.data());
-        for (int c = 0; c < dim; ++c) x[c * tokens] = x[c * tokens + 9] = 1e4f;
-        encode_keys(keys, plan, x.data(), use.data(), k2.data());
-        EXPECT_TRUE(std::equal(k1.begin(), k1.begin() + static_cast<long>(keys.codes), k2.begin())) << "key scales moved";
-        x = rng.normals(0);
-        x.assign(dim * tokens, 0.5f);
-        encode_values(values, x.data(), use.data(), v1.data());
-        std::fill_n(x.begin(), dim, -1e4f);
-        encode_values(values, x.data(), use.data(), v2.data());
-        EXPECT_TRUE(std::equal(v1.begin(), v1.begin() + static_cast<long>(values.codes), v2.begin())) << "value scales moved";
+    const int dim = 64;
+    for (const char * name : presets) {
+        const KeyLayout keys = make_key_layout(preset(name), dim, 1);
+        const ValueLayout values = make_value_layout(preset(name), dim, 1);
+        std::vector<uint8_t> use = all_used();
+        use[0] = use[9] = use[77] = 0;
+        std::vector<float> k = rng.normals(dim * page_tokens), v = rng.normals(dim * page_tokens);
+        const EncodedKeys k1 = encode_key_page(keys, {k}, use);
+        const EncodedValues v1 = encode_value_page(values, v, use);
+        for (int c = 0; c < dim; ++c) {
+            for (const int t : {0, 9, 77}) k[c * page_tokens + t] = v[t * dim + c] = 1e4f;
+        }
+        const EncodedKeys k2 = encode_key_page(keys, {k}, use);
+        const EncodedValues v2 = encode_value_page(values, v, use);
+        EXPECT_EQ(k1.plans[0].order, k2.plans[0].order) << name;
+        const std::vector<float> kx1 = k1.decode(0), kx2 = k2.decode(0), vx1 = v1.decode(), vx2 = v2.decode();
+        // The paper's keys transform over channels: the same coefficients in the same order give the same bits.
+        for (int c = 0; c < dim; ++c) {
+            for (int t = 0; t < page_tokens; ++t) {
+                if (!use[t]) continue;
+                ASSERT_EQ(kx1[c * page_tokens + t], kx2[c * page_tokens + t]) << name << " channel " << c << " token " << t;
+                ASSERT_EQ(vx1[t * dim + c], vx2[t * dim + c]) << name << " channel " << c << " token " << t;
+            }
+        }
     }
 }
 
 TEST(Codecs, BadNumbersGiveFiniteResults) {
-    const int dim = 64, tokens = 32;
+    Random rng(9);
+    SCOPED_TRACE(rng.trace());
     const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
-    for (const float bad : {nan, inf, -inf, 3e38f, 1e-45f, 65504.0f, -65504.0f, 0.0f}) {
-        std::vector<float> x(dim * tokens, bad), tile(x.size()), back(x.size());
-        x[7] = 1.0f;
-        const std::vector<uint8_t> use(tokens, 1);
-        for (const char * name : {"k2v2", "k1.5v1.58", "k1v1.58"}) {
-            const KeyLayout keys = make_key_layout(preset(name), dim);
-            const ValueLayout values = make_value_layout(preset(name), dim);
-            std::vector<uint8_t> block(std::max(keys.bytes, values.bytes));
-            const ChannelPlan plan = plain_plan(keys);
-            encode_keys(keys, plan, x.data(), use.data(), block.data());
-            decode_keys(keys, block.data(), tile.data());
-            restore_keys(keys, plan, tile.data(), back.data());
-            for (const float v : back) ASSERT_TRUE(std::isfinite(v)) << name << " " << bad;
-            encode_values(values, x.data(), use.data(), block.data());
-            decode_values(values, block.data(), tile.data());
-            for (const float v : tile) ASSERT_TRUE(std::isfinite(v)) << name << " " << bad;
+    for (const float bad : {nan, inf, -inf, 3e38f, 1e-45f, 6e-8f, 65504.0f, -65504.0f, 0.0f}) {
+        for (const char * name : presets) {
+            const int dim = 72;
+            const KeyLayout keys = make_key_layout(preset(name), dim, 1);
+            const ValueLayout values = make_value_layout(preset(name), dim, 1);
+            std::vector<float> constant(static_cast<size_t>(dim) * page_tokens, bad), sprinkled = rng.normals(constant.size());
+            constant[7] = 1.0f;
+            for (size_t i = 0; i < sprinkled.size(); i += 37) sprinkled[i] = bad;
+            for (std::vector<float> x : {constant, sprinkled}) {
+                for (const float y : encode_value_page(values, x, all_used()).decode()) ASSERT_TRUE(std::isfinite(y)) << name << bad;
+                std::transform(x.begin(), x.end(), x.begin(), sanitize); // as the store hands keys over
+                for (const float y : encode_key_page(keys, {x}, all_used()).decode(0)) ASSERT_TRUE(std::isfinite(y)) << name << bad;
+            }
         }
+    }
+}
+
+TEST(Codecs, ConstantAndEmptyPagesComeBack) {
+    Random rng(10);
+    SCOPED_TRACE(rng.trace());
+    for (const char * name : presets) {
+        const KeyLayout keys = make_key_layout(preset(name), 64, 1);
+        const ValueLayout values = make_value_layout(preset(name), 64, 1);
+        for (const float value : {0.0f, 0.37f, -3.0f, 2000.0f}) {
+            const std::vector<float> x(64 * page_tokens, value);
+            for (const float y : encode_key_page(keys, {x}, all_used()).decode(0)) ASSERT_NEAR(y, value, std::fabs(value) / 512) << name;
+        }
+        const std::vector<float> nothing(64 * page_tokens, 0.0f), x = rng.normals(64 * page_tokens);
+        for (const float y : encode_value_page(values, nothing, all_used()).decode()) ASSERT_EQ(y, 0.0f) << name;
+        const std::vector<uint8_t> unused(page_tokens, 0);
+        for (const float y : encode_key_page(keys, {x}, unused).decode(0)) ASSERT_TRUE(std::isfinite(y)) << name;
+        for (const float y : encode_value_page(values, x, unused).decode()) ASSERT_TRUE(std::isfinite(y)) << name;
     }
 }
 
 TEST(KeyCodec, PlannedQueryKeepsDotProducts) {
     Random rng(7);
     SCOPED_TRACE(rng.trace());
-    for (const int dim : dims) {
-        const int tokens = 32;
-        const KeyLayout layout = make_key_layout(preset("k1.5v2"), dim);
-        const std::vector<float> x = rng.normals(static_cast<size_t>(dim) * tokens), q = rng.normals(dim);
-        const ChannelPlan plan = plain_plan(layout);
-        const std::vector<uint8_t> use(tokens, 1);
-        std::vector<uint8_t> block(layout.bytes);
-        std::vector<float> tile(x.size()), back(x.size()), planned(dim);
-        encode_keys(layout, plan, x.data(), use.data(), block.data());
-        decode_keys(layout, block.data(), tile.data());
-        restore_keys(layout, plan, tile.data(), back.data());
-        plan_query(layout, plan, q.data(), planned.data());
-        for (int t = 0; t < tokens; ++t) {
-            double direct = 0, through = 0, norm = 0;
+    for (const char * name : {"k1.5v2", "k1v2", "k2v2-g64", "t1.65"}) {
+        for (const int dim : dims) {
+            const KeyLayout layout = make_key_layout(preset(name), dim, 1);
+            const std::vector<float> x = rng.normals(static_cast<size_t>(dim) * page_tokens), q = rng.normals(dim);
+            const EncodedKeys encoded = encode_key_page(layout, {x}, all_used());
+            const std::vector<float> back = encoded.decode(0);
+            const KeyPage page = key_page(layout, encoded.page.data(), 0);
+            std::vector<float> planned(dim), a(dim), b(dim);
+            plan_query(layout, encoded.plans[0], q.data(), planned.data());
+            std::vector<double> through(page_tokens);
+            const uint8_t * codes = page.codes;
+            uint8_t levels[4 * page_tokens];
             for (int c = 0; c < dim; ++c) {
-                direct += static_cast<double>(q[c]) * back[c * tokens + t];
-                through += static_cast<double>(planned[c]) * tile[c * tokens + t];
-                norm += std::fabs(q[c]) * std::fabs(back[c * tokens + t]);
+                const QuadCode code = key_quad_code(layout, page.meta, c / 4);
+                if (c % 4 == 0) {
+                    unpack_quad(code, codes, page_tokens, levels);
+                    codes += quad_bytes(code, page_tokens);
+                }
+                for (int t = 0; t < page_tokens; ++t) {
+                    if (t % layout.group == 0) key_affine(layout, encoded.plans[0], page.meta, t / layout.group, a.data(), b.data());
+                    through[t] += static_cast<double>(planned[c]) * (a[c] * levels[4 * t + c % 4] + b[c]);
+                }
             }
-            // The two orthonormal transforms cost dim rounded sums each, on values of the size of the norms.
-            EXPECT_NEAR(direct, through, 4 * dim * norm * std::numeric_limits<float>::epsilon());
+            for (int t = 0; t < page_tokens; ++t) {
+                double direct = 0, norm = 0;
+                for (int c = 0; c < dim; ++c) {
+                    direct += static_cast<double>(q[c]) * back[c * page_tokens + t];
+                    norm += std::fabs(q[c]) * std::fabs(back[c * page_tokens + t]);
+                }
+                // The two orthonormal transforms cost dim rounded sums each, on values of the size of the norms.
+                EXPECT_NEAR(direct, through[t], 4 * dim * norm * std::numeric_limits<float>::epsilon()) << name;
+            }
         }
     }
 }

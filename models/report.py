@@ -1,0 +1,178 @@
+"""Plots what `vidkv eval kl --json --details` and `vidkv eval video --json` measured, and one HTML page that shows the plots."""
+import argparse
+import html
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+OURS, PAPER, PEER = "#c0392b", "#2471a3", "#7f8c8d"
+FLOOR = 1e-4  # of the logarithmic axis: an exact cache diverges by nothing
+
+
+def family(name):
+    """Colour and legend of a codec."""
+    if name.startswith("t") and name[1:2].isdigit():
+        return OURS, "trellis codes"
+    if name.startswith("k") and name[1:2].isdigit() or name.startswith(("kt", "k16")):
+        return PAPER, "paper's formulas, corrected"
+    return PEER, "others"
+
+
+def bits(codec):
+    return (codec["k_bits"] + codec["v_bits"]) / 2 if "k_bits" in codec else codec["true_bits"]
+
+
+def shown(document):
+    """Codecs that belong into a plot: no f16, nothing without sink tokens."""
+    return [c for c in document["presets"] if bits(c) < 16 and not c["name"].endswith("-nosink")]
+
+
+def mark(axes, codec, x, y, labels, error=None):
+    colour, legend = family(codec["name"])
+    axes.errorbar(x, y, yerr=error, fmt="o", color=colour, capsize=2, label=None if legend in labels else legend)
+    labels.add(legend)
+    axes.annotate(codec["name"], (x, y), textcoords="offset points", xytext=(5, 4), fontsize=8, color=colour)
+
+
+def plot_kl(document):
+    figure, axes = plt.subplots(figsize=(7.2, 4.6))
+    labels = set()
+    for codec in shown(document):
+        mark(axes, codec, bits(codec), max(codec["kld"], FLOOR), labels, codec["kld_se"])
+    axes.set_yscale("log")
+    axes.set_xlabel("true bits an element, all metadata included (mean of keys and values)")
+    axes.set_ylabel("KL divergence from the f16 cache, nats")
+    axes.set_title(f"{Path(document['model']).name}, {document['windows']} windows, protocol {document['protocol']}", fontsize=10)
+    axes.grid(True, which="both", alpha=0.25)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def plot_accuracy(document):
+    figure, axes = plt.subplots(figsize=(7.2, 4.6))
+    labels = set()
+    for codec in (c for c in document["presets"] if not c["name"].endswith("-nosink")):
+        mark(axes, codec, codec["kv_bytes"] / 2**20, 100 * codec["accuracy"], labels)
+    axes.set_xlabel("bytes held by the cache, MiB (mean of a clip)")
+    axes.set_ylabel("answers that are right, %")
+    axes.set_title(f"{document['clips']} clips, {document['visual_tokens_mean']:.0f} visual tokens a clip", fontsize=10)
+    axes.grid(True, alpha=0.25)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def with_layers(document, most=6):
+    """Codecs whose layers were measured, ours first."""
+    codecs = [c for c in shown(document) if c.get("layers") and c["name"] != "vidkv-released"]
+    return sorted(codecs, key=lambda c: family(c["name"])[0] != OURS)[:most]
+
+
+def plot_layers(document):
+    figure, both = plt.subplots(1, 2, figsize=(9.6, 4), sharey=True)
+    for axes, key, title in zip(both, ("k_error", "v_error"), ("keys", "values")):
+        for codec in with_layers(document):
+            axes.plot([layer["layer"] for layer in codec["layers"]], [layer[key] for layer in codec["layers"]], label=codec["name"], linewidth=1.2)
+        axes.set_yscale("log")
+        axes.set_xlabel("layer")
+        axes.set_title(title, fontsize=10)
+        axes.grid(True, which="both", alpha=0.25)
+    both[0].set_ylabel("squared error over the rows' variance")
+    both[1].legend(fontsize=8)
+    return figure
+
+
+def plot_channels(document):
+    """Bits that the errors of single channels amount to, over the channels of a middle layer, most precise first."""
+    figure, both = plt.subplots(1, 2, figsize=(9.6, 4), sharey=True)
+    for codec in with_layers(document):
+        layer = codec["layers"][len(codec["layers"]) // 2]
+        for axes, key, title in zip(both, ("k_channel_bits", "v_channel_bits"), ("keys", "values")):
+            axes.plot(sorted(layer[key], reverse=True), label=codec["name"], linewidth=1.2)
+            axes.set_title(f"{title} of layer {layer['layer']}", fontsize=10)
+            axes.set_xlabel("channels, most precise first")
+            axes.grid(True, alpha=0.25)
+    both[0].set_ylabel("bits: half of log2 (variance / squared error)")
+    both[1].legend(fontsize=8)
+    return figure
+
+
+KL_COLUMNS = [("codec", "name", "{}"), ("KLD", "kld", "{:.4f}"), ("±", "kld_se", "{:.4f}"), ("PPL", "ppl", "{:.3f}"), ("top-1", "top1", "{:.4f}"),
+              ("K bits", "k_bits", "{:.3f}"), ("V bits", "v_bits", "{:.3f}"), ("bytes held", "kv_bytes", "{:,}")]
+VIDEO_COLUMNS = [("codec", "name", "{}"), ("accuracy", "accuracy", "{:.4f}"), ("KLD of answers", "kld", "{:.5f}"), ("true bits", "true_bits", "{:.3f}"),
+                 ("bytes held", "kv_bytes", "{:,}")]
+
+
+def table(document, columns):
+    head = "".join(f"<th>{html.escape(title)}</th>" for title, _, _ in columns)
+    rows = ("".join(f"<td>{html.escape(form.format(codec.get(key, 0)))}</td>" for _, key, form in columns) for codec in document["presets"])
+    return f"<table><tr>{head}</tr>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+
+
+def kl_section(document):
+    plots = [("kl-" + document["protocol"], "KL divergence against true bits", plot_kl(document))]
+    if with_layers(document):
+        plots.append(("layers-" + document["protocol"], "Error by layer", plot_layers(document)))
+        plots.append(("channels-" + document["protocol"], "Bits by channel", plot_channels(document)))
+    note = f"Text: {document['text']}. {document['windows']} windows of {document['window_length']} tokens, protocol {document['protocol']}."
+    return f"Divergence on text, {document['protocol']}", note, plots, table(document, KL_COLUMNS)
+
+
+def video_section(document):
+    note = f"{document['clips']} clips, {document['visual_tokens_mean']:.0f} visual tokens a clip; blanked video: {100 * document['blank_accuracy']:.1f} %."
+    return "Video questions", note, [("accuracy", "Accuracy against bytes held", plot_accuracy(document))], table(document, VIDEO_COLUMNS)
+
+
+STYLE = ("body{font:15px sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
+         "td,th{padding:2px 10px;text-align:right}td:first-child,th:first-child{text-align:left}tr:nth-child(even){background:#f4f4f4}img{max-width:100%}")
+
+
+def write_page(folder, sections):
+    parts = []
+    for title, note, plots, rows in sections:
+        parts.append(f"<h2>{html.escape(title)}</h2><p>{html.escape(note)}</p>")
+        for name, caption, figure in plots:
+            figure.tight_layout()
+            figure.savefig(folder / f"{name}.png", dpi=130)
+            plt.close(figure)
+            parts.append(f'<h3>{html.escape(caption)}</h3><img src="{name}.png" alt="{html.escape(caption)}">')
+        parts.append(rows)
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>VidKV</title><style>{STYLE}</style><h1>VidKV: what its caches keep</h1>{"".join(parts)}</html>\n'
+    (folder / "index.html").write_text(page, encoding="utf-8")
+
+
+def read(path):
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(document["presets"], list) or not document["presets"]:
+            raise ValueError("no presets")
+        return document
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        sys.exit(f"'{path}' is not a measurement of vidkv eval --json ({error})")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kl")
+    parser.add_argument("--far")
+    parser.add_argument("--video")
+    parser.add_argument("--out", required=True)
+    options = parser.parse_args()
+    sections = [kl_section(read(path)) for path in (options.kl, options.far) if path]
+    if options.video:
+        sections.append(video_section(read(options.video)))
+    folder = Path(options.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_page(folder, sections)
+    except OSError as error:
+        sys.exit(f"cannot write into '{folder}': {error.strerror}")
+    print(folder / "index.html")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+#include "store.h"
+
+#include <cmath>
+#include <limits>
+#include <new>
+#include <numeric>
+
+namespace vidkv::python {
+
+namespace {
+
+void check_without_gil(vidkv_status status) {
+    if (status == VIDKV_E_MEMORY) throw std::bad_alloc();
+    if (status != VIDKV_OK) throw std::invalid_argument(vidkv_last_error());
+}
+
+void require_heads(const ConstArray & q, const char * name) {
+    require(is_f32(q), std::string(name) + " must be float32");
+    require_rows(q, name, 3);
+}
+
+void read_rows(const vidkv_store * store, int sequence, int64_t first_cell, const Array & out, size_t channels) {
+    require(is_f16(out) && out.ndim() == 2 && is_dense(out), "out must be a contiguous float16 array [n, channels]");
+    require(out.shape(1) == channels, "out must have " + std::to_string(channels) + " channels, not " + std::to_string(out.shape(1)));
+    check(vidkv_store_read_f16(store, sequence, first_cell, static_cast<int64_t>(out.shape(0)), static_cast<uint16_t *>(out.data())));
+}
+
+} // namespace
+
+StoreHandle::StoreHandle(const std::string & side, int channels, int head_dim, const vidkv_params & params, int64_t cells,
+                         int sequences)
+    : channels_(static_cast<size_t>(channels)), head_dim_(static_cast<size_t>(head_dim)) {
+    require(head_dim > 0, "head_dim must be a multiple of 8 from 8 to 512, not " + std::to_string(head_dim));
+    const vidkv_store_shape shape{side_from(side), channels, head_dim, cells, sequences};
+    vidkv_store * store = nullptr;
+    check(vidkv_store_create(&shape, &params, &store));
+    store_.reset(store);
+}
+
+void StoreHandle::write(int sequence, int64_t first_cell, const ConstArray & rows) {
+    require_rows(rows, "rows", 2);
+    require(rows.shape(1) == channels_, "rows must have " + std::to_string(channels_) + " channels, not " + std::to_string(rows.shape(1)));
+    require(is_f32(rows) || is_f16(rows), "rows must be float32 or float16");
+    const auto n = static_cast<int64_t>(rows.shape(0));
+    if (n == 0) return;
+    std::vector<int64_t> cells(static_cast<size_t>(n));
+    std::iota(cells.begin(), cells.end(), first_cell);
+    const int64_t stride = rows.stride(0);
+    check(is_f32(rows)
+              ? vidkv_store_write_f32(store_.get(), sequence, cells.data(), n, static_cast<const float *>(rows.data()), stride)
+              : vidkv_store_write_f16(store_.get(), sequence, cells.data(), n, static_cast<const uint16_t *>(rows.data()), stride));
+}
+
+void StoreHandle::read(int sequence, int64_t first_cell, const Array & out) const {
+    read_rows(store_.get(), sequence, first_cell, out, channels_);
+}
+
+void StoreHandle::observe_queries(int sequence, const ConstArray & q) {
+    require_heads(q, "q");
+    require(q.shape(2) == head_dim_, "q must have a head_dim of " + std::to_string(head_dim_) + ", not " + std::to_string(q.shape(2)));
+    check(vidkv_store_observe_queries(store_.get(), sequence, static_cast<const float *>(q.data()), static_cast<int64_t>(q.shape(0)),
+                                      static_cast<int32_t>(q.shape(1)), q.stride(0), q.stride(1)));
+}
+
+void StoreHandle::protect(int sequence, const std::vector<int64_t> & cells) {
+    if (cells.empty()) return;
+    check(vidkv_store_protect(store_.get(), sequence, cells.data(), static_cast<int64_t>(cells.size())));
+}
+
+void StoreHandle::protect_by_queries(const StoreHandle & keys, float scale) {
+    check(vidkv_store_protect_by_queries(store_.get(), keys.get(), scale));
+}
+
+void StoreHandle::seal(int threads) { check_without_gil(vidkv_store_seal(store_.get(), threads)); }
+
+std::unique_ptr<StoreHandle> StoreHandle::clone() const {
+    vidkv_store * copy = nullptr;
+    check(vidkv_store_clone(store_.get(), &copy));
+    return std::unique_ptr<StoreHandle>(new StoreHandle(copy, channels_, head_dim_));
+}
+
+nb::object StoreHandle::sealed_page(int sequence, int64_t page) const {
+    uint64_t bytes = 0;
+    const uint8_t * data = vidkv_store_sealed_page(store_.get(), sequence, page, &bytes);
+    if (!data) return nb::none();
+    return nb::bytes(data, bytes);
+}
+
+vidkv_store_stats StoreHandle::stats() const {
+    vidkv_store_stats stats{};
+    vidkv_store_get_stats(store_.get(), &stats);
+    return stats;
+}
+
+void attention(const StoreHandle & keys, const StoreHandle & values, const ConstArray & q, const Array & out, int64_t cells,
+               int sequence, const std::optional<ConstArray> & mask, bool causal, float scale, float softcap,
+               const std::optional<ConstArray> & sinks, int threads) {
+    require_heads(q, "q");
+    require(is_f32(out), "out must be float32");
+    require_rows(out, "out", 3);
+    require(q.shape(2) == keys.head_dim(), "q must have the keys' head_dim, " + std::to_string(keys.head_dim()));
+    require(out.shape(0) == q.shape(0) && out.shape(1) == q.shape(1) && out.shape(2) == values.head_dim(),
+            "out must be [tokens, heads, head_dim of the values]");
+    vidkv_attention_args args{};
+    args.q = static_cast<const float *>(q.data());
+    args.q_token_stride = q.stride(0), args.q_head_stride = q.stride(1);
+    args.out = static_cast<float *>(out.data());
+    args.out_token_stride = out.stride(0), args.out_head_stride = out.stride(1);
+    args.tokens = static_cast<int64_t>(q.shape(0));
+    args.heads = static_cast<int32_t>(q.shape(1));
+    args.cells = cells;
+    args.sequence = args.value_sequence = sequence;
+    if (mask) {
+        require(is_f16(*mask), "mask must be float16");
+        require_rows(*mask, "mask", 2);
+        require(mask->shape(0) == q.shape(0) && static_cast<int64_t>(mask->shape(1)) >= cells, "mask must be [tokens, cells]");
+        args.mask = static_cast<const uint16_t *>(mask->data());
+        args.mask_stride = mask->stride(0);
+    }
+    args.causal = causal;
+    args.scale = scale;
+    args.softcap = softcap;
+    if (sinks) {
+        require(is_f32(*sinks) && sinks->ndim() == 1 && sinks->shape(0) == q.shape(1) && is_dense(*sinks),
+                "sinks must be a contiguous float32 array [heads]");
+        args.sinks = static_cast<const float *>(sinks->data());
+    }
+    args.threads = threads;
+    nb::gil_scoped_release release;
+    check_without_gil(vidkv_attention(keys.get(), values.get(), &args));
+}
+
+Cache::Cache(int layers, int kv_heads, int head_dim, int64_t cells, const vidkv_params & params, int sequences)
+    : kv_heads_(static_cast<size_t>(kv_heads)), head_dim_(static_cast<size_t>(head_dim)) {
+    const vidkv_cache_shape shape{layers, kv_heads, head_dim, cells, sequences};
+    vidkv_cache * cache = nullptr;
+    check(vidkv_cache_create(&shape, &params, &cache));
+    cache_.reset(cache);
+}
+
+vidkv_store * Cache::store(int layer, vidkv_side side) const {
+    vidkv_store * found = side == VIDKV_KEYS ? vidkv_cache_keys(cache_.get(), layer) : vidkv_cache_values(cache_.get(), layer);
+    if (!found) throw std::out_of_range("there is no layer " + std::to_string(layer));
+    return found;
+}
+
+void Cache::require_tokens(const ConstArray & a, const char * name) const {
+    require_heads(a, name);
+    require(is_dense(a) && a.shape(2) == head_dim_, std::string(name) + " must be contiguous with a head_dim of " + std::to_string(head_dim_));
+}
+
+void Cache::append(int layer, int sequence, const ConstArray & keys, const ConstArray & values) {
+    require_tokens(keys, "keys");
+    require_tokens(values, "values");
+    require(keys.shape(1) == kv_heads_ && values.shape(1) == kv_heads_ && keys.shape(0) == values.shape(0),
+            "keys and values must be [n, " + std::to_string(kv_heads_) + ", " + std::to_string(head_dim_) + "]");
+    check(vidkv_cache_append(cache_.get(), layer, sequence, static_cast<int64_t>(keys.shape(0)),
+                             static_cast<const float *>(keys.data()), static_cast<const float *>(values.data())));
+}
+
+void Cache::observe_queries(int layer, int sequence, const ConstArray & q) {
+    require_tokens(q, "q");
+    check(vidkv_cache_observe_queries(cache_.get(), layer, sequence, static_cast<const float *>(q.data()),
+                                      static_cast<int64_t>(q.shape(0)), static_cast<int32_t>(q.shape(1))));
+}
+
+void Cache::protect(int sequence, const std::vector<int64_t> & cells) {
+    if (cells.empty()) return;
+    check(vidkv_cache_protect(cache_.get(), sequence, cells.data(), static_cast<int64_t>(cells.size())));
+}
+
+void Cache::seal(int threads) { check_without_gil(vidkv_cache_seal(cache_.get(), threads)); }
+
+void Cache::read(int layer, const std::string & side, int sequence, int64_t first_cell, const Array & out) {
+    read_rows(store(layer, side_from(side)), sequence, first_cell, out, kv_heads_ * head_dim_);
+}
+
+void Cache::attend(int layer, const ConstArray & q, const Array & out, int sequence, bool causal, std::optional<float> scale, int threads) {
+    require_tokens(q, "q");
+    require(is_f32(out), "out must be float32");
+    require_rows(out, "out", 3);
+    require(out.shape(0) == q.shape(0) && out.shape(1) == q.shape(1) && out.shape(2) == q.shape(2), "out must have the shape of q");
+    vidkv_attention_args args{};
+    args.q = static_cast<const float *>(q.data());
+    args.q_token_stride = q.stride(0), args.q_head_stride = q.stride(1);
+    args.out = static_cast<float *>(out.data());
+    args.out_token_stride = out.stride(0), args.out_head_stride = out.stride(1);
+    args.tokens = static_cast<int64_t>(q.shape(0));
+    args.heads = static_cast<int32_t>(q.shape(1));
+    args.cells = length(layer, sequence);
+    args.sequence = args.value_sequence = sequence;
+    args.causal = causal;
+    args.scale = scale.value_or(1.0f / std::sqrt(static_cast<float>(head_dim_)));
+    args.threads = threads;
+    const vidkv_store * keys = store(layer, VIDKV_KEYS);
+    const vidkv_store * values = store(layer, VIDKV_VALUES);
+    nb::gil_scoped_release release;
+    check_without_gil(vidkv_attention(keys, values, &args));
+}
+
+vidkv_store_stats Cache::stats() const {
+    vidkv_store_stats stats{};
+    vidkv_cache_get_stats(cache_.get(), &stats);
+    return stats;
+}
+
+} // namespace vidkv::python

@@ -1,0 +1,104 @@
+"""VidKVCache: what `generate(past_key_values=...)` takes."""
+import torch
+from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, get_layer_types_and_kwargs
+
+from .layer import VidKVLayer
+from .options import params_from_cache_config, params_from_preset
+
+PACKED_TYPES = ("full_attention",)
+PLAIN_TYPES = ("sliding_attention", "chunked_attention", "dummy")
+
+
+def check_model(config):
+    """ValueError if a model cannot be cached here, naming what its config has and what is allowed."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError("VidKVCache: is_encoder_decoder=True: cross-attention caches are not supported; allowed: decoder-only models")
+    text = config.get_text_config(decoder=True)
+    if getattr(text, "cross_attention_layers", None) or getattr(text, "add_cross_attention", False):
+        raise ValueError("VidKVCache: the model has cross-attention layers, which are not supported; allowed: self-attention")
+    if getattr(text, "kv_lora_rank", None):
+        raise ValueError(f"VidKVCache: kv_lora_rank={text.kv_lora_rank}: latent attention (MLA) keeps no keys and values a head; "
+                         "allowed: multi-head and grouped-query attention")
+    if getattr(text, "rope_parameters", None) is None and getattr(text, "rope_theta", None) is None:
+        raise ValueError(f"VidKVCache: model_type={text.model_type!r} has no rope_parameters; allowed: models with rotary keys")
+    return text
+
+
+class VidKVCache(Cache):
+    """A cache of packed codes for one batch of sequences.
+
+    Args:
+        config: the model's config (`model.config`).
+        preset: a name such as "t1.65", "k1.5v1.58" or "k1.5v1.58-stp0.2" (see vidkv.presets()), or vidkv.Params.
+        cache_config: instead of a preset, a published configuration (dict or text) with the backends QuantizedCacheLM,
+            QuantizedCacheVLM and QuantizedCacheVLMSTP.
+        max_length: tokens at most; None: it grows.
+        force_torch: read the codes with plain torch operations on the CPU too, as is done on other devices.
+
+    Layers with sliding windows stay as transformers keeps them; they are short. update() returns stand-ins for keys and values
+    [batch, kv_heads, tokens, head_dim]; with attn_implementation="vidkv" attention reads the codes, with any other one the layer is
+    decoded when it is read, and that is said once.
+    """
+
+    def __init__(self, config, preset=None, cache_config=None, max_length=None, force_torch=False):
+        if preset is not None and cache_config is not None:
+            raise ValueError("VidKVCache takes a preset or a cache_config, not both")
+        if not hasattr(config, "get_text_config"):
+            raise TypeError(f"VidKVCache: config must be a model's config (model.config), not {type(config).__name__}")
+        if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1):
+            raise ValueError(f"VidKVCache: max_length must be a whole number, 1 or more, or None, not {max_length!r}")
+        text = check_model(config)
+        self.params = params_from_cache_config(cache_config) if cache_config is not None else params_from_preset(preset or "t1.65")
+        self.preset = preset if isinstance(preset, str) else None
+        shared = bool(getattr(text, "num_kv_shared_layers", 0)) or getattr(text, "kv_sharing_modes", None) is not None
+        types, arguments = get_layer_types_and_kwargs(text)
+        layers = []
+        for kind, kwargs in zip(types, arguments):
+            if kind in PACKED_TYPES:
+                # Layers that lend their keys to later layers are packed at their next update, when all have read them.
+                layers.append(VidKVLayer(self.params, max_length, seal_at_once=not shared, force_torch=force_torch))
+            elif kind in PLAIN_TYPES:
+                layers.append(DYNAMIC_LAYER_TYPE_MAPPING[kind](**kwargs))
+            else:
+                raise ValueError(f"VidKVCache: layer type {kind!r} is not supported; allowed: {', '.join(PACKED_TYPES + PLAIN_TYPES)}")
+        if not any(isinstance(layer, VidKVLayer) for layer in layers):
+            raise ValueError("VidKVCache: the model has sliding-window layers alone, and they are not packed: DynamicCache is as small")
+        super().__init__(layers=layers)
+
+    @property
+    def packed_layers(self):
+        return [layer for layer in self.layers if isinstance(layer, VidKVLayer)]
+
+    @torch.compiler.disable(reason="VidKV packs and reads codes outside of the graph")
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        """Takes new states [batch, kv_heads, n, head_dim] of a layer; returns stand-ins for all its keys and values."""
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def protect(self, row, positions):
+        """Marks tokens of a batch row (positions as in input_ids): the values of all layers get more bits for them. Call it before
+        the tokens are 128 tokens old; it has an effect where the preset protects (-stp)."""
+        positions = [int(p) for p in positions]
+        for layer in self.packed_layers:
+            layer.protect(row, positions)
+
+    def offload(self, layer_idx, only_non_sliding=True):
+        """Moves a layer's codes to the CPU."""
+        self.layers[layer_idx].offload()
+
+    def prefetch(self, layer_idx, only_non_sliding=True):
+        """Moves a layer's codes back to the device of its keys; layer_idx may run past the last layer."""
+        self.layers[layer_idx % len(self.layers)].prefetch()
+
+    def bytes_held(self):
+        """Bytes that keys and values take now: codes, windows, tables; sliding-window layers included."""
+        total = 0
+        for layer in self.layers:
+            if isinstance(layer, VidKVLayer):
+                total += layer.storage.bytes() if layer.storage is not None else 0
+                total += sum(t.numel() * t.element_size() for t in layer._pending or ())
+            elif getattr(layer, "keys", None) is not None:
+                total += sum(t.numel() * t.element_size() for t in (layer.keys, layer.values))
+        return total
+
+    def __repr__(self):
+        return f"VidKVCache({self.params}, layers={len(self.layers)}, packed={len(self.packed_layers)}, tokens={self.get_seq_length()})"

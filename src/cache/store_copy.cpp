@@ -1,0 +1,88 @@
+// Copies of sequences and stores, and changes of capacity: codes move as they are.
+#include <cstring>
+
+#include "base/error.h"
+#include "cache/store.h"
+
+namespace vidkv {
+
+Store::Sequence Store::copy_of(const Sequence & source) const {
+    Sequence copy;
+    copy.plans = source.plans;
+    copy.writes = source.writes;
+    copy.host_marks = source.host_marks;
+    if (source.queries) copy.queries = std::make_unique<QueryStatistics>(*source.queries);
+    if (source.sink_rows) {
+        copy.sink_rows = std::make_unique<uint16_t[]>(sink_bytes() / 2);
+        std::memcpy(copy.sink_rows.get(), source.sink_rows.get(), sink_bytes());
+    }
+    copy.pages.resize(source.pages.size());
+    for (size_t i = 0; i < source.pages.size(); ++i) {
+        const Page & page = source.pages[i];
+        Page & target = copy.pages[i];
+        target.written = page.written;
+        target.marked = page.marked;
+        target.last_write = page.last_write;
+        target.bytes = page.bytes;
+        target.state = page.state;
+        if (page.state == PageState::empty) continue;
+        target.data = make_page(page.bytes);
+        std::memcpy(target.data.get(), page.data.get(), page.bytes);
+    }
+    recount(copy);
+    return copy;
+}
+
+vidkv_status Store::copy_sequence(int from, int to) {
+    if (vidkv_status status = check_range(from, 0, 0)) return status;
+    if (vidkv_status status = check_range(to, 0, 0)) return status;
+    if (from != to) sequences_[to] = copy_of(sequences_[from]);
+    return VIDKV_OK;
+}
+
+vidkv_status Store::resize(int64_t cells, int sequences) {
+    if (cells < 1 || cells > INT32_MAX || sequences < 1) {
+        return fail(VIDKV_E_ARGUMENT, "a store has 1 to 2147483647 cells and at least 1 sequence");
+    }
+    const int64_t pages = (cells + page_tokens - 1) / page_tokens;
+    for (const Sequence & sequence : sequences_) {
+        for (int64_t i = cells; i < shape_.cells; ++i) {
+            const PageBits & written = sequence.pages[i / page_tokens].written;
+            if (written[i % page_tokens / 64] >> (i % 64) & 1u) {
+                return fail(VIDKV_E_ARGUMENT, "cell " + std::to_string(i) + " is written: truncate before making a store smaller");
+            }
+        }
+    }
+    sequences_.resize(static_cast<size_t>(sequences));
+    for (Sequence & sequence : sequences_) {
+        sequence.pages.resize(static_cast<size_t>(pages));
+        recount(sequence);
+    }
+    shape_.cells = cells;
+    shape_.sequences = sequences;
+    pages_a_sequence_ = pages;
+    return VIDKV_OK;
+}
+
+std::unique_ptr<Store> Store::clone() const {
+    vidkv_store_shape shape = shape_;
+    shape.sequences = 1; // the sequences follow as copies
+    auto copy = std::make_unique<Store>(shape, params_);
+    copy->shape_.sequences = shape_.sequences;
+    copy->sequences_.clear();
+    for (const Sequence & sequence : sequences_) copy->sequences_.push_back(copy_of(sequence));
+    copy->keep_open_ = keep_open_;
+    copy->pages_reopened_ = pages_reopened_;
+    return copy;
+}
+
+const uint8_t * Store::sealed_page(int sequence, int64_t page, size_t & bytes) const {
+    bytes = 0;
+    if (sequence < 0 || sequence >= shape_.sequences || page < 0 || page >= pages_a_sequence_) return nullptr;
+    const Page & p = sequences_[sequence].pages[page];
+    if (p.state != PageState::sealed) return nullptr;
+    bytes = p.bytes;
+    return p.data.get();
+}
+
+} // namespace vidkv

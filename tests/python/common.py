@@ -1,0 +1,104 @@
+"""What the Python tests share: small models of real structure with random weights."""
+import os
+
+import pytest
+import torch
+import transformers
+
+ROOT = os.path.normpath(os.path.join(os.path.dirname(__file__), "..", ".."))
+TINY = os.path.join(ROOT, "models", "tiny", "hf")
+PRESETS = ["f16", "k2v2", "k1.5v1.58", "t2.2", "t1.65", "t1.0", "k1.5v1.58-stp0.2", "t1.65-stp0.2"]
+TEXT = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, vocab_size=300,
+            max_position_embeddings=4096, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+IMAGE, VIDEO, START, END = 290, 291, 292, 293
+PUBLISHED = {"nbits": [1.5, 1.58], "q_group_size": 32, "residual_length": 128, "axis_key": -1, "axis_value": -1, "vidkv_stp": 0.2}
+
+
+def seeded(make):
+    torch.manual_seed(20261123)
+    model = make().eval()
+    model.generation_config.eos_token_id = None  # random weights must not end early
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+def text_model(kind, **changes):
+    options = {**TEXT, **changes}
+    configs = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config,
+               "gemma3": transformers.Gemma3TextConfig}
+    if kind in ("qwen3", "gemma3"):
+        options["head_dim"] = 64
+    if kind == "gemma3":
+        options.update(num_hidden_layers=6, sliding_window=64, query_pre_attn_scalar=64)
+    return seeded(lambda: transformers.AutoModelForCausalLM.from_config(configs[kind](**options)))
+
+
+def _qwen_vision(patch_merge_size=2):
+    return dict(depth=2, hidden_size=64, num_heads=2, patch_size=14, spatial_merge_size=patch_merge_size, temporal_patch_size=2)
+
+
+def vision_model(kind):
+    """(model, inputs of a prompt with two images or videos and a question)."""
+    rope = {"rope_type": "default", "type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e4}
+    ids = dict(image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START, vision_end_token_id=END)
+    if kind == "qwen2_5_vl":
+        vision = dict(_qwen_vision(), intermediate_size=128, out_hidden_size=128, window_size=112, fullatt_block_indexes=[1])
+        config = transformers.Qwen2_5_VLConfig(text_config=dict(TEXT, rope_parameters=rope), vision_config=vision, **ids)
+        return seeded(lambda: transformers.Qwen2_5_VLForConditionalGeneration(config)), qwen_inputs()
+    if kind == "qwen2_vl":
+        vision = dict(depth=2, embed_dim=64, hidden_size=128, num_heads=2, patch_size=14, mlp_ratio=2)
+        config = transformers.Qwen2VLConfig(text_config=dict(TEXT, rope_parameters=rope), vision_config=vision, **ids)
+        return seeded(lambda: transformers.Qwen2VLForConditionalGeneration(config)), qwen_inputs()
+    if kind == "llava_onevision":
+        vision = dict(model_type="siglip_vision_model", hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+                      image_size=84, patch_size=14, vision_use_head=False)
+        config = transformers.LlavaOnevisionConfig(text_config=dict(TEXT, model_type="qwen2"), vision_config=vision, image_token_index=IMAGE,
+                                                   video_token_index=VIDEO, vision_feature_layer=-1, image_grid_pinpoints=[[84, 84]])
+        return seeded(lambda: transformers.LlavaOnevisionForConditionalGeneration(config)), llava_inputs()
+    if kind == "smolvlm2":
+        vision = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14)
+        config = transformers.SmolVLMConfig(text_config=dict(TEXT, model_type="llama"), vision_config=vision, image_token_id=IMAGE, scale_factor=2)
+        return seeded(lambda: transformers.SmolVLMForConditionalGeneration(config)), smolvlm_inputs()
+    raise ValueError(kind)
+
+
+def prompt(*visual_runs):
+    """Ids: text, runs of visual tokens with text between them, a question of 12 tokens."""
+    ids = [5, 6, 7]
+    for token, count in visual_runs:
+        ids += [START] + [token] * count + [END, 8]
+    return torch.tensor([ids + list(range(20, 32))])
+
+
+def qwen_inputs():
+    """One image of 36 and one video of 8 x 36 visual tokens."""
+    torch.manual_seed(1)
+    ids = prompt((IMAGE, 36), (VIDEO, 288))
+    kinds = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+    grid = 12
+    return dict(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=kinds,
+                pixel_values=torch.randn(grid * grid, 1176), image_grid_thw=torch.tensor([[1, grid, grid]]),
+                pixel_values_videos=torch.randn(8 * grid * grid, 1176), video_grid_thw=torch.tensor([[8, grid, grid]]))
+
+
+def llava_inputs():
+    """A video of 32 frames, 9 tokens a frame and one newline token."""
+    torch.manual_seed(1)
+    ids = prompt((VIDEO, 32 * 9 + 1))
+    return dict(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values_videos=torch.randn(1, 32, 3, 84, 84))
+
+
+def smolvlm_inputs():
+    """Two clips of 40 frames of 4 tokens."""
+    torch.manual_seed(1)
+    ids = prompt((IMAGE, 160), (IMAGE, 160))
+    return dict(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=torch.randn(1, 80, 3, 56, 56))
+
+
+TEXT_MODELS = ["llama", "qwen2", "qwen3", "gemma3"]
+VISION_MODELS = ["qwen2_5_vl", "qwen2_vl", "llava_onevision", "smolvlm2"]
+
+
+@pytest.fixture(scope="module", params=["vidkv", "sdpa", "eager"])
+def implementation(request):
+    return request.param

@@ -1,0 +1,107 @@
+"""Each model in its real structure with random weights: what it generates with a VidKVCache, and what the cache holds."""
+import pytest
+import torch
+from common import PRESETS, PUBLISHED, TEXT_MODELS, VISION_MODELS, text_model, vision_model
+
+from transformers import DynamicCache
+from vidkv.transformers import VidKVCache
+
+
+def logits_after(model, inputs, cache, tokens):
+    """Logits of `tokens` fed one by one after the prompt."""
+    with torch.no_grad():
+        out = model(**inputs, past_key_values=cache, use_cache=True)
+        rows = [out.logits[:, -1]]
+        for token in tokens:
+            rows.append(model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1])
+    return torch.stack(rows, 1)
+
+
+def generated_scores(model, inputs, **cache):
+    """Logits [1, 24, vocabulary] of a greedy continuation; forced tokens keep two runs on one path."""
+    out = model.generate(**inputs, max_new_tokens=24, do_sample=False, return_dict_in_generate=True, output_logits=True,
+                         prefix_allowed_tokens_fn=lambda batch, ids: [40 + len(ids) % 50], **cache)
+    return torch.stack(out.logits, 1), out
+
+
+@pytest.mark.parametrize("kind", TEXT_MODELS)
+@pytest.mark.parametrize("attention", ["vidkv", "sdpa", "eager"])
+def test_text_models_with_f16_rows_are_exact(kind, attention):
+    model = text_model(kind)
+    ids = torch.randint(3, 280, (1, 300), generator=torch.Generator().manual_seed(3))
+    want, _ = generated_scores(model, {"input_ids": ids}, past_key_values=DynamicCache(config=model.config))
+    model.set_attn_implementation(attention)
+    got, _ = generated_scores(model, {"input_ids": ids}, past_key_values=VidKVCache(model.config, "f16"))
+    assert (got - want).abs().max() < 2e-3 * want.abs().max()
+
+
+@pytest.mark.parametrize("kind", TEXT_MODELS)
+@pytest.mark.parametrize("preset", PRESETS[1:])
+def test_text_models_with_codes(kind, preset):
+    model = text_model(kind)
+    model.set_attn_implementation("vidkv")
+    ids = torch.randint(3, 280, (1, 700), generator=torch.Generator().manual_seed(3))
+    want, _ = generated_scores(model, {"input_ids": ids}, past_key_values=DynamicCache(config=model.config))
+    cache = VidKVCache(model.config, preset)
+    got, _ = generated_scores(model, {"input_ids": ids}, past_key_values=cache)
+    assert cache.get_seq_length() == 700 + 23
+    assert any(layer.storage.keys.stats().cells_sealed >= 384 for layer in cache.packed_layers)
+    error = torch.nn.functional.mse_loss(got, want) / want.var()
+    assert 0 < error < 0.25, f"relative error {error:.3f}"
+
+
+@pytest.mark.parametrize("kind", VISION_MODELS)
+def test_vision_models_with_f16_rows_are_exact(kind):
+    model, inputs = vision_model(kind)
+    want, _ = generated_scores(model, inputs, past_key_values=DynamicCache(config=model.config))
+    for attention in ("vidkv", "sdpa"):
+        model.set_attn_implementation(attention)
+        got, _ = generated_scores(model, inputs, past_key_values=VidKVCache(model.config, "f16"))
+        assert (got - want).abs().max() < 5e-3 * want.abs().max(), attention
+
+
+@pytest.mark.parametrize("kind", VISION_MODELS)
+@pytest.mark.parametrize("backend", ["QuantizedCacheLM", "QuantizedCacheVLM", "QuantizedCacheVLMSTP"])
+def test_published_calls(kind, backend):
+    model, inputs = vision_model(kind)
+    before = model.config.get_text_config()._attn_implementation
+    config = {"backend": backend, **PUBLISHED}
+    got, out = generated_scores(model, inputs, cache_implementation="quantized", cache_config=config)
+    assert isinstance(out.past_key_values, VidKVCache)
+    assert model.config.get_text_config()._attn_implementation == before
+    assert config == {"backend": backend, **PUBLISHED}
+    as_text, _ = generated_scores(model, inputs, cache_implementation="quantized", cache_config=str(config))
+    assert torch.equal(got, as_text)
+    values = out.past_key_values.packed_layers[0].storage.values
+    assert values.stats().cells_sealed > 0
+    mask = int.from_bytes(values.sealed_page(0, 0)[:16], "little")
+    assert out.past_key_values.params.protect == pytest.approx(0.2 if backend.endswith("STP") else 0)
+    if backend.endswith("STP"):
+        assert bin(mask).count("1") >= 20  # at least 32 visual tokens are protected, the first page has most
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("attention", ["vidkv", "sdpa"])
+def test_dtypes(dtype, attention):
+    model = text_model("llama").to(dtype)
+    ids = torch.randint(3, 280, (1, 400), generator=torch.Generator().manual_seed(3))
+    want, _ = generated_scores(model, {"input_ids": ids}, past_key_values=DynamicCache(config=model.config))
+    model.set_attn_implementation(attention)
+    got, _ = generated_scores(model, {"input_ids": ids}, past_key_values=VidKVCache(model.config, "k2v2"))
+    assert got.dtype == torch.float32 or got.dtype == dtype
+    assert torch.nn.functional.mse_loss(got.float(), want.float()) / want.float().var() < 0.15
+
+
+@pytest.mark.parametrize("preset", ["k1.5v1.58", "t1.65"])
+def test_plain_torch_reads_the_same_codes(preset):
+    """What other devices do, on the CPU: the same codes read with torch operations, left padding and beams included."""
+    model = text_model("qwen2")
+    model.set_attn_implementation("vidkv")
+    ids = torch.randint(3, 280, (2, 400), generator=torch.Generator().manual_seed(3))
+    ids[0, :50] = 0
+    caches = [VidKVCache(model.config, preset, force_torch=force) for force in (False, True)]
+    mask = (ids != 0).long()
+    got = [generated_scores(model, {"input_ids": ids, "attention_mask": mask}, past_key_values=cache)[0] for cache in caches]
+    assert torch.nn.functional.mse_loss(got[1], got[0]) / got[0].var() < 1e-3
+    first = [cache.packed_layers[0].storage.values.sealed_page(0, 0) for cache in caches]
+    assert first[0] is not None and first[0] == first[1]
