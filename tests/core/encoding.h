@@ -61,7 +61,7 @@ inline EncodedKeys encode_key_page(const KeyLayout & layout, const std::vector<K
     size_t start = 0;
     for (size_t h = 0; h < heads; ++h) {
         store_at(page + layout.head_codes + heads * layout.head_meta, h, static_cast<uint16_t>(start / 64));
-        encode_trellis_keys(layout, out.plans[h], feedback[h], &out.quads[h * quads], rows[h], use.data(), page + start,
+        encode_trellis_keys(out.plans[h], feedback[h], &out.quads[h * quads], rows[h], use.data(), page + start,
                             page + layout.head_codes + h * layout.head_meta);
         for (size_t q = 0; q < quads; ++q) start += quad_bytes(out.quads[h * quads + q], page_tokens);
     }
