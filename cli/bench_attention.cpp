@@ -17,6 +17,7 @@
 #include "bench_machine.h"
 #include "error.h"
 #include "interrupt.h"
+#include "logs.h"
 #include "options.h"
 #include "progress.h"
 
@@ -42,7 +43,6 @@ struct AttentionOptions {
     int repeat = 15;
     double seconds = 20; // for one point, all contenders together
     bool warm = false, json = false;
-    std::string layout = "head";
     std::string csv, plot;
 };
 
@@ -63,12 +63,16 @@ class AttentionBench {
 
   private:
     using Contenders = std::vector<std::unique_ptr<Contender>>;
+    using Runners = std::vector<Contender *>;
 
     Contenders contenders(const AttentionShape & shape, int64_t capacity, const TokenRows & rows) const;
     void run_shape(const AttentionShape & shape);
     void run_tokens(const AttentionShape & shape, int64_t tokens, Contenders & all);
-    void run_point(const Point & point, const AttentionCall & call, Contenders & all);
-    std::vector<std::vector<double>> measure(const Point & point, Contenders & all, const std::vector<double> & first);
+    static Runners runners(const std::string & phase, const Contenders & all);
+    void run_point(const Point & point, const AttentionCall & call, const Runners & all);
+    void add_row(const Point & point, const AttentionCall & call, const Contender & contender,
+                 const std::vector<double> & seconds, const std::map<std::string, double> & medians, const Json & error);
+    std::vector<std::vector<double>> measure(const Point & point, const Runners & all, const std::vector<double> & first);
     std::optional<double> checked_error(const Contender & contender, const AttentionCall & call) const;
     double peak(int threads);
 
@@ -92,11 +96,11 @@ std::vector<int64_t> token_counts(const AttentionOptions & options) {
 
 AttentionBench::Contenders AttentionBench::contenders(const AttentionShape & shape, int64_t capacity,
                                                       const TokenRows & rows) const {
-    const Layout layout = options_.layout == "cell" ? Layout::BY_CELL : Layout::BY_HEAD;
     Contenders all;
-    for (const ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0})
-        if (shape.head_dim % ggml_blck_size(type) == 0)
-            all.push_back(make_ggml_contender(type, layout, shape, capacity, rows));
+    for (const Layout layout : {Layout::BY_HEAD, Layout::BY_CELL})
+        for (const ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0})
+            if (shape.head_dim % ggml_blck_size(type) == 0)
+                all.push_back(make_ggml_contender(type, layout, shape, capacity, rows));
     for (const std::string & preset : options_.kv) all.push_back(make_packed_contender(preset, shape, capacity, rows));
     return all;
 }
@@ -114,7 +118,7 @@ double seconds_of(Contender & contender) {
 
 // Seconds of each contender, in turns, each after a read of other memory that empties the caches. first: of a first run;
 // where that was slow it has to do.
-std::vector<std::vector<double>> AttentionBench::measure(const Point & point, Contenders & all,
+std::vector<std::vector<double>> AttentionBench::measure(const Point & point, const Runners & all,
                                                          const std::vector<double> & first) {
     std::vector<std::vector<double>> seconds(all.size());
     for (size_t i = 0; i < all.size(); ++i)
@@ -143,10 +147,10 @@ std::optional<double> AttentionBench::checked_error(const Contender & contender,
     return error;
 }
 
-void AttentionBench::run_point(const Point & point, const AttentionCall & call, Contenders & all) {
+void AttentionBench::run_point(const Point & point, const AttentionCall & call, const Runners & all) {
     std::vector<Json> errors;
     std::vector<double> first; // with the first touch of scratch memory
-    for (const auto & contender : all) {
+    for (Contender * contender : all) {
         progress_.show(point.shape.name() + " " + point.phase + " " + contender->name(), point.tokens, 0, "tokens");
         contender->prepare(call, point.threads);
         first.push_back(seconds_of(*contender));
@@ -156,43 +160,58 @@ void AttentionBench::run_point(const Point & point, const AttentionCall & call, 
     const std::vector<std::vector<double>> seconds = measure(point, all, first);
     std::map<std::string, double> medians;
     for (size_t i = 0; i < all.size(); ++i) medians[all[i]->name()] = median(seconds[i]);
+    for (size_t i = 0; i < all.size(); ++i) add_row(point, call, *all[i], seconds[i], medians, errors[i]);
+}
+
+void AttentionBench::add_row(const Point & point, const AttentionCall & call, const Contender & contender,
+                             const std::vector<double> & seconds, const std::map<std::string, double> & medians,
+                             const Json & error) {
+    const double time = medians.at(contender.name()), rate = static_cast<double>(contender.bytes()) / time;
     const double stream = static_cast<double>(stream_.bytes()) / median(stream_seconds_[point.threads]);
     const double macs =
         2.0 * point.shape.heads * point.shape.head_dim * static_cast<double>(call.cells() * call.query_tokens);
-    for (size_t i = 0; i < all.size(); ++i) {
-        const double time = medians[all[i]->name()], rate = static_cast<double>(all[i]->bytes()) / time;
-        const auto ratio = [&](const char * peer) { return medians.contains(peer) ? Json(medians[peer] / time) : Json(); };
-        rows_.push_back({{"shape", point.shape.name()},
-                         {"tokens", point.tokens},
-                         {"phase", point.phase},
-                         {"query_tokens", point.query_tokens},
-                         {"isa", isa_},
-                         {"threads", point.threads},
-                         {"name", all[i]->name()},
-                         {"ms", time * 1e3},
-                         {"ratio_f16", ratio("ggml-f16")},
-                         {"ratio_q8_0", ratio("ggml-q8_0")},
-                         {"ratio_q4_0", ratio("ggml-q4_0")},
-                         {"gb_s", rate / 1e9},
-                         {"stream_share", rate / stream},
-                         {"gmac_s", macs / time / 1e9},
-                         {"int8_share", peak(point.threads) > 0 ? Json(macs / time / peak(point.threads)) : Json()},
-                         {"bytes", all[i]->bytes()},
-                         {"ms_min", *std::min_element(seconds[i].begin(), seconds[i].end()) * 1e3},
-                         {"runs", seconds[i].size()},
-                         {"error", errors[i]},
-                         {"ggml_isa", ggml_isa_}});
-    }
+    const auto ratio = [&](const char * peer) { return medians.contains(peer) ? Json(medians.at(peer) / time) : Json(); };
+    rows_.push_back({{"shape", point.shape.name()},
+                     {"tokens", point.tokens},
+                     {"phase", point.phase},
+                     {"query_tokens", point.query_tokens},
+                     {"isa", isa_},
+                     {"threads", point.threads},
+                     {"name", contender.name()},
+                     {"ms", time * 1e3},
+                     {"ratio_f16", ratio("ggml-f16")},
+                     {"ratio_q8_0", ratio("ggml-q8_0")},
+                     {"ratio_q4_0", ratio("ggml-q4_0")},
+                     {"ratio_llama_cpp_f16", ratio("llama.cpp-f16")},
+                     {"gb_s", rate / 1e9},
+                     {"stream_share", rate / stream},
+                     {"gmac_s", macs / time / 1e9},
+                     {"int8_share", peak(point.threads) > 0 ? Json(macs / time / peak(point.threads)) : Json()},
+                     {"bytes", contender.bytes()},
+                     {"ms_min", *std::min_element(seconds.begin(), seconds.end()) * 1e3},
+                     {"runs", seconds.size()},
+                     {"error", error},
+                     {"ggml_isa", ggml_isa_}});
+}
+
+// Who takes part: ggml's quantized caches in llama.cpp's order are left out of prefills, where a run takes many seconds.
+AttentionBench::Runners AttentionBench::runners(const std::string & phase, const Contenders & all) {
+    Runners some;
+    for (const auto & contender : all)
+        if (phase != "prefill" || !contender->name().starts_with("llama.cpp-q")) some.push_back(contender.get());
+    return some;
 }
 
 void AttentionBench::run_tokens(const AttentionShape & shape, int64_t tokens, Contenders & all) {
     for (const std::string & phase : options_.phases) {
         const bool prefill = phase == "prefill";
+        const Runners taking_part = runners(phase, all);
         if (prefill && options_.tokens.empty() && tokens > PREFILL_DEPTH) continue;
         const std::vector<int> decode(options_.query_tokens), batch = {static_cast<int>(PREFILL_TOKENS)};
         for (const int query_tokens : prefill ? batch : decode) {
             const AttentionCall call = make_call(shape, tokens, prefill ? query_tokens : 0, query_tokens);
-            for (const int threads : options_.threads) run_point({shape, phase, tokens, query_tokens, threads}, call, all);
+            for (const int threads : options_.threads)
+                run_point({shape, phase, tokens, query_tokens, threads}, call, taking_part);
         }
     }
 }
@@ -218,7 +237,6 @@ Json AttentionBench::run() {
             {"stream_gb_s_by_threads", streams},
             {"int8_gmac_s_by_isa_and_threads", {{isa_, peaks}}},
             {"cold", !options_.warm},
-            {"ggml_layout", options_.layout},
             {"rows", rows_}};
 }
 
@@ -243,7 +261,6 @@ std::vector<std::string> arguments(const AttentionOptions & options, const std::
                                      "--threads",      join(options.threads),
                                      "--repeat",       std::to_string(options.repeat),
                                      "--seconds",      std::to_string(options.seconds),
-                                     "--ggml-layout",  options.layout,
                                      "--isa",          isa};
     if (!options.tokens.empty()) line.insert(line.end(), {"--tokens", join(options.tokens)});
     if (options.warm) line.push_back("--warm");
@@ -288,13 +305,13 @@ void print_table(const Json & report) {
                       row["threads"].get<int>());
         if (heading != text) {
             heading = text;
-            std::printf("\n%s\n%-16s %10s %8s %8s %8s %8s %8s %8s\n", text, "", "ms", "x f16", "x q8_0", "GB/s", "stream",
-                        "int8", "error");
+            std::printf("\n%s\n%-16s %10s %8s %8s %8s %8s %8s %8s %8s\n", text, "", "ms", "x f16", "x q8_0", "x llama",
+                        "GB/s", "stream", "int8", "error");
         }
         const auto number = [&](const char * name) { return row[name].is_null() ? 0.0 : row[name].get<double>(); };
-        std::printf("%-16s %10.3f %8.2f %8.2f %8.1f %7.0f%% %7.0f%% ", row["name"].get<std::string>().c_str(), number("ms"),
-                    number("ratio_f16"), number("ratio_q8_0"), number("gb_s"), 100 * number("stream_share"),
-                    100 * number("int8_share"));
+        std::printf("%-16s %10.3f %8.2f %8.2f %8.2f %8.1f %7.0f%% %7.0f%% ", row["name"].get<std::string>().c_str(),
+                    number("ms"), number("ratio_f16"), number("ratio_q8_0"), number("ratio_llama_cpp_f16"), number("gb_s"),
+                    100 * number("stream_share"), 100 * number("int8_share"));
         row["error"].is_null() ? std::printf("%8s\n", "") : std::printf("%8.1e\n", number("error"));
     }
     std::printf("\nTime over tokens: microseconds a thousand tokens, and how much of the variation the line explains\n");
@@ -322,8 +339,13 @@ void run_attention(AttentionOptions options) {
     check_presets(options.kv);
     token_counts(options);
     for (const std::string & shape : options.shapes) parse_shape(shape);
+    capture_logs(false);
     Json report;
-    for (const std::string & isa : options.isa) merge(report, run_isa(options, isa));
+    try {
+        for (const std::string & isa : options.isa) merge(report, run_isa(options, isa));
+    } catch (const std::bad_alloc &) {
+        throw Error("no memory left: ask for fewer --tokens, or for fewer presets with --kv");
+    }
     report["fits"] = linear_fits(report["rows"]);
     if (!options.csv.empty()) write_csv(options.csv, csv_header(options, report), report["rows"]);
     if (!options.plot.empty()) {
@@ -362,9 +384,6 @@ void add_bench_attention(CLI::App & bench, Command & run) {
         ->check(CLI::Range(3, 10000));
     app->add_option("--seconds", options->seconds, "stop repeating a point after this long, not before 3 runs (default 20)")
         ->check(CLI::Range(0.0, 1e6));
-    app->add_option("--ggml-layout", options->layout,
-                    "order of ggml's cache: head (default; its quickest), or cell (llama.cpp's, slower on a CPU)")
-        ->check(CLI::IsMember({"head", "cell"}));
     app->add_flag("--warm", options->warm, "leave the cache in the processor's caches (default: emptied before each run)");
     app->add_flag("--json", options->json, "print one JSON document instead of tables");
     app->add_option("--csv", options->csv, "write the rows to this file too");

@@ -77,8 +77,9 @@ class GgmlContender : public Contender {
 
 GgmlContender::GgmlContender(ggml_type type, Layout layout, const AttentionShape & shape, int64_t capacity,
                              const TokenRows & rows)
-    : name_(std::string("ggml-") + ggml_type_name(type)), layout_(layout), shape_(shape), capacity_(capacity),
-      backend_(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr)), cache_context_(new_context()) {
+    : name_(std::string(layout == Layout::BY_HEAD ? "ggml-" : "llama.cpp-") + ggml_type_name(type)), layout_(layout),
+      shape_(shape), capacity_(capacity), backend_(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr)),
+      cache_context_(new_context()) {
     if (!backend_) throw Error("ggml has no CPU back-end here");
     k_ = ggml_new_tensor_2d(cache_context_.get(), type, shape.channels(), capacity);
     v_ = ggml_new_tensor_2d(cache_context_.get(), type, shape.channels(), capacity);

@@ -5,6 +5,11 @@
 #include <cstdlib>
 #include <iostream>
 #include <memory>
+#include <utility>
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "bench.h"
 #include "bench_attention.h"
@@ -123,6 +128,10 @@ Json MemoryRun::run() {
     create(WARM_UP); // code, threads and scratch are in memory from here on
     fill(WARM_UP);
     decode(0);
+    vidkv_cache_free(std::exchange(cache_, nullptr));
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
     const int64_t before = resident_bytes();
     create(tokens_);
     fill(tokens_);

@@ -106,12 +106,12 @@ std::vector<Codec> chosen_codecs(const KlOptions & options) {
     return codecs;
 }
 
-// Relative errors by channel as "bits": half the binary logarithm of variance over error.
+// Relative errors by channel as "bits": half the binary logarithm of variance over error, 0 to 16.
 Json channel_bits(const ChannelErrors & errors) {
     Json bits = Json::array();
     for (size_t i = 0; i < errors.error.size(); ++i) {
-        const double ratio = errors.error[i] > 0 ? errors.variance[i] / errors.error[i] : 1e9;
-        bits.push_back(std::round(std::max(0.0, std::log2(std::max(ratio, 1e-9)) / 2) * 1000) / 1000);
+        const double exact = errors.error[i] > 0 ? std::log2(std::max(errors.variance[i] / errors.error[i], 1e-9)) / 2 : 16;
+        bits.push_back(std::round(std::clamp(exact, 0.0, 16.0) * 1000) / 1000);
     }
     return bits;
 }

@@ -45,10 +45,6 @@ std::vector<float> alibi_slopes(int heads, float max_bias) {
     return slopes;
 }
 
-void prefetch(const uint8_t * bytes, size_t n) {
-    for (size_t i = 0; i < n; i += 64) __builtin_prefetch(bytes + i);
-}
-
 bool any_sealed(const Store & store, int sequence, int64_t pages) {
     if (is_f16(store.params(), store.side())) return false;
     for (int64_t page = 0; page < pages; ++page) {
@@ -69,11 +65,12 @@ class Attention {
     void finish(int64_t slot);
 
     void attend_page(const Block & block, int64_t slot, int64_t chunk, int64_t page, Scratch & scratch) const;
-    void prefetch_keys(int64_t page, int kv_head) const;
-    void prefetch_values(const ValuePage & page) const;
+    Prefetch soon_keys(int64_t page, int kv_head) const;
+    Prefetch soon_values(const ValuePage & page) const;
     bool load_bias(const Block & block, int64_t first_cell, int count, Scratch & scratch) const;
     bool sees_something(int first_row, int rows, const Scratch & scratch) const;
-    void score(int64_t slot, int first_row, int rows, const PageView & view, const KeyTile * tile, int count, Scratch & scratch) const;
+    void score(int64_t slot, int first_row, int rows, const PageView & view, const KeyTile * tile, int count, Prefetch & soon,
+               Scratch & scratch) const;
     void weigh(const Block & block, int first_row, int rows, SoftmaxState * states, const ValueSums & sums, Scratch & scratch) const;
     void add_open(int rows, const PageView & view, int count, const ValueSums & sums, Scratch & scratch) const;
     void merge_row(int64_t slot, int row, int head, float * out) const;
@@ -214,51 +211,58 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, in
     const PageView keys = keys_.view(args_.sequence, page, block.kv_head);
     const PageView values = values_.view(args_.value_sequence, page, block.kv_head);
     ValuePage sealed_values;
+    Prefetch soon; // values are fetched while keys are scored, the next page's keys while values are summed
     std::optional<ValueTile> value_tile;
     if (values.state == PageState::sealed) {
         sealed_values = value_page(values_.value_layout(), values.page, block.kv_head);
-        prefetch_values(sealed_values);
+        soon = soon_values(sealed_values);
     }
     std::optional<KeyTile> key_tile;
     if (keys.state == PageState::sealed) {
         key_tile.emplace(kernels_, keys_.key_layout(), key_page(keys_.key_layout(), keys.page, block.kv_head), scratch);
+        soon.some();
     }
     if (values.state == PageState::sealed) value_tile.emplace(kernels_, values_.value_layout(), sealed_values, scratch);
     for (int first = 0; first < block.rows; first += row_block) {
         const int rows = std::min(row_block, block.rows - first);
         if (!sees_something(first, rows, scratch)) continue;
         const ValueSums to = sums(slot, chunk, first);
-        score(slot, first, rows, keys, key_tile ? &*key_tile : nullptr, count, scratch);
+        score(slot, first, rows, keys, key_tile ? &*key_tile : nullptr, count, soon, scratch);
         weigh(block, first, rows, states(slot, chunk) + first, to, scratch);
         add_open(rows, values, count, to, scratch);
         if (value_tile) value_tile->pack(rows, scratch.weights[first / row_block]);
     }
-    prefetch_keys(page + 1, block.kv_head);
     if (!value_tile) return;
+    soon = soon_keys(page + 1, block.kv_head);
     value_tile->unpack();
+    soon.some(48);
     for (int first = 0; first < block.rows; first += row_block) {
         const int rows = std::min(row_block, block.rows - first);
         if (!sees_something(first, rows, scratch)) continue;
         value_tile->add(rows, scratch.weights[first / row_block], sums(slot, chunk, first));
+        soon.some(48);
     }
 }
 
-// Values are fetched while keys are scored, the next page's keys while values are summed.
-void Attention::prefetch_values(const ValuePage & page) const {
+Prefetch Attention::soon_values(const ValuePage & page) const {
     const ValueLayout & layout = values_.value_layout();
-    prefetch(page.codes, layout.head_codes(page.protected_units));
-    prefetch(page.meta, layout.head_meta(page.protected_units));
+    Prefetch soon;
+    soon.add(page.codes, layout.head_codes(page.protected_units));
+    soon.add(page.meta, layout.head_meta(page.protected_units));
+    return soon;
 }
 
-void Attention::prefetch_keys(int64_t page, int kv_head) const {
-    if (page >= pages_) return;
+Prefetch Attention::soon_keys(int64_t page, int kv_head) const {
+    Prefetch soon;
+    if (page >= pages_) return soon;
     const PageView view = keys_.view(args_.sequence, page, kv_head);
-    if (view.state != PageState::sealed) return;
+    if (view.state != PageState::sealed) return soon;
     const KeyLayout & layout = keys_.key_layout();
     const KeyPage keys = key_page(layout, view.page, kv_head);
     const bool shared = layout.codec == VIDKV_CODEC_TRELLIS; // all heads' codes together: take a head's share
-    prefetch(keys.codes, shared ? layout.head_codes / static_cast<size_t>(layout.kv_heads) : layout.head_codes);
-    prefetch(keys.meta, layout.head_meta);
+    soon.add(keys.codes, shared ? layout.head_codes / static_cast<size_t>(layout.kv_heads) : layout.head_codes);
+    soon.add(keys.meta, layout.head_meta);
+    return soon;
 }
 
 // Fills the page's bias and who sees what of it; false if nobody sees anything.
@@ -294,11 +298,11 @@ bool Attention::sees_something(int first_row, int rows, const Scratch & scratch)
 
 // scratch.scores = query . key. Sink cells of a sealed page are read from their f16 rows, with the query in natural order.
 void Attention::score(int64_t slot, int first_row, int rows, const PageView & view, const KeyTile * tile, int count,
-                      Scratch & scratch) const {
+                      Prefetch & soon, Scratch & scratch) const {
     float * scores = scratch.scores.get();
     const float * natural = queries(slot) + first_row * query_stride_;
     if (tile) {
-        tile->score({planned(slot) + first_row * query_stride_, query_stride_, rows, bases(slot) + first_row});
+        tile->score({planned(slot) + first_row * query_stride_, query_stride_, rows, bases(slot) + first_row}, soon);
     } else if (view.state == PageState::empty || count < page_tokens) {
         std::fill_n(scores, rows * page_tokens, 0.0f);
     }

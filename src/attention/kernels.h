@@ -24,13 +24,16 @@ struct LevelRun {
     int first, quads, largest;
 };
 
+constexpr int largest_groups = page_tokens / 32; // of a page
+
 // What an element of packed keys means, in plan-ordered channels: step * (level - offset / 2) + center.
 struct KeySteps {
-    const float * step;
-    const uint8_t * offset; // at most 63
-    const float * center;
-    int channels; // with levels; a multiple of 64
-    int centered; // with a center that is not 0; a multiple of 16
+    const float * step;     // [groups][channels]
+    const uint8_t * offset; // [channels], at most 63
+    const float * center;   // [groups][channels]
+    int channels;           // a multiple of 64
+    int centered;           // so many may have a center that is not 0; a multiple of 16
+    int groups;
 };
 
 // Query rows times the keys' steps, rounded to int8: the score of a token is scale * (sum of q * level - offset) + base.
@@ -68,7 +71,6 @@ struct SoftmaxTile {
 };
 
 // Softmax weights as int8 factors; the slots of a page fall into 1, 2 or 4 groups.
-constexpr int largest_groups = page_tokens / 32;
 struct PackedWeights {
     alignas(64) int8_t w[row_block * operand_bytes]; // [row][slot]
     float scale[row_block];                          // weight = scale * w
@@ -126,8 +128,9 @@ struct Kernels {
     MaskKind (*load_mask)(const uint16_t * mask, int n, float * bias);
 
     // queries: [rows][stride], zeros up to a multiple of 64 channels. base: a row, added to what comes from the centers.
+    // out: a group.
     void (*fold_queries)(const float * queries, int64_t stride, int rows, const KeySteps & keys, const float * base,
-                         FoldedQueries & out);
+                         FoldedQueries * out);
     void (*score_levels)(const KeyProduct & product);
     // scores[row][0 .. count) = query . key; queries as above.
     void (*score_halves)(const float * queries, int64_t stride, int rows, const HalfRows & keys, float * scores);

@@ -72,24 +72,25 @@ struct FactorScale {
         : scale(largest / 127.0f), inverse(largest > smallest_factor ? 127.0f / largest : 0.0f) {}
 };
 
-void fold_queries(const float * queries, int64_t stride, int rows, const KeySteps & keys, const float * base,
-                  FoldedQueries & out) {
+void fold_group(const float * queries, int64_t stride, int rows, const KeySteps & keys, int group, const float * base,
+                FoldedQueries & out) {
+    const float * step = keys.step + group * keys.channels, * center = keys.center + group * keys.channels;
     for (int r = 0; r < rows; ++r) {
         const float * q = queries + r * stride;
         float largest = 0.0f;
         LaneSum centers;
         int32_t offset = 0;
         for (int c = 0; c < keys.channels; ++c) {
-            const float p = std::fabs(q[c] * keys.step[c]);
+            const float p = std::fabs(q[c] * step[c]);
             largest = p > largest ? p : largest;
         }
         for (int c = 0; c < keys.centered; ++c) {
             float & lane = centers.lane[c % lanes];
-            lane = std::fma(q[c], keys.center[c], lane);
+            lane = std::fma(q[c], center[c], lane);
         }
         const FactorScale factor(largest);
         for (int c = 0; c < keys.channels; ++c) {
-            const float rounded = round_factor(q[c] * keys.step[c] * factor.inverse);
+            const float rounded = round_factor(q[c] * step[c] * factor.inverse);
             offset += static_cast<int32_t>(rounded) * keys.offset[c];
             out.q[(c / operand_bytes * row_block + r) * operand_bytes + c % operand_bytes] = static_cast<int8_t>(rounded);
         }
@@ -97,6 +98,10 @@ void fold_queries(const float * queries, int64_t stride, int rows, const KeyStep
         out.offset[r] = 0.5f * static_cast<float>(offset);
         out.base[r] = centers.total() + base[r];
     }
+}
+
+void fold_queries(const float * queries, int64_t stride, int rows, const KeySteps & keys, const float * base, FoldedQueries * out) {
+    for (int g = 0; g < keys.groups; ++g) fold_group(queries, stride, rows, keys, g, base, out[g]);
 }
 
 void score_levels(const KeyProduct & p) {

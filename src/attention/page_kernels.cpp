@@ -130,12 +130,14 @@ void KeyTile::unpack_trellis(const KeyPage & page) {
     centered_ = round_up(head_dim, 16);
 }
 
-void KeyTile::score(const QueryRows & queries) const {
+void KeyTile::score(const QueryRows & queries, Prefetch & soon) const {
+    const KeySteps steps{scratch_.step.get(), offset_, scratch_.center.get(), padded_, centered_, layout_.groups()};
+    kernels_.fold_queries(queries.q, queries.stride, queries.rows, steps, queries.base, scratch_.folded);
+    soon.some();
     for (int g = 0; g < layout_.groups(); ++g) {
-        const KeySteps steps{scratch_.step.get() + g * padded_, offset_, scratch_.center.get() + g * padded_, padded_, centered_};
-        kernels_.fold_queries(queries.q, queries.stride, queries.rows, steps, queries.base, scratch_.folded);
         kernels_.score_levels({scratch_.levels.get(), scratch_.codes.runs.data(), scratch_.codes.run_count, g * layout_.group,
-                               layout_.group, &scratch_.folded, queries.rows, scratch_.scores.get()});
+                               layout_.group, &scratch_.folded[g], queries.rows, scratch_.scores.get()});
+        soon.some();
     }
 }
 

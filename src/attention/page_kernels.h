@@ -16,11 +16,31 @@ struct QueryRows {
     const float * base; // a row: what every sealed page adds to the score
 };
 
+// Bytes that will be read soon, fetched a few lines at a time between kernels: more at once would block the core.
+class Prefetch {
+  public:
+    void add(const uint8_t * bytes, size_t n) { parts_[count_++] = {bytes, bytes + n}; }
+    void some(int lines = 24) {
+        for (; lines > 0 && at_ < count_; --lines) {
+            __builtin_prefetch(parts_[at_].next);
+            parts_[at_].next += 64;
+            if (parts_[at_].next >= parts_[at_].end) ++at_;
+        }
+    }
+
+  private:
+    struct Part {
+        const uint8_t *next, *end;
+    };
+    Part parts_[2];
+    int count_ = 0, at_ = 0;
+};
+
 // Unpacks the levels of a key page into scratch.levels and its steps into scratch.step and scratch.center.
 class KeyTile {
   public:
     KeyTile(const Kernels & kernels, const KeyLayout & layout, const KeyPage & page, Scratch & scratch);
-    void score(const QueryRows & queries) const; // -> scratch.scores
+    void score(const QueryRows & queries, Prefetch & soon) const; // -> scratch.scores
 
   private:
     void unpack_paper(const KeyPage & page);

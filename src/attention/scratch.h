@@ -48,7 +48,7 @@ struct Scratch {
     KeyCodes codes;                      // trellis keys
     AlignedArray<float> step, center;    // [largest_groups][key_dim rounded up to 64]
     AlignedArray<float> value_meta;      // paper: steps and minima of all groups; trellis: a scale a slot
-    FoldedQueries folded;                // of the row block at hand
+    FoldedQueries folded[largest_groups]; // of the row block at hand
     AlignedArray<float> scores;          // [row_block][page_tokens]: scores, then weights
     AlignedArray<PackedWeights> weights; // [row blocks]
     AlignedArray<float> bias;            // [tokens][page_tokens]: mask, -inf past the end

@@ -3,7 +3,7 @@ template <int R, int N> class Sums {
   public:
     INLINE Sums() {
         for (int r = 0; r < R; ++r) {
-            for (int i = 0; i < N; ++i) sum_[r][i] = no_ints();
+            for (int i = 0; i < N; ++i) clear(sum_[r][i]);
         }
     }
     INLINE void add_quads(const uint8_t * levels, int64_t stride, int quads, int /*largest*/, const int8_t * factors) {

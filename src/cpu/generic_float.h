@@ -59,7 +59,7 @@ INLINE F tanh_16(F x) {
 // What 127 stands for in up to 16 rows, and what to multiply with to get there; both 0 for nothing but zeros.
 struct FactorScales {
     alignas(64) float scale[lanes], inverse[lanes];
-    INLINE explicit FactorScales(F largest) {
+    INLINE void set(F largest) {
         store(scale, divide(largest, splat(127.0f)));
         store(inverse, where_above(largest, smallest_factor, divide(splat(127.0f), largest)));
     }
@@ -73,48 +73,63 @@ struct RowLanes {
     }
 };
 
-// 64 factors from products that are scaled and rounded.
-INLINE void store_factors(const float * products, F inverse, int8_t * out) {
-    I rounded[4];
-    for (int i = 0; i < 4; ++i) rounded[i] = round_to_int(mul(load(products + i * lanes), inverse));
-    store_int8(out, rounded);
+// One group: columns of 16 channels, all rows side by side in registers.
+template <int R>
+void fold_group(const float * queries, int64_t stride, const KeySteps & keys, int group, const float * base, FoldedQueries & out) {
+    const float * step = keys.step + group * keys.channels, * center = keys.center + group * keys.channels;
+    F most[row_block], centers[row_block];
+    for (int r = 0; r < row_block; ++r) most[r] = centers[r] = splat(0.0f);
+    for (int c = 0; c < keys.channels; c += lanes) {
+        const F s = load(step + c);
+        for (int r = 0; r < R; ++r) most[r] = larger_magnitude(mul(load(queries + r * stride + c), s), most[r]);
+    }
+    for (int c = 0; c < keys.centered; c += lanes) {
+        const F m = load(center + c);
+        for (int r = 0; r < R; ++r) centers[r] = fma(load(queries + r * stride + c), m, centers[r]);
+    }
+    FactorScales factors;
+    factors.set(largest_of_8(most));
+    F inverse[R];
+    I offsets[R];
+    for (int r = 0; r < R; ++r) {
+        inverse[r] = splat(factors.inverse[r]);
+        offsets[r] = no_ints();
+    }
+    for (int c = 0; c < keys.channels; c += 4 * lanes) {
+        int8_t * to = out.q + c / operand_bytes * row_block * operand_bytes + c % operand_bytes;
+        for (int r = 0; r < R; ++r, to += operand_bytes) {
+            I rounded[4];
+            for (int i = 0; i < 4; ++i) {
+                const int at = c + i * lanes;
+                rounded[i] = round_to_int(mul(mul(load(queries + r * stride + at), load(step + at)), inverse[r]));
+            }
+            store_int8(to, rounded);
+            offsets[r] = dot_64(offsets[r], keys.offset + c, to);
+        }
+    }
+    F offset[row_block];
+    for (int r = 0; r < row_block; ++r) offset[r] = r < R ? to_float(offsets[r < R ? r : 0]) : splat(0.0f);
+    alignas(64) float base_sum[lanes], offset_sum[lanes];
+    store(base_sum, sum_of_8(centers));
+    store(offset_sum, mul(splat(0.5f), sum_of_8(offset)));
+    for (int r = 0; r < R; ++r) {
+        out.scale[r] = factors.scale[r];
+        out.base[r] = base_sum[r] + base[r];
+        out.offset[r] = offset_sum[r];
+    }
 }
 
-void fold_queries(const float * queries, int64_t stride, int rows, const KeySteps & keys, const float * base,
-                  FoldedQueries & out) {
-    alignas(64) float products[row_block * largest_head_dim], total[lanes];
-    RowLanes largest, centers, offsets;
-    for (int r = 0; r < rows; ++r) {
-        const float * q = queries + r * stride;
-        float * product = products + r * keys.channels;
-        F most = splat(0.0f), sum = splat(0.0f);
-        for (int c = 0; c < keys.channels; c += lanes) {
-            const F p = mul(load(q + c), load(keys.step + c));
-            store(product + c, p);
-            most = larger_magnitude(p, most);
-        }
-        for (int c = 0; c < keys.centered; c += lanes) sum = fma(load(q + c), load(keys.center + c), sum);
-        largest.row[r] = most;
-        centers.row[r] = sum;
+template <int R>
+void fold_up_to(const float * queries, int64_t stride, int rows, const KeySteps & keys, const float * base, FoldedQueries * out) {
+    if (rows == R) {
+        for (int g = 0; g < keys.groups; ++g) fold_group<R>(queries, stride, keys, g, base, out[g]);
+    } else if constexpr (R > 1) {
+        fold_up_to<R - 1>(queries, stride, rows, keys, base, out);
     }
-    const FactorScales factors(largest_of_8(largest.row));
-    for (int r = 0; r < rows; ++r) {
-        const F inverse = splat(factors.inverse[r]);
-        I offset = no_ints();
-        for (int c = 0; c < keys.channels; c += 4 * lanes) {
-            int8_t * to = out.q + (c / operand_bytes * row_block + r) * operand_bytes + c % operand_bytes;
-            store_factors(products + r * keys.channels + c, inverse, to);
-            offset = dot_64(offset, keys.offset + c, to);
-        }
-        offsets.row[r] = to_float(offset);
-    }
-    store(total, sum_of_8(centers.row));
-    for (int r = 0; r < rows; ++r) {
-        out.scale[r] = factors.scale[r];
-        out.base[r] = total[r] + base[r];
-    }
-    store(total, mul(splat(0.5f), sum_of_8(offsets.row)));
-    for (int r = 0; r < rows; ++r) out.offset[r] = total[r];
+}
+
+void fold_queries(const float * queries, int64_t stride, int rows, const KeySteps & keys, const float * base, FoldedQueries * out) {
+    fold_up_to<row_block>(queries, stride, rows, keys, base, out);
 }
 
 // ---- softmax
@@ -182,57 +197,73 @@ void softmax(const SoftmaxTile & tile) {
     }
 }
 
-// Sums over groups, [row][group], of N vectors a row.
-INLINE void store_group_sums(const F (*vectors)[page_tokens / lanes], int rows, int groups, float (*out)[largest_groups]) {
-    const int size = page_tokens / lanes / groups;
-    for (int g = 0; g < groups; ++g) {
-        RowLanes sums;
-        for (int r = 0; r < rows; ++r) {
-            F sum = vectors[r][g * size];
-            for (int i = 1; i < size; ++i) sum = add(sum, vectors[r][g * size + i]);
-            sums.row[r] = sum;
-        }
-        alignas(64) float total[lanes];
-        store(total, sum_of_8(sums.row));
-        for (int r = 0; r < rows; ++r) out[r][g] = total[r];
-    }
+// Lanes of 8 rows -> one number a row, in column `column` of out.
+INLINE void store_sums(const RowLanes & sums, int rows, int column, float (*out)[largest_groups]) {
+    alignas(64) float total[lanes];
+    store(total, sum_of_8(sums.row));
+    for (int r = 0; r < rows; ++r) out[r][column] = total[r];
 }
 
-void pack_weights(const float * weights, int rows, const WeightRule & rule, PackedWeights & out) {
-    constexpr int vectors = page_tokens / lanes;
-    alignas(64) float gathered[page_tokens];
-    F scaled[row_block][vectors], rounded[row_block][vectors];
+template <int Groups, bool Totals>
+void pack_groups(const float * weights, int rows, const float * slot_scale, PackedWeights & out) {
+    constexpr int vectors = page_tokens / lanes, size = vectors / Groups;
+    const auto scaled = [&](int r, int i) __attribute__((always_inline)) {
+        const F x = load(weights + r * page_tokens + i * lanes);
+        return slot_scale ? mul(x, load(slot_scale + i * lanes)) : x;
+    };
     RowLanes largest;
     for (int r = 0; r < rows; ++r) {
-        const float * w = weights + r * page_tokens;
-        if (rule.token) {
-            for (int s = 0; s < page_tokens; ++s) gathered[s] = w[rule.token[s]];
-            w = gathered;
-        }
         F most = splat(0.0f);
-        for (int i = 0; i < vectors; ++i) {
-            F x = load(w + i * lanes);
-            if (rule.slot_scale) x = mul(x, load(rule.slot_scale + i * lanes));
-            scaled[r][i] = x;
-            most = larger(x, most);
-        }
+        for (int i = 0; i < vectors; ++i) most = larger(scaled(r, i), most);
         largest.row[r] = most;
     }
-    const FactorScales factors(largest_of_8(largest.row));
+    FactorScales factors;
+    factors.set(largest_of_8(largest.row));
+    RowLanes sums[Groups], totals[Groups];
     for (int r = 0; r < rows; ++r) {
         const F inverse = splat(factors.inverse[r]);
         out.scale[r] = factors.scale[r];
+        F sum[Groups], total[Groups];
         for (int half = 0; half < vectors; half += 4) {
-            I whole[4];
+            I rounded[4];
             for (int i = 0; i < 4; ++i) {
-                whole[i] = round_to_int(mul(scaled[r][half + i], inverse));
-                rounded[r][half + i] = to_float(whole[i]);
+                const int at = half + i, group = at / size;
+                const F x = scaled(r, at);
+                rounded[i] = round_to_int(mul(x, inverse));
+                const F whole = to_float(rounded[i]);
+                sum[group] = at % size == 0 ? whole : add(sum[group], whole);
+                if (Totals) total[group] = at % size == 0 ? x : add(total[group], x);
             }
-            store_int8(out.w + r * operand_bytes + half * lanes, whole);
+            store_int8(out.w + r * operand_bytes + half * lanes, rounded);
+        }
+        for (int g = 0; g < Groups; ++g) {
+            sums[g].row[r] = sum[g];
+            if (Totals) totals[g].row[r] = total[g];
         }
     }
-    store_group_sums(rounded, rows, rule.groups, out.sum);
-    if (rule.totals) store_group_sums(scaled, rows, rule.groups, out.total);
+    for (int g = 0; g < Groups; ++g) {
+        store_sums(sums[g], rows, g, out.sum);
+        if (Totals) store_sums(totals[g], rows, g, out.total);
+    }
+}
+
+template <int Groups> void pack_up_to(const float * weights, int rows, const WeightRule & rule, PackedWeights & out) {
+    if (rule.groups == Groups) {
+        if (rule.totals) return pack_groups<Groups, true>(weights, rows, rule.slot_scale, out);
+        return pack_groups<Groups, false>(weights, rows, rule.slot_scale, out);
+    }
+    if constexpr (Groups > 1) pack_up_to<Groups / 2>(weights, rows, rule, out);
+}
+
+void pack_weights(const float * weights, int rows, const WeightRule & rule, PackedWeights & out) {
+    alignas(64) float gathered[row_block * page_tokens];
+    if (rule.token) { // into slots
+        for (int r = 0; r < rows; ++r) {
+            for (int s = 0; s < page_tokens; ++s) gathered[r * page_tokens + s] = weights[r * page_tokens + rule.token[s]];
+        }
+        weights = gathered;
+    }
+    pack_up_to<largest_groups>(weights, rows, rule, out);
 }
 
 void scale(float * x, int n, float factor) {

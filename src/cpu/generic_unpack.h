@@ -9,6 +9,13 @@ struct UnpackJob {
     int rows, quad; // quad: bytes from quad to quad
     uint8_t * levels;
     int stride; // bytes from quad to quad
+    int quads;  // left
+
+    INLINE void advance(int n) {
+        packed += n * quad;
+        levels += n * stride;
+        quads -= n;
+    }
 };
 
 template <class B, int Bits, int... Field>
@@ -17,11 +24,13 @@ INLINE void store_fields(const UnpackJob & job, int bytes, int x, typename B::V 
 }
 
 // One plane of plain numbers.
-template <class B, int Bits> void unpack_plain(const UnpackJob & job) {
+template <class B, int Bits> void unpack_plain(UnpackJob job) {
     const int bytes = job.rows * Bits / 2;
-    for (int at = 0; at < bytes; at += B::span) {
-        const int x = chunk_at<B>(at, bytes);
-        store_fields<B, Bits>(job, bytes, x, B::load(job.packed + x, job.quad), std::make_integer_sequence<int, 8 / Bits>());
+    for (; job.quads >= B::quads; job.advance(B::quads)) {
+        for (int at = 0; at < bytes; at += B::span) {
+            const int x = chunk_at<B>(at, bytes);
+            store_fields<B, Bits>(job, bytes, x, B::load(job.packed + x, job.quad), std::make_integer_sequence<int, 8 / Bits>());
+        }
     }
 }
 
@@ -35,12 +44,14 @@ INLINE void store_joined(const UnpackJob & job, int bytes, int x, typename B::V 
 }
 
 // A plane of 4 high bits, then one of 1 or 2 low bits.
-template <class B, int Bits> void unpack_joined(const UnpackJob & job) {
+template <class B, int Bits> void unpack_joined(UnpackJob job) {
     const int bytes = job.rows * Bits / 2;
-    for (int at = 0; at < bytes; at += B::span) {
-        const int x = chunk_at<B>(at, bytes);
-        const typename B::V low = B::load(job.packed + 2 * job.rows + x, job.quad);
-        store_joined<B, Bits>(job, bytes, x, low, std::make_integer_sequence<int, 8 / Bits>());
+    for (; job.quads >= B::quads; job.advance(B::quads)) {
+        for (int at = 0; at < bytes; at += B::span) {
+            const int x = chunk_at<B>(at, bytes);
+            const typename B::V low = B::load(job.packed + 2 * job.rows + x, job.quad);
+            store_joined<B, Bits>(job, bytes, x, low, std::make_integer_sequence<int, 8 / Bits>());
+        }
     }
 }
 
@@ -64,21 +75,23 @@ INLINE void store_steps(const UnpackJob & job, int bytes, int x, const typename 
 }
 
 // Trellis codes: Planes planes of a ring of bytes; every step takes Bits bits and gives Samples rows.
-template <class B, int Planes, int Bits, int Samples>
-INLINE void unpack_ring(const UnpackJob & job, const typename B::Levels & levels) {
+template <class B, int Planes, int Bits, int Samples> void unpack_ring(UnpackJob job, const typename B::Levels & tables) {
     constexpr int rows_a_byte = Samples * 8 * Planes / Bits;
     const int bytes = (job.rows + rows_a_byte - 1) / rows_a_byte * 4; // of a plane
-    typename B::V plane[Planes + 1];
-    for (int at = 0; at < bytes; at += B::span) {
-        const int x = chunk_at<B>(at, bytes);
-        for (int p = 0; p < Planes; ++p) plane[p] = B::load(job.packed + p * bytes + x, job.quad);
-        plane[Planes] = x + B::span < bytes ? B::load(job.packed + x + 4, job.quad)
-                                            : B::following(plane[0], B::load(job.packed, job.quad));
-        store_steps<B, Bits, Samples>(job, bytes, x, plane, levels, std::make_integer_sequence<int, 8 * Planes / Bits>());
+    const typename B::Levels levels = tables;
+    for (; job.quads >= B::quads; job.advance(B::quads)) {
+        for (int at = 0; at < bytes; at += B::span) {
+            const int x = chunk_at<B>(at, bytes);
+            typename B::V plane[Planes + 1];
+            for (int p = 0; p < Planes; ++p) plane[p] = B::load(job.packed + p * bytes + x, job.quad);
+            plane[Planes] = x + B::span < bytes ? B::load(job.packed + x + 4, job.quad)
+                                                : B::following(plane[0], B::load(job.packed, job.quad));
+            store_steps<B, Bits, Samples>(job, bytes, x, plane, levels, std::make_integer_sequence<int, 8 * Planes / Bits>());
+        }
     }
 }
 
-template <class B> void unpack_one(QuadCode code, const UnpackJob & job, const typename B::Levels & levels) {
+template <class B> void unpack_all(QuadCode code, const UnpackJob & job, const typename B::Levels & levels) {
     switch (code) {
     case QuadCode::uniform1: return unpack_plain<B, 1>(job);
     case QuadCode::uniform2: return unpack_plain<B, 2>(job);
@@ -105,29 +118,38 @@ int plane_bytes(QuadCode code, int rows) {
     }
 }
 
+// quad_bytes, cheaply.
+int quad_size(QuadCode code, int rows) {
+    const int plane = plane_bytes(code, rows);
+    switch (code) {
+    case QuadCode::trellis1_5:
+    case QuadCode::trellis3: return 3 * plane;
+    case QuadCode::uniform5: return 5 * plane; // 4 bits and 1
+    case QuadCode::uniform6: return 3 * plane; // 4 bits and 2
+    default: return plane;
+    }
+}
+
 // As many quads as B can take; the rest is for narrower vectors, and in the end for the specification.
-template <class B, class... Narrower> void unpack_rest(QuadCode code, UnpackJob job, int quads) {
+template <class B, class... Narrower> void unpack_rest(QuadCode code, UnpackJob job) {
     const int plane = plane_bytes(code, job.rows);
     if (B::quads == 1 ? plane >= B::span : plane == B::span) {
         const TrellisTable & table = trellis_table(code); // any, if it is not a trellis code
         const auto levels = B::Levels::of(table);
-        for (; quads >= B::quads; quads -= B::quads) {
-            unpack_one<B>(code, job, levels);
-            job.packed += B::quads * job.quad;
-            job.levels += B::quads * job.stride;
-        }
+        unpack_all<B>(code, job, levels);
+        job.advance(job.quads / B::quads * B::quads);
     }
     if constexpr (sizeof...(Narrower) > 0) {
-        if (quads > 0) unpack_rest<Narrower...>(code, job, quads);
+        if (job.quads > 0) unpack_rest<Narrower...>(code, job);
     } else {
-        for (int i = 0; i < quads; ++i) unpack_quad(code, job.packed + i * job.quad, job.rows, job.levels + i * job.stride);
+        for (; job.quads > 0; job.advance(1)) unpack_quad(code, job.packed, job.rows, job.levels);
     }
 }
 
 // B: from the widest to the narrowest vectors.
 template <class... B> void unpack_quads_by(QuadCode code, const uint8_t * packed, int rows, int quads, int stride, uint8_t * levels) {
     if (code == QuadCode::none) return;
-    unpack_rest<B...>(code, {packed, rows, static_cast<int>(quad_bytes(code, rows)), levels, stride}, quads);
+    unpack_rest<B...>(code, {packed, rows, quad_size(code, rows), levels, stride, quads});
 }
 
 template <class B> void unpack_ternary_by(const uint8_t * packed, int bytes, uint8_t * levels) {

@@ -182,6 +182,9 @@ constexpr int most_rows = 4; // with two vectors of levels: 8 sums, 2 levels, 1 
 template <int R> constexpr int sums_wide = R <= 2 ? 4 : 2;
 constexpr int float_sums = 6; // sums of F that fit into registers
 
+// sum += x in int16. GCC 12 spills some sums and copies the others when it may choose the registers.
+INLINE void add_in_place(__m256i & sum, __m256i x) { asm("vpaddw %1, %0, %0" : "+x"(sum) : "x"(x)); }
+
 // Products of bytes are added in int16, as many quads as cannot overflow, then in int32.
 template <int R, int N> class Sums {
   public:
@@ -206,7 +209,7 @@ template <int R, int N> class Sums {
                     int32_t four;
                     std::memcpy(&four, factors + r * operand_bytes, 4);
                     const __m256i x = _mm256_set1_epi32(four);
-                    for (int i = 0; i < N; ++i) part[r][i] = _mm256_add_epi16(part[r][i], _mm256_maddubs_epi16(u[i], x));
+                    for (int i = 0; i < N; ++i) add_in_place(part[r][i], _mm256_maddubs_epi16(u[i], x));
                 }
             }
             for (int r = 0; r < R; ++r) {

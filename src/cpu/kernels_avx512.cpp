@@ -167,6 +167,7 @@ template <int R> constexpr int sums_wide = R <= 4 ? 4 : 2;
 
 using IntVector = I;
 using LevelVector = __m512i;
+INLINE void clear(IntVector & x) { x = _mm512_setzero_si512(); }
 INLINE P load_p(const float * p) { return load(p); }
 INLINE P splat_p(float x) { return splat(x); }
 INLINE LevelVector load_levels(const uint8_t * p) { return _mm512_loadu_si512(p); }

@@ -14,6 +14,10 @@ VIDKV = os.environ.get("VIDKV", os.path.join(ROOT, "build", "bin", "vidkv"))
 TINY = os.path.join(ROOT, "models", "tiny")
 QUESTION = "What colour is the circle?"
 PRESETS = ["f16", "k2v2", "k1.5v2", "k1.5v1.58"]
+TRELLIS = ["t2.2", "t1.65", "t1.15", "t1.0"]
+PEERS = ["q8_0", "q4_0", "kivi2", "turbo3", "turbo2", "vidkv-released"]
+TEXT = os.path.join(ROOT, "include", "vidkv", "vidkv.h")
+FPS = ["--fps", "8"]  # enough tokens for pages of 128 to be sealed
 
 
 def vidkv(*arguments, **options):
@@ -69,6 +73,13 @@ class Reports(Clips):
             self.assertEqual(list(preset), ["name", "k_bits_64", "v_bits_64", "k_bits_128", "v_bits_128"])
         names = [p["name"] for p in report["presets"]]
         self.assertEqual([n for n in names if n in PRESETS], PRESETS)
+        self.assertEqual([n for n in names if n in TRELLIS], TRELLIS)
+        for preset in report["presets"]:
+            if preset["name"] not in TRELLIS:
+                continue
+            promise = float(preset["name"][1:])
+            for head_dim in ("64", "128"):
+                self.assertLessEqual((preset["k_bits_" + head_dim] + preset["v_bits_" + head_dim]) / 2, promise + 0.005)
         self.assertEqual(report["presets"][0]["k_bits_128"], 16)
 
     def test_presets_table_has_a_line_a_preset(self):
@@ -78,8 +89,8 @@ class Reports(Clips):
 
     def test_ask(self):
         held = {}
-        for kv in ("stock", *PRESETS):
-            done = vidkv("ask", self.clip, QUESTION, "How many squares appear?", "--kv", kv, "--json", "-n", "4")
+        for kv in ("stock", *PRESETS, "t1.15"):
+            done = vidkv("ask", self.clip, QUESTION, "How many squares appear?", "--kv", kv, "--json", "-n", "4", *FPS)
             self.assertEqual((done.returncode, done.stderr), (0, ""))
             report = json.loads(done.stdout)
             self.assertEqual(list(report), ["video", "frames", "visual_tokens", "kv", "kv_bytes", "kv_bytes_f16", "true_bits", "tokens_per_s", "answers"])
@@ -89,6 +100,19 @@ class Reports(Clips):
             held[kv] = report["kv_bytes"]
         self.assertGreater(held["f16"], held["k2v2"])
         self.assertGreater(held["k2v2"], held["k1.5v1.58"])
+        self.assertGreater(held["k1.5v1.58"], held["t1.15"])
+
+    def test_protection_takes_more_bytes(self):
+        def held(*options):
+            done = vidkv("ask", self.clip, QUESTION, "--json", "-n", "4", *FPS, *options)
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
+            report = json.loads(done.stdout)
+            return report["kv"], report["kv_bytes"], report["answers"]
+        for kv in ("k1.5v1.58", "t1.15"):
+            plain, named, asked = held("--kv", kv), held("--kv", kv + "-stp0.2"), held("--kv", kv, "--protect", "0.2")
+            self.assertEqual(named, asked)  # one feature under two names
+            self.assertEqual(asked[0], kv + "-stp0.2")
+            self.assertGreater(asked[1], plain[1])
 
     def test_answers_do_not_depend_on_earlier_questions(self):
         both = json.loads(vidkv("ask", self.clip, "How many squares appear?", QUESTION, "--kv", "f16", "--json", "-n", "4").stdout)
@@ -119,16 +143,137 @@ class Reports(Clips):
         self.assertEqual(list(report), ["clips", "visual_tokens_mean", "presets", "blank_accuracy"])
         self.assertEqual(report["clips"], 1)
         for preset, name in zip(report["presets"], ("f16", "k2v2")):
-            self.assertEqual(list(preset), ["name", "accuracy", "accuracy_by_type", "accuracy_by_candidates", "kv_bytes", "true_bits"])
+            self.assertEqual(list(preset), ["name", "accuracy", "accuracy_by_type", "accuracy_by_candidates", "kld", "kv_bytes", "true_bits"])
             self.assertEqual(preset["name"], name)
             for share in (preset["accuracy"], *preset["accuracy_by_type"].values(), *preset["accuracy_by_candidates"].values()):
                 self.assertTrue(0 <= share <= 1, share)
+
+    def test_eval_video_with_peers(self):
+        report = json.loads(vidkv("eval", "video", "--kv", "kivi2,f16,turbo3,t1.65", "--data", self.set, "--json").stdout)
+        found = {p["name"]: p for p in report["presets"]}
+        self.assertEqual(list(found), ["kivi2", "f16", "turbo3", "t1.65"])
+        self.assertEqual(found["f16"]["kld"], 0)
+        self.assertEqual((found["kivi2"]["true_bits"], found["turbo3"]["true_bits"]), (3, 3 + 16 / 128))
+        for peer in ("kivi2", "turbo3"):
+            self.assertGreater(found[peer]["kld"], 0)
 
     def test_version_and_help(self):
         self.assertRegex(vidkv("--version").stdout, r"^vidkv \d+\.\d+\.\d+\n$")
         text = vidkv("--help").stdout
         for words in ("EXAMPLES", "ENVIRONMENT", "EXIT CODES", "presets"):
             self.assertIn(words, text)
+
+
+class Divergence(unittest.TestCase):
+    """eval kl, on the language model of the small video model: shapes and bounds, not figures that mean something."""
+    KL = ["eval", "kl", "-m", os.path.join(TINY, "vidkv-tiny.gguf"), "--text", TEXT, "--window-length", "1024", "--windows", "2"]
+
+    def run_kl(self, *options):
+        done = vidkv(*self.KL, "--json", *options)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        report = json.loads(done.stdout)
+        return report, {preset["name"]: preset for preset in report["presets"]}
+
+    def test_all_codecs(self):
+        report, found = self.run_kl("--kv", "all")
+        self.assertEqual((report["windows"], report["protocol"], report["text"]), (2, "near", TEXT))
+        names = [p["name"] for p in json.loads(vidkv("presets", "--json").stdout)["presets"]]
+        self.assertEqual(list(found), names + PEERS + [name + "-nosink" for name in PEERS])
+        for preset in found.values():
+            for key in ("kld", "kld_se", "ppl", "top1", "k_bits", "v_bits", "kv_bytes"):
+                self.assertIn(key, preset)
+            self.assertGreaterEqual(preset["kld"], 0)
+            self.assertEqual(len(preset["kld_windows"]), 2)
+            self.assertAlmostEqual(sum(preset["kld_windows"]) / 2, preset["kld"], places=9)
+        self.assertEqual((found["f16"]["kld"], found["f16"]["top1"], found["f16"]["k_bits"]), (0, 1, 16))
+        self.assertLess(found["q8_0"]["kld"], found["q4_0"]["kld"])
+        self.assertLess(found["q4_0"]["kld"], found["kivi2"]["kld"])
+        self.assertLess(found["t2.2"]["kld"], found["t1.15"]["kld"])
+        self.assertLess(found["t1.15"]["kv_bytes"], found["t2.2"]["kv_bytes"])
+        self.assertLess(found["kivi2-nosink"]["kv_bytes"], found["kivi2"]["kv_bytes"])
+
+    def test_measured_bits_are_the_presets_bits(self):
+        _, found = self.run_kl("--kv", "k2v2,k1.5v1.58,t1.65")
+        listed = {p["name"]: p for p in json.loads(vidkv("presets", "--json").stdout)["presets"]}
+        for name, preset in found.items():
+            # the plan: 4 bytes a channel, spread over the 640 packed tokens
+            self.assertAlmostEqual(preset["k_bits"], listed[name]["k_bits_128"], delta=32 / 640 + 0.001)
+            self.assertAlmostEqual(preset["v_bits"], listed[name]["v_bits_128"], places=3)
+
+    def test_stock_agrees_with_the_f16_preset(self):
+        _, found = self.run_kl("--kv", "stock")
+        self.assertLess(found["stock"]["kld"], 1e-3)
+
+    def test_far_and_details(self):
+        report, found = self.run_kl("--kv", "f16,t1.65", "--protocol", "far", "--details")
+        self.assertEqual(report["protocol"], "far")
+        self.assertEqual(found["f16"]["kld"], 0)
+        layers = found["t1.65"]["layers"]
+        self.assertGreater(len(layers), 1)
+        for layer in layers:
+            self.assertEqual(list(layer), ["layer", "k_error", "v_error", "k_channel_bits", "v_channel_bits"])
+            self.assertTrue(0 < layer["k_error"] < 1 and 0 < layer["v_error"] < 1, layer["layer"])
+
+    def test_sink_and_residual(self):
+        _, found = self.run_kl("--kv", "f16,kivi2", "--sink", "0", "--residual", "256")
+        self.assertEqual((found["kivi2"]["sink_tokens"], found["kivi2"]["residual_length"]), (0, 256))
+
+    def test_csv(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "kl.csv")
+            self.run_kl("--kv", "f16,q8_0", "--csv", path)
+            with open(path, encoding="utf-8") as f:
+                lines = f.read().splitlines()
+        self.assertEqual(lines[0], "name,kld,kld_se,ppl,top1,k_bits,v_bits,kv_bytes")
+        self.assertEqual([line.split(",")[0] for line in lines[1:]], ["f16", "q8_0"])
+
+    def test_bad_input(self):
+        with tempfile.TemporaryDirectory() as folder:
+            empty, short, binary = (os.path.join(folder, name) for name in ("empty", "short", "binary"))
+            for path, content in ((empty, b" \n"), (short, b"A short text. " * 20), (binary, bytes(range(256)) * 100)):
+                with open(path, "wb") as f:
+                    f.write(content)
+            for words, *options in (("is empty", "--text", empty), ("name a longer --text", "--text", short), ("not a text file", "--text", binary),
+                                    ("cannot read the text", "--text", os.path.join(folder, "none")), ("no preset 'kivi9'", "--kv", "kivi9"),
+                                    ("cannot read the model", "-m", os.path.join(folder, "none")), ("cannot write", "--csv", os.path.join(folder, "no", "f"))):
+                done = self.run_with(options)
+                self.assertEqual((done.returncode, done.stdout), (1, ""), done.stderr)
+                self.assertIn(words, done.stderr)
+                self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+
+    def run_with(self, option):
+        arguments = [*self.KL, "--kv", "f16"]
+        if option[0] in arguments:
+            arguments[arguments.index(option[0]) + 1] = option[1]
+            option = ()
+        return vidkv(*arguments, *option)
+
+
+class Report(unittest.TestCase):
+    def test_page_and_plots(self):
+        python = os.environ.get("VIDKV_PYTHON", "python3")
+        if subprocess.run([python, "-c", "import matplotlib"], capture_output=True, check=False).returncode != 0:
+            self.skipTest(f"{python} has no matplotlib")
+        with tempfile.TemporaryDirectory() as folder:
+            kl, page = os.path.join(folder, "kl.json"), os.path.join(folder, "page")
+            with open(kl, "w", encoding="utf-8") as f:
+                f.write(vidkv(*Divergence.KL, "--kv", "f16,t1.65,kivi2", "--details", "--json").stdout)
+            done = vidkv("report", "--kl", kl, page)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            for name in ("index.html", "kl-near.png", "layers-near.png", "channels-near.png"):
+                self.assertGreater(os.path.getsize(os.path.join(page, name)), 1000, name)
+            with open(os.path.join(page, "index.html"), encoding="utf-8") as f:
+                self.assertIn("t1.65", f.read())
+
+    def test_no_matplotlib(self):
+        with tempfile.TemporaryDirectory() as folder:
+            python = os.path.join(folder, "python")
+            with open(python, "w", encoding="utf-8") as f:
+                f.write("#!/bin/sh\nexit 1\n")
+            os.chmod(python, 0o755)
+            done = vidkv("report", os.path.join(folder, "page"), env={**os.environ, "VIDKV_PYTHON": python})
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("cannot import matplotlib", done.stderr)
 
 
 class BadVideo(Clips):

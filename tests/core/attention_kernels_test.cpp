@@ -178,18 +178,21 @@ TEST(AttentionKernels, KeysScoreTheSameBits) {
     for_each_fast(60, [](const Kernels & kernels, Random & rng) {
         const int head_dim = head_dims[rng.integer(0, 10)], rows = rng.integer(1, row_block), padded = round_up(head_dim, 64);
         const size_t n = static_cast<size_t>(padded);
-        Aligned<float> q = random_floats(rng, n * row_block), step = random_floats(rng, n, 0.3f), center = random_floats(rng, n);
+        Aligned<float> q = random_floats(rng, n * row_block), step = random_floats(rng, n * largest_groups, 0.3f);
+        Aligned<float> center = random_floats(rng, n * largest_groups);
         Aligned<uint8_t> offset = random_bytes(rng, n, 63);
+        for (size_t i = 0; i < n * largest_groups; ++i) step[i] = rng.integer(0, 4) ? std::fabs(step[i]) : 0.0f;
         for (size_t i = 0; i < n; ++i) {
-            step[i] = rng.integer(0, 4) ? std::fabs(step[i]) : 0.0f;
             if (rng.integer(0, 9) == 0) q[i] = 1e-38f;
         }
         if (rng.integer(0, 9) == 0) std::fill_n(q.data(), n, 0.0f);
         const float base[row_block] = {1, 2, 3, 4, 5, 6, 7, 8};
-        const KeySteps keys{step.data(), offset.data(), center.data(), padded, rng.integer(0, padded / 64) * 64};
-        FoldedQueries want{}, got{};
-        scalar_kernels.fold_queries(q.data(), padded, rows, keys, base, want);
-        kernels.fold_queries(q.data(), padded, rows, keys, base, got);
+        const int groups = 1 << rng.integer(0, 2), group = rng.integer(0, groups - 1);
+        const KeySteps keys{step.data(), offset.data(), center.data(), padded, rng.integer(0, padded / 16) * 16, groups};
+        FoldedQueries wanted[largest_groups]{}, gotten[largest_groups]{};
+        scalar_kernels.fold_queries(q.data(), padded, rows, keys, base, wanted);
+        kernels.fold_queries(q.data(), padded, rows, keys, base, gotten);
+        FoldedQueries & want = wanted[group], & got = gotten[group];
         for (int r = 0; r < rows; ++r) {
             for (int c = 0; c < padded; ++c) {
                 const int at = (c / operand_bytes * row_block + r) * operand_bytes + c % operand_bytes;

@@ -140,7 +140,7 @@ class Settings(unittest.TestCase):
             ("VIDKV_PRESET", "fast", "k1.5v1.58"),
             ("VIDKV_KEY_BITS", "three", "not a number"),
             ("VIDKV_VALUE_BITS", "1.7", "1.58 or 2"),
-            ("VIDKV_GROUP_SIZE", "48", "32, 64, 96 or 128"),
+            ("VIDKV_GROUP_SIZE", "48", "32, 64 or 128"),
             ("VIDKV_RESIDUAL_LENGTH", "-1", "not be negative"),
             ("VIDKV_SINK_TOKENS", "1.5", "not a whole number"),
         ]:

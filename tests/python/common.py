@@ -71,28 +71,28 @@ def prompt(*visual_runs):
 
 
 def qwen_inputs():
-    """One image of 36 and one video of 4 x 36 visual tokens."""
+    """One image of 36 and one video of 8 x 36 visual tokens."""
     torch.manual_seed(1)
-    ids = prompt((IMAGE, 36), (VIDEO, 144))
+    ids = prompt((IMAGE, 36), (VIDEO, 288))
     kinds = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
     grid = 12
     return dict(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=kinds,
                 pixel_values=torch.randn(grid * grid, 1176), image_grid_thw=torch.tensor([[1, grid, grid]]),
-                pixel_values_videos=torch.randn(4 * grid * grid, 1176), video_grid_thw=torch.tensor([[4, grid, grid]]))
+                pixel_values_videos=torch.randn(8 * grid * grid, 1176), video_grid_thw=torch.tensor([[8, grid, grid]]))
 
 
 def llava_inputs():
-    """A video of 16 frames, 9 tokens a frame and one newline token."""
+    """A video of 32 frames, 9 tokens a frame and one newline token."""
     torch.manual_seed(1)
-    ids = prompt((VIDEO, 16 * 9 + 1))
-    return dict(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values_videos=torch.randn(1, 16, 3, 84, 84))
+    ids = prompt((VIDEO, 32 * 9 + 1))
+    return dict(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values_videos=torch.randn(1, 32, 3, 84, 84))
 
 
 def smolvlm_inputs():
-    """40 frames of 4 tokens."""
+    """Two clips of 40 frames of 4 tokens."""
     torch.manual_seed(1)
-    ids = prompt((IMAGE, 80), (IMAGE, 80))
-    return dict(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=torch.randn(1, 40, 3, 56, 56))
+    ids = prompt((IMAGE, 160), (IMAGE, 160))
+    return dict(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=torch.randn(1, 80, 3, 56, 56))
 
 
 TEXT_MODELS = ["llama", "qwen2", "qwen3", "gemma3"]

@@ -90,3 +90,18 @@ def test_dtypes(dtype, attention):
     got, _ = generated_scores(model, {"input_ids": ids}, past_key_values=VidKVCache(model.config, "k2v2"))
     assert got.dtype == torch.float32 or got.dtype == dtype
     assert torch.nn.functional.mse_loss(got.float(), want.float()) / want.float().var() < 0.15
+
+
+@pytest.mark.parametrize("preset", ["k1.5v1.58", "t1.65"])
+def test_plain_torch_reads_the_same_codes(preset):
+    """What other devices do, on the CPU: the same codes read with torch operations, left padding and beams included."""
+    model = text_model("qwen2")
+    model.set_attn_implementation("vidkv")
+    ids = torch.randint(3, 280, (2, 400), generator=torch.Generator().manual_seed(3))
+    ids[0, :50] = 0
+    caches = [VidKVCache(model.config, preset, force_torch=force) for force in (False, True)]
+    mask = (ids != 0).long()
+    got = [generated_scores(model, {"input_ids": ids, "attention_mask": mask}, past_key_values=cache)[0] for cache in caches]
+    assert torch.nn.functional.mse_loss(got[1], got[0]) / got[0].var() < 1e-3
+    first = [cache.packed_layers[0].storage.values.sealed_page(0, 0) for cache in caches]
+    assert first[0] is not None and first[0] == first[1]

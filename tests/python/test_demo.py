@@ -1,0 +1,81 @@
+"""python -m vidkv.demo and vidkv.bench as a user starts them."""
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from common import TINY
+
+av = pytest.importorskip("av")
+
+
+def run(module, *arguments):
+    return subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Two seconds of a green square that moves to the right."""
+    path = str(tmp_path_factory.mktemp("clip") / "clip.mp4")
+    with av.open(path, "w") as out:
+        stream = out.add_stream("mpeg4", rate=8)
+        stream.width = stream.height = 84
+        stream.pix_fmt = "yuv420p"
+        for i in range(48):
+            frame = np.zeros((84, 84, 3), np.uint8)
+            frame[30:52, i:i + 22] = (30, 200, 60)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
+                out.mux(packet)
+        for packet in stream.encode():
+            out.mux(packet)
+    return path
+
+
+def test_frames(clip):
+    from vidkv.video import read_frames
+    frames = read_frames(clip, 12)
+    assert frames.shape == (12, 84, 84, 3)
+    columns = [int(frame[40, :, 1].astype(int).argmax()) for frame in frames]
+    assert columns == sorted(columns) and columns[-1] - columns[0] > 20
+    assert read_frames(clip, 500).shape[0] == 48
+    with pytest.raises(ValueError, match="frames must be 1 or more"):
+        read_frames(clip, 0)
+
+
+def test_demo_answers_as_a_dynamic_cache_does(clip):
+    answers = {}
+    for preset in ("dynamic", "k2v2", "t2.2"):
+        done = run("vidkv.demo", clip, "What colour is the square?", "--model", TINY, "--preset", preset, "--frames", "48", "--json")
+        assert done.returncode == 0, done.stderr
+        answers[preset] = json.loads(done.stdout.splitlines()[-1])
+    assert answers["dynamic"]["answer"] and answers["k2v2"]["answer"] == answers["dynamic"]["answer"] == answers["t2.2"]["answer"]
+    assert answers["k2v2"]["prompt_tokens"] > 250
+
+
+def test_demo_takes_a_published_configuration(clip):
+    config = json.dumps({"backend": "QuantizedCacheVLMSTP", "nbits": [1.5, 1.58], "vidkv_stp": 0.2})
+    done = run("vidkv.demo", clip, "What colour is the square?", "--model", TINY, "--cache-config", config)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["missing.mp4", "?"], "missing.mp4"),
+    (["CLIP", "?", "--preset", "t9"], "t9"),
+    (["CLIP", "?", "--frames", "0"], "frames must be 1 or more"),
+    (["CLIP", "?", "--cache-config", "{\"nbit\": 2}"], "nbit"),
+])
+def test_demo_says_what_is_wrong(clip, arguments, says):
+    done = run("vidkv.demo", *[clip if a == "CLIP" else a for a in arguments], "--model", TINY)
+    assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr
+
+
+def test_bench():
+    done = run("vidkv.bench", "--model", "7b-shape", "--layers", "1", "--tokens", "600", "--new-tokens", "3", "--caches", "dynamic,vidkv:k2v2,fp8,quanto:4")
+    assert done.returncode == 0, done.stderr
+    results = {r["cache"]: r for r in json.loads(done.stdout)["results"]}
+    assert results["dynamic"]["kl_mean"] == 0 and results["dynamic"]["bytes_held"] == results["dynamic"]["bytes_f16"]
+    assert results["vidkv:k2v2"]["bytes_held"] < 0.6 * results["dynamic"]["bytes_held"]
+    assert 0 < results["vidkv:k2v2"]["kl_mean"] < 1
+    assert "skipped" in results["quanto:4"] or results["quanto:4"]["kl_mean"] > 0

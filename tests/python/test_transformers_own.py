@@ -1,0 +1,67 @@
+"""What transformers' own generation tests ask of a cache, asked of ours (tests/generation/test_utils.py, by behaviour)."""
+import pytest
+import torch
+from common import text_model, vision_model
+
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+from vidkv.transformers import VidKVCache
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3"])
+def model(request):
+    model = text_model(request.param)
+    model.set_attn_implementation("vidkv")
+    return model
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return torch.randint(3, 280, (1, 330), generator=torch.Generator().manual_seed(9))
+
+
+def test_continuing_from_a_returned_cache(model, ids):
+    """Generating 5 and then 5 more with the returned cache gives the tokens of generating 10."""
+    whole = model.generate(ids, past_key_values=VidKVCache(model.config, "k2v2"), max_new_tokens=10, do_sample=False)
+    first = model.generate(ids, past_key_values=VidKVCache(model.config, "k2v2"), max_new_tokens=5, do_sample=False, return_dict_in_generate=True)
+    assert isinstance(first.past_key_values, Cache)
+    more = model.generate(first.sequences, past_key_values=first.past_key_values, max_new_tokens=5, do_sample=False)
+    assert torch.equal(more, whole)
+
+
+def test_inputs_embeds(model, ids):
+    want = model.generate(ids, past_key_values=VidKVCache(model.config, "t1.65"), max_new_tokens=8, do_sample=False)
+    got = model.generate(inputs_embeds=model.get_input_embeddings()(ids), past_key_values=VidKVCache(model.config, "t1.65"), max_new_tokens=8,
+                         do_sample=False)
+    assert torch.equal(got, want[:, ids.shape[1]:])
+
+
+def test_quantized_cache_generation(model, ids):
+    """cache_implementation="quantized" with a backend of ours; the cache it returns has the right shapes and holds fewer bytes."""
+    out = model.generate(ids, cache_implementation="quantized", cache_config={"backend": "QuantizedCacheLM", "nbits": 2}, max_new_tokens=8,
+                         do_sample=False, return_dict_in_generate=True)
+    cache, config = out.past_key_values, model.config
+    assert cache.get_seq_length() == ids.shape[1] + 7 and len(cache) == config.num_hidden_layers
+    for layer in cache.layers:
+        head_dim = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+        assert layer.keys.shape == layer.values.shape == (1, config.num_key_value_heads, cache.get_seq_length(), head_dim)
+        assert torch.isfinite(layer.keys + 0).all()
+
+
+def test_passing_both_kinds_of_cache_is_refused(model, ids):
+    with pytest.raises(ValueError, match="cache_implementation"):
+        model.generate(ids, past_key_values=VidKVCache(model.config), cache_implementation="quantized", cache_config={"backend": "QuantizedCacheLM"},
+                       max_new_tokens=2)
+
+
+def test_without_a_cache(model, ids):
+    want = model.generate(ids[:, :60], max_new_tokens=4, do_sample=False, use_cache=False)
+    assert torch.equal(model.generate(ids[:, :60], past_key_values=DynamicCache(config=model.config), max_new_tokens=4, do_sample=False), want)
+
+
+def test_output_attentions_and_hidden_states():
+    model, inputs = vision_model("qwen2_5_vl")
+    model.set_attn_implementation("eager")
+    out = model.generate(**inputs, past_key_values=VidKVCache(model.config, "k2v2"), max_new_tokens=3, do_sample=False, output_attentions=True,
+                         output_hidden_states=True, return_dict_in_generate=True)
+    assert out.attentions[1][0].shape[-1] == inputs["input_ids"].shape[1] + 1 and len(out.hidden_states) == 3
