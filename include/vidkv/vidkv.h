@@ -39,8 +39,8 @@ VIDKV_API const char * vidkv_last_error(void);
 /* "MAJOR.MINOR.PATCH". */
 VIDKV_API const char * vidkv_version(void);
 
-/* The instruction set in use: "scalar" or "avx2". VIDKV_FORCE_ISA=scalar|avx2 in the environment chooses (an unknown or
- * unsupported name is ignored, and vidkv_isa_error() then says so; otherwise it is ""). */
+/* The instruction set in use: "scalar", "avx2", "avx512" or "neon". VIDKV_FORCE_ISA in the environment chooses one of those this
+ * machine has (any other name is ignored, and vidkv_isa_error() then says so; otherwise it is ""). All give the same bits. */
 VIDKV_API const char * vidkv_isa(void);
 VIDKV_API const char * vidkv_isa_error(void);
 
