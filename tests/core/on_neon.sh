@@ -24,7 +24,7 @@ objects=
 for file in "$source"/src/*.cpp "$source"/src/base/*.cpp "$source"/src/codec/*.cpp "$source"/src/cache/*.cpp "$source"/src/attention/*.cpp \
     "$source"/src/cpu/*.cpp "$source"/tests/core/attention_kernels_test.cpp "$source"/tests/core/attention_reference.cpp \
     "$source"/tests/core/attention_test.cpp "$googletest"/src/gtest-all.cc "$googletest"/src/gtest_main.cc; do
-    object="$build/$(basename "$file").o"
+    object="$build/$(echo "${file#"$source"/}" | tr / -).o"
     objects="$objects $object"
     if [ "$object" -nt "$file" ] && [ -z "$(find "$source/src" "$source/include" -name '*.h' -newer "$object" | head -n 1)" ]; then continue; fi
     # shellcheck disable=SC2086
