@@ -41,7 +41,7 @@ class ByteReader {
 
     bool bytes(void * out, size_t size) {
         if (!ok_ || size > left_) return ok_ = false;
-        std::memcpy(out, cursor_, size);
+        if (size) std::memcpy(out, cursor_, size);
         cursor_ += size;
         left_ -= size;
         return true;

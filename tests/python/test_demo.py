@@ -37,7 +37,7 @@ def test_frames(clip):
     from vidkv.video import read_frames
     frames = read_frames(clip, 12)
     assert frames.shape == (12, 84, 84, 3)
-    columns = [int(frame[40, :, 1].astype(int).argmax()) for frame in frames]
+    columns = [float((frame[40, :, 1] > 140).nonzero()[0].mean()) for frame in frames]
     assert columns == sorted(columns) and columns[-1] - columns[0] > 20
     assert read_frames(clip, 500).shape[0] == 48
     with pytest.raises(ValueError, match="frames must be 1 or more"):
