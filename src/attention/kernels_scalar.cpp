@@ -72,36 +72,43 @@ struct FactorScale {
         : scale(largest / 127.0f), inverse(largest > smallest_factor ? 127.0f / largest : 0.0f) {}
 };
 
-void fold_group(const float * queries, int64_t stride, int rows, const KeySteps & keys, int group, const float * base,
-                FoldedQueries & out) {
-    const float * step = keys.step + group * keys.channels, * center = keys.center + group * keys.channels;
-    for (int r = 0; r < rows; ++r) {
-        const float * q = queries + r * stride;
-        float largest = 0.0f;
-        LaneSum centers;
-        int32_t offset = 0;
+// A row's scale, the same for all groups of the page.
+FactorScale fold_scale(const float * q, const KeySteps & keys) {
+    float largest = 0.0f;
+    for (int g = 0; g < keys.groups; ++g) {
         for (int c = 0; c < keys.channels; ++c) {
-            const float p = std::fabs(q[c] * step[c]);
+            const float p = std::fabs(q[c] * keys.step[g * keys.channels + c]);
             largest = p > largest ? p : largest;
         }
-        for (int c = 0; c < keys.centered; ++c) {
-            float & lane = centers.lane[c % lanes];
-            lane = std::fma(q[c], center[c], lane);
-        }
-        const FactorScale factor(largest);
-        for (int c = 0; c < keys.channels; ++c) {
-            const float rounded = round_factor(q[c] * step[c] * factor.inverse);
-            offset += static_cast<int32_t>(rounded) * keys.offset[c];
-            out.q[(c / operand_bytes * row_block + r) * operand_bytes + c % operand_bytes] = static_cast<int8_t>(rounded);
-        }
-        out.scale[r] = factor.scale;
-        out.offset[r] = 0.5f * static_cast<float>(offset);
-        out.base[r] = centers.total() + base[r];
     }
+    return FactorScale(largest);
+}
+
+void fold_row(const float * q, int row, const KeySteps & keys, int group, const FactorScale & factor, float base,
+              FoldedQueries & out) {
+    const float * step = keys.step + group * keys.channels, * center = keys.center + group * keys.channels;
+    LaneSum centers;
+    int32_t offset = 0;
+    for (int c = 0; c < keys.centered; ++c) {
+        float & lane = centers.lane[c % lanes];
+        lane = std::fma(q[c], center[c], lane);
+    }
+    for (int c = 0; c < keys.channels; ++c) {
+        const float rounded = round_factor(q[c] * step[c] * factor.inverse);
+        offset += static_cast<int32_t>(rounded) * keys.offset[c];
+        out.q[(c / operand_bytes * row_block + row) * operand_bytes + c % operand_bytes] = static_cast<int8_t>(rounded);
+    }
+    out.scale[row] = factor.scale;
+    out.offset[row] = 0.5f * static_cast<float>(offset);
+    out.base[row] = centers.total() + base;
 }
 
 void fold_queries(const float * queries, int64_t stride, int rows, const KeySteps & keys, const float * base, FoldedQueries * out) {
-    for (int g = 0; g < keys.groups; ++g) fold_group(queries, stride, rows, keys, g, base, out[g]);
+    for (int r = 0; r < rows; ++r) {
+        const float * q = queries + r * stride;
+        const FactorScale factor = fold_scale(q, keys);
+        for (int g = 0; g < keys.groups; ++g) fold_row(q, r, keys, g, factor, base[r], out[g]);
+    }
 }
 
 void score_levels(const KeyProduct & p) {

@@ -16,7 +16,7 @@ struct ValuePage {
     const uint8_t * meta = nullptr;
     int protected_units = 0;
     bool permuted = false;
-    std::array<uint8_t, page_tokens> token{}; // valid if permuted
+    std::array<uint8_t, page_tokens> token; // valid if permuted
 };
 ValuePage value_page(const ValueLayout & layout, const uint8_t * page, int head);
 

@@ -65,35 +65,44 @@ struct FactorScales {
     }
 };
 
-// One F a row, to be folded together; rows that are missing are 0.
-struct RowLanes {
-    F row[row_block];
-    INLINE RowLanes() {
-        for (F & lanes_of_row : row) lanes_of_row = splat(0.0f);
-    }
-};
+// Lanes of `rows` rows -> one number a row. Rows that are missing become copies of the first: no fold of theirs is read.
+using RowLanes = F[row_block];
+INLINE void complete(RowLanes & x, int rows) {
+    for (int r = rows; r < row_block; ++r) x[r] = x[0];
+}
+INLINE F sum_rows(RowLanes & x, int rows) {
+    complete(x, rows);
+    return sum_of_8(x);
+}
+INLINE F largest_of_rows(RowLanes & x, int rows) {
+    complete(x, rows);
+    return largest_of_8(x);
+}
 
-// One group: columns of 16 channels, all rows side by side in registers.
-template <int R>
-void fold_group(const float * queries, int64_t stride, const KeySteps & keys, int group, const float * base, FoldedQueries & out) {
-    const float * step = keys.step + group * keys.channels, * center = keys.center + group * keys.channels;
-    F most[row_block], centers[row_block];
-    for (int r = 0; r < row_block; ++r) most[r] = centers[r] = splat(0.0f);
+// A row's largest |query * step|, over all groups: they share a scale.
+template <int R> FactorScales fold_scales(const float * queries, int64_t stride, const KeySteps & keys) {
+    RowLanes most;
+    for (int r = 0; r < R; ++r) most[r] = splat(0.0f);
     for (int c = 0; c < keys.channels; c += lanes) {
-        const F s = load(step + c);
-        for (int r = 0; r < R; ++r) most[r] = larger_magnitude(mul(load(queries + r * stride + c), s), most[r]);
-    }
-    for (int c = 0; c < keys.centered; c += lanes) {
-        const F m = load(center + c);
-        for (int r = 0; r < R; ++r) centers[r] = fma(load(queries + r * stride + c), m, centers[r]);
+        F step = load(keys.step + c);
+        for (int g = 1; g < keys.groups; ++g) step = larger(load(keys.step + g * keys.channels + c), step);
+        for (int r = 0; r < R; ++r) most[r] = larger_magnitude(mul(load(queries + r * stride + c), step), most[r]);
     }
     FactorScales factors;
-    factors.set(largest_of_8(most));
-    F inverse[R];
+    factors.set(largest_of_rows(most, R));
+    return factors;
+}
+
+// One group: columns of 64 channels, all rows side by side in registers.
+template <int R>
+void fold_group(const float * queries, int64_t stride, const KeySteps & keys, int group, const FactorScales & factors,
+                const float * base, FoldedQueries & out) {
+    const float * step = keys.step + group * keys.channels, * center = keys.center + group * keys.channels;
     I offsets[R];
+    F inverse[R];
     for (int r = 0; r < R; ++r) {
-        inverse[r] = splat(factors.inverse[r]);
         offsets[r] = no_ints();
+        inverse[r] = splat(factors.inverse[r]);
     }
     for (int c = 0; c < keys.channels; c += 4 * lanes) {
         int8_t * to = out.q + c / operand_bytes * row_block * operand_bytes + c % operand_bytes;
@@ -107,11 +116,16 @@ void fold_group(const float * queries, int64_t stride, const KeySteps & keys, in
             offsets[r] = dot_64(offsets[r], keys.offset + c, to);
         }
     }
-    F offset[row_block];
-    for (int r = 0; r < row_block; ++r) offset[r] = r < R ? to_float(offsets[r < R ? r : 0]) : splat(0.0f);
+    RowLanes centers, offset;
+    for (int r = 0; r < R; ++r) centers[r] = splat(0.0f);
+    for (int c = 0; c < keys.centered; c += lanes) {
+        const F m = load(center + c);
+        for (int r = 0; r < R; ++r) centers[r] = fma(load(queries + r * stride + c), m, centers[r]);
+    }
+    for (int r = 0; r < R; ++r) offset[r] = to_float(offsets[r]);
     alignas(64) float base_sum[lanes], offset_sum[lanes];
-    store(base_sum, sum_of_8(centers));
-    store(offset_sum, mul(splat(0.5f), sum_of_8(offset)));
+    store(base_sum, sum_rows(centers, R));
+    store(offset_sum, mul(splat(0.5f), sum_rows(offset, R)));
     for (int r = 0; r < R; ++r) {
         out.scale[r] = factors.scale[r];
         out.base[r] = base_sum[r] + base[r];
@@ -122,7 +136,8 @@ void fold_group(const float * queries, int64_t stride, const KeySteps & keys, in
 template <int R>
 void fold_up_to(const float * queries, int64_t stride, int rows, const KeySteps & keys, const float * base, FoldedQueries * out) {
     if (rows == R) {
-        for (int g = 0; g < keys.groups; ++g) fold_group<R>(queries, stride, keys, g, base, out[g]);
+        const FactorScales factors = fold_scales<R>(queries, stride, keys);
+        for (int g = 0; g < keys.groups; ++g) fold_group<R>(queries, stride, keys, g, factors, base, out[g]);
     } else if constexpr (R > 1) {
         fold_up_to<R - 1>(queries, stride, rows, keys, base, out);
     }
@@ -176,9 +191,9 @@ void softmax(const SoftmaxTile & tile) {
             }
             top = larger(s, top);
         }
-        largest.row[r] = top;
+        largest[r] = top;
     }
-    store(most, largest_of_8(largest.row));
+    store(most, largest_of_rows(largest, tile.rows));
     for (int r = 0; r < tile.rows; ++r) {
         float * scores = tile.scores + r * page_tokens;
         if (most[r] == infinity) only_infinities(scores);
@@ -189,18 +204,18 @@ void softmax(const SoftmaxTile & tile) {
             store(scores + t, w);
             sum = add(sum, w);
         }
-        sums.row[r] = sum;
+        sums[r] = sum;
     }
-    store(total, sum_of_8(sums.row));
+    store(total, sum_rows(sums, tile.rows));
     for (int r = 0; r < tile.rows; ++r) {
         tile.states[r].sum = std::fma(tile.states[r].sum, tile.factors[r], total[r]);
     }
 }
 
-// Lanes of 8 rows -> one number a row, in column `column` of out.
-INLINE void store_sums(const RowLanes & sums, int rows, int column, float (*out)[largest_groups]) {
+// One number a row, in column `column` of out.
+INLINE void store_column(RowLanes & sums, int rows, int column, float (*out)[largest_groups]) {
     alignas(64) float total[lanes];
-    store(total, sum_of_8(sums.row));
+    store(total, sum_rows(sums, rows));
     for (int r = 0; r < rows; ++r) out[r][column] = total[r];
 }
 
@@ -215,10 +230,10 @@ void pack_groups(const float * weights, int rows, const float * slot_scale, Pack
     for (int r = 0; r < rows; ++r) {
         F most = splat(0.0f);
         for (int i = 0; i < vectors; ++i) most = larger(scaled(r, i), most);
-        largest.row[r] = most;
+        largest[r] = most;
     }
     FactorScales factors;
-    factors.set(largest_of_8(largest.row));
+    factors.set(largest_of_rows(largest, rows));
     RowLanes sums[Groups], totals[Groups];
     for (int r = 0; r < rows; ++r) {
         const F inverse = splat(factors.inverse[r]);
@@ -237,13 +252,13 @@ void pack_groups(const float * weights, int rows, const float * slot_scale, Pack
             store_int8(out.w + r * operand_bytes + half * lanes, rounded);
         }
         for (int g = 0; g < Groups; ++g) {
-            sums[g].row[r] = sum[g];
-            if (Totals) totals[g].row[r] = total[g];
+            sums[g][r] = sum[g];
+            if (Totals) totals[g][r] = total[g];
         }
     }
     for (int g = 0; g < Groups; ++g) {
-        store_sums(sums[g], rows, g, out.sum);
-        if (Totals) store_sums(totals[g], rows, g, out.total);
+        store_column(sums[g], rows, g, out.sum);
+        if (Totals) store_column(totals[g], rows, g, out.total);
     }
 }
 

@@ -176,7 +176,10 @@ INLINE LevelVector splat_factors(const int8_t * p) {
     std::memcpy(&four, p, 4);
     return _mm512_set1_epi32(four);
 }
-INLINE I dot4(I sum, LevelVector levels, LevelVector factors) { return _mm512_dpbusd_epi32(sum, levels, factors); }
+// GCC 12 copies every sum twice a round when it may choose the registers.
+INLINE void add_dot4(I & sum, LevelVector levels, LevelVector factors) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(levels), "v"(factors));
+}
 
 constexpr int float_sums = 28; // sums of F that fit into registers
 

@@ -212,9 +212,9 @@ INLINE LevelVector splat_factors(const int8_t * p) {
     std::memcpy(&four, p, 4);
     return vreinterpretq_s8_s32(vdupq_n_s32(four));
 }
-INLINE int32x4_t dot4(int32x4_t sum, LevelVector levels, LevelVector factors) { return vdotq_s32(sum, levels, factors); }
+INLINE void add_dot4(int32x4_t & sum, LevelVector levels, LevelVector factors) { sum = vdotq_s32(sum, levels, factors); }
 INLINE I dot_64(I sum, const uint8_t * levels, const int8_t * factors) {
-    for (int i = 0; i < 4; ++i) sum.v[i] = dot4(sum.v[i], load_levels(levels + 16 * i), vld1q_s8(factors + 16 * i));
+    for (int i = 0; i < 4; ++i) add_dot4(sum.v[i], load_levels(levels + 16 * i), vld1q_s8(factors + 16 * i));
     return sum;
 }
 
