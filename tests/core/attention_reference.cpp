@@ -52,7 +52,8 @@ void copy_halves(const uint16_t * rows, int64_t stride, int64_t count, int dim, 
 
 // Sealed keys as the kernels see them, in plan order: element = step * (level - offset) + center.
 struct StoredKey {
-    double value, step, deviation, magnitude; // deviation: |level - offset|; magnitude: of the terms that make up the value
+    double value, step, page_step; // page_step: the channel's largest step in any group of the page
+    double deviation, magnitude;   // |level - offset|; of the terms that make up the value
 };
 struct KeyRows {
     std::vector<double> natural;   // [cells][dim] of open pages and sink cells
@@ -64,6 +65,11 @@ void read_key_page(const KeyLayout & layout, const ChannelPlan & plan, const Key
     const int dim = layout.head_dim;
     std::vector<float> a(dim), b(dim);
     std::vector<uint8_t> levels(4 * page_tokens);
+    std::vector<double> page_step(dim);
+    for (int group = 0; group < layout.groups(); ++group) {
+        key_affine(layout, plan, page.meta, group, a.data(), b.data());
+        for (int c = 0; c < dim; ++c) page_step[c] = std::max<double>(page_step[c], a[c]);
+    }
     const uint8_t * codes = page.codes;
     for (int quad = 0; quad < dim / 4; ++quad) {
         const QuadCode code = key_quad_code(layout, page.meta, quad);
@@ -77,7 +83,7 @@ void read_key_page(const KeyLayout & layout, const ChannelPlan & plan, const Key
                 for (int c = 4 * quad; c < 4 * quad + 4; ++c) {
                     const double level = levels[4 * t + c % 4], step = a[c], base = b[c];
                     const double mean = plan.mean.empty() ? 0.0 : std::abs(half_to_float(plan.mean[c]));
-                    out[t * dim + c] = {step * level + base, step, std::abs(level - offset),
+                    out[t * dim + c] = {step * level + base, step, page_step[c], std::abs(level - offset),
                                         2 * (step * (level + offset) + std::abs(base) + mean)};
                 }
             }
@@ -231,13 +237,13 @@ struct Dot {
     double value = 0, error = 0;
 };
 
-// Factors q * step are rounded to 1/127 of the largest one.
+// Factors q * step are rounded to 1/127 of the largest one in the page.
 Dot stored_dot(const PlannedQuery & planned, const StoredKey * key, int dim) {
     Dot dot;
     double largest = 0, deviation = 0, magnitude = 0;
     for (int c = 0; c < dim; ++c) {
         dot.value += planned.q[c] * key[c].value;
-        largest = std::max(largest, (std::abs(planned.q[c]) + planned.error[c]) * key[c].step);
+        largest = std::max(largest, (std::abs(planned.q[c]) + planned.error[c]) * key[c].page_step);
         deviation += key[c].step != 0 ? key[c].deviation : 0.0;
         magnitude += (std::abs(planned.q[c]) + planned.error[c]) * key[c].magnitude;
         dot.error += planned.error[c] * std::abs(key[c].value);
