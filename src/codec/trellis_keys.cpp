@@ -21,6 +21,8 @@ constexpr int most_bits = 6;
 constexpr QuadCode code_of_bits(int bits) { return static_cast<QuadCode>(bits); }
 
 constexpr double damping = 0.01; // of the mean diagonal, so that directions no query looked at stay bounded
+constexpr float most_attention = 16.0f; // of the median token's: more, and the other tokens of the page pay too much
+constexpr float most_searched = 4.0f;   // in the trellis search, whose 16-bit costs would saturate
 
 struct Moments {
     double mean = 0, variance = 0;
@@ -95,12 +97,11 @@ void log_attention(const QueryStatistics & queries, int head, int head_dim, cons
     }
 }
 
-// How much the error of each token counts: the tokens that queries are expected to attend to, more.
+// How much the error of each token counts: the root of its expected attention over the median token's, within bounds.
 std::vector<float> expected_attention(const QueryStatistics * statistics, int head, int head_dim,
                                       const std::vector<const KeyRows *> & rows, const std::vector<uint8_t> & use) {
     std::vector<float> weight(use.begin(), use.end());
     if (!statistics || statistics->empty()) return weight;
-    static const float B = getenv("VK_B") ? atof(getenv("VK_B")) : 1, LO = getenv("VK_L") ? atof(getenv("VK_L")) : 0.25, HI = getenv("VK_H") ? atof(getenv("VK_H")) : 64;
     std::vector<float> log(weight.size()), used;
     for (size_t p = 0; p < rows.size(); ++p) log_attention(*statistics, head, head_dim, *rows[p], &log[p * page_tokens]);
     for (size_t i = 0; i < log.size(); ++i) {
@@ -110,7 +111,7 @@ std::vector<float> expected_attention(const QueryStatistics * statistics, int he
     const auto middle = used.begin() + static_cast<ptrdiff_t>(used.size() / 2);
     std::nth_element(used.begin(), middle, used.end());
     for (size_t i = 0; i < log.size(); ++i) {
-        if (use[i]) weight[i] = std::clamp(std::exp(B * (log[i] - *middle)), LO, HI);
+        if (use[i]) weight[i] = std::clamp(std::exp(0.5f * (log[i] - *middle)), 1.0f, most_attention);
     }
     return weight;
 }
@@ -227,9 +228,8 @@ ChannelCode encode_channel(QuadCode code, const float * target, const float * we
     float z[page_tokens], y[page_tokens] = {};
     if (code != QuadCode::none && deviation > 0.0f) {
         for (int t = 0; t < page_tokens; ++t) z[t] = weight[t] > 0.0f ? (target[t] - mean) / deviation : 0.0f;
-        static const float CAP = getenv("VK_C") ? atof(getenv("VK_C")) : 4;
         float searched[page_tokens];
-        for (int t = 0; t < page_tokens; ++t) searched[t] = std::min(weight[t], CAP);
+        for (int t = 0; t < page_tokens; ++t) searched[t] = std::min(weight[t], most_searched);
         uint8_t levels[page_tokens];
         if (code <= QuadCode::trellis3) encode_trellis_lane(code, z, page_tokens, lane, codes, levels, searched);
         else encode_uniform_lane(code, z, levels);
