@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "attention/prefetch.h"
 #include "codec/layout.h"
 
 namespace vidkv {
@@ -50,6 +51,7 @@ struct KeyProduct {
     const FoldedQueries * folded;
     int rows;
     float * scores; // [rows][page_tokens]
+    Prefetch * soon = nullptr;
 };
 
 // Online softmax of one query row. weights are exp(score - reference): the reference is raised to the largest score only when
@@ -104,6 +106,7 @@ struct ValueProduct {
     ValueGroup group[largest_groups];
     float * out;
     int64_t out_stride;
+    Prefetch * soon = nullptr;
 };
 
 // f16 rows of `count` cells, `stride` elements apart.

@@ -133,17 +133,16 @@ void KeyTile::unpack_trellis(const KeyPage & page) {
 void KeyTile::score(const QueryRows & queries, Prefetch & soon) const {
     const KeySteps steps{scratch_.step.get(), offset_, scratch_.center.get(), padded_, centered_, layout_.groups()};
     kernels_.fold_queries(queries.q, queries.stride, queries.rows, steps, queries.base, scratch_.folded);
-    soon.some();
     for (int g = 0; g < layout_.groups(); ++g) {
         kernels_.score_levels({scratch_.levels.get(), scratch_.codes.runs.data(), scratch_.codes.run_count, g * layout_.group,
-                               layout_.group, &scratch_.folded[g], queries.rows, scratch_.scores.get()});
-        soon.some();
+                               layout_.group, &scratch_.folded[g], queries.rows, scratch_.scores.get(), &soon});
     }
 }
 
 ValueTile::ValueTile(const Kernels & kernels, const ValueLayout & layout, const ValuePage & page, Scratch & scratch)
     : kernels_(kernels), layout_(layout), page_(page), scratch_(scratch),
       stride_((layout.codec == VIDKV_CODEC_PAPER ? layout.head_dim : round_up(layout.head_dim, 16)) * 4) {
+    if (page.mask) scratch.slot_tokens = slot_tokens(page);
     if (layout.codec == VIDKV_CODEC_PAPER) {
         learn_paper();
     } else {
@@ -179,7 +178,7 @@ void ValueTile::learn_paper() {
 
 void ValueTile::pack(int rows, PackedWeights & packed) const {
     const bool paper = layout_.codec == VIDKV_CODEC_PAPER;
-    const WeightRule rule{page_.permuted ? page_.token.data() : nullptr, slot_scale_, paper ? layout_.groups() : 1,
+    const WeightRule rule{page_.mask ? scratch_.slot_tokens.data() : nullptr, slot_scale_, paper ? layout_.groups() : 1,
                           paper && base_[0] != nullptr};
     kernels_.pack_weights(scratch_.scores.get(), rows, rule, packed);
 }
@@ -207,7 +206,7 @@ void ValueTile::unpack() {
     }
 }
 
-void ValueTile::add(int rows, const PackedWeights & packed, const ValueSums & sums) const {
+void ValueTile::add(int rows, const PackedWeights & packed, const ValueSums & sums, Prefetch & soon) const {
     const bool paper = layout_.codec == VIDKV_CODEC_PAPER;
     ValueProduct product;
     product.levels = scratch_.levels.get();
@@ -234,6 +233,7 @@ void ValueTile::add(int rows, const PackedWeights & packed, const ValueSums & su
     }
     product.out = paper ? sums.natural : sums.rotated;
     product.out_stride = sums.stride;
+    product.soon = &soon;
     kernels_.add_levels(product);
 }
 

@@ -48,6 +48,7 @@ struct Scratch {
     KeyCodes codes;                      // trellis keys
     AlignedArray<float> step, center;    // [largest_groups][key_dim rounded up to 64]
     AlignedArray<float> value_meta;      // paper: steps and minima of all groups; trellis: a scale a slot
+    std::array<uint8_t, page_tokens> slot_tokens; // of values, where some tokens are protected
     FoldedQueries folded[largest_groups]; // of the row block at hand
     AlignedArray<float> scores;          // [row_block][page_tokens]: scores, then weights
     AlignedArray<PackedWeights> weights; // [row blocks]

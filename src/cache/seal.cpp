@@ -147,9 +147,10 @@ void encode_value_head(const ValueLayout & layout, const OpenPage & page, size_t
     const ValuePage place = value_page(layout, data, static_cast<int>(head));
     const size_t head_dim = static_cast<size_t>(layout.head_dim), channels = head_dim * static_cast<size_t>(layout.kv_heads);
     std::vector<float> x(page_tokens * head_dim);
+    const auto tokens = slot_tokens(place);
     Use use;
-    for (int slot = 0; slot < page_tokens; ++slot) {
-        const int token = place.permuted ? place.token[slot] : slot;
+    for (size_t slot = 0; slot < page_tokens; ++slot) {
+        const int token = tokens[slot];
         use[slot] = has(page.use, token);
         const uint16_t * row = page.rows + static_cast<size_t>(token) * channels + head * head_dim;
         for (size_t c = 0; c < head_dim; ++c) x[slot * head_dim + c] = half_to_float(row[c]);
