@@ -23,7 +23,7 @@ constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr int rows_a_block = 64;       // query rows that share one unpacked page, unless one token alone has more
 constexpr int64_t pages_a_chunk = 4;   // at least: less is not worth a merge
 constexpr int64_t items_wanted = 128;  // chunks stop being cut finer here
-constexpr int64_t unpack_work = 256;     // that unpacking a page's keys or values counts for, in units of Prefetch
+constexpr int64_t unpack_work = 0;     // that unpacking a page's keys or values counts for, in units of Prefetch
 constexpr int64_t blocks_a_batch = 64; // bounds the memory for queries and partial results
 
 // Consecutive query tokens and the heads that read one KV head. Row r: token r / heads_a_group, head r % heads_a_group.
@@ -214,7 +214,6 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, in
     std::optional<KeyTile> key_tile;
     if (keys.state == PageState::sealed) {
         key_tile.emplace(kernels_, keys_.key_layout(), key_page(keys_.key_layout(), keys.page, block.kv_head), scratch);
-        soon.worked(unpack_work);
     }
     std::optional<ValueTile> value_tile;
     if (values.state == PageState::sealed) {
@@ -231,7 +230,6 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, in
     }
     if (!value_tile) return;
     value_tile->unpack();
-    soon.worked(unpack_work);
     for (int first = 0; first < block.rows; first += row_block) {
         const int rows = std::min(row_block, block.rows - first);
         if (!sees_something(first, rows, scratch)) continue;
@@ -257,7 +255,7 @@ Prefetch Attention::fetch_next(int64_t page, int kv_head, int rows) const {
         soon.add(at.meta, layout.head_meta(at.protected_units));
         soon.add(at.codes, layout.head_codes(at.protected_units));
     }
-    soon.spread_over(int64_t{rows} * (page_tokens + value_dim_) + 2 * unpack_work);
+    soon.spread_over(int64_t{rows} * (page_tokens + value_dim_));
     return soon;
 }
 

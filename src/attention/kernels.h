@@ -128,6 +128,8 @@ struct Kernels {
     void (*unpack_ternary)(const uint8_t * packed, int bytes, uint8_t * levels);
     void (*load_halves)(const uint8_t * halves, int n, float * out);
     void (*load_log_scales)(const uint8_t * codes, int n, float * out); // log_scale.h
+    // Trellis keys: n log scales, n signed bytes of means in eighths of the scale -> step = unit * scale, center = mean * scale.
+    void (*load_key_scales)(const uint8_t * meta, int n, const float * unit, float * step, float * center);
     MaskKind (*load_mask)(const uint16_t * mask, int n, float * bias);
 
     // queries: [rows][stride], zeros up to a multiple of 64 channels. base: a row, added to what comes from the centers.

@@ -83,50 +83,31 @@ void KeyTile::unpack_paper(const KeyPage & page) {
     centered_ = round_up(wide, 16);
 }
 
-// Runs of quads, and what a level means in units of the scale.
-void KeyTile::learn_codes(const uint8_t * packed) {
-    const int quads = layout_.head_dim / 4;
-    const size_t bytes = static_cast<size_t>(quads + 1) / 2;
+void KeyTile::unpack_trellis(const KeyPage & page) {
+    const int head_dim = layout_.head_dim, quads = head_dim / 4;
     KeyCodes & codes = scratch_.codes;
-    if (codes.known && std::memcmp(codes.packed.data(), packed, bytes) == 0) return;
-    if (!codes.known) {
-        std::fill_n(codes.step, padded_, 0.0f);
+    if (!codes.known) { // what is behind the last channel stays 0
+        codes.known = true;
         std::fill_n(codes.offset, padded_, uint8_t{0});
         std::fill_n(scratch_.step.get(), padded_, 0.0f);
         std::fill_n(scratch_.center.get(), padded_, 0.0f);
     }
-    codes.known = true;
-    std::memcpy(codes.packed.data(), packed, bytes);
     codes.run_count = 0;
+    const uint8_t * quad_codes = page.meta + 2 * head_dim, * packed = page.codes;
+    const auto code_of = [&](int quad) { return quad_codes[quad / 2] >> (quad % 2 * 4) & 15; };
     const CodeTable & table = code_table();
-    for (int quad = 0; quad < quads; ++quad) {
-        const CodeEntry & entry = table[packed[quad / 2] >> (quad % 2 * 4) & 15];
-        append_run(codes, quad, 1, entry.largest);
-        for (int i = 0; i < 4; ++i) codes.step[4 * quad + i] = entry.step;
-        std::memset(codes.offset + 4 * quad, entry.largest, 4); // twice the middle of the levels
-    }
-}
-
-void KeyTile::unpack_trellis(const KeyPage & page) {
-    const int head_dim = layout_.head_dim, quads = head_dim / 4;
-    const uint8_t * packed_codes = page.meta + 2 * head_dim;
-    learn_codes(packed_codes);
-    const auto code_of = [&](int quad) { return packed_codes[quad / 2] >> (quad % 2 * 4) & 15; };
-    const uint8_t * packed = page.codes;
     for (int quad = 0, n; quad < quads; quad += n) {
         const int code = code_of(quad);
         for (n = 1; quad + n < quads && code_of(quad + n) == code; ++n) continue;
+        const CodeEntry & entry = table[static_cast<size_t>(code)];
+        append_run(codes, quad, n, entry.largest);
+        std::fill_n(codes.step + 4 * quad, 4 * n, entry.step);
+        std::fill_n(codes.offset + 4 * quad, 4 * n, static_cast<uint8_t>(entry.largest));
         kernels_.unpack_quads(static_cast<QuadCode>(code), packed, page_tokens, n, page_tokens * 4,
                               scratch_.levels.get() + quad * page_tokens * 4);
-        packed += n * code_table()[code].page_bytes;
+        packed += n * entry.page_bytes;
     }
-    float * step = scratch_.step.get(), * center = scratch_.center.get();
-    kernels_.load_log_scales(page.meta, head_dim, step);
-    const uint8_t * mean = page.meta + head_dim;
-    for (int c = 0; c < head_dim; ++c) {
-        center[c] = step[c] * (0.125f * static_cast<float>(static_cast<int8_t>(mean[c])));
-        step[c] *= scratch_.codes.step[c];
-    }
+    kernels_.load_key_scales(page.meta, head_dim, codes.step, scratch_.step.get(), scratch_.center.get());
     centered_ = round_up(head_dim, 16);
 }
 

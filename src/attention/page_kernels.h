@@ -26,7 +26,6 @@ class KeyTile {
   private:
     void unpack_paper(const KeyPage & page);
     void unpack_trellis(const KeyPage & page);
-    void learn_codes(const uint8_t * packed);
 
     const Kernels & kernels_;
     const KeyLayout & layout_;

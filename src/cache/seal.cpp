@@ -113,7 +113,7 @@ struct KeySealing {
             size_t start = 0;
             uint8_t * starts = sealed[page].data.get() + layout.head_codes + heads() * layout.head_meta;
             for (size_t head = 0; head < heads(); ++head) {
-                store_at(starts, head, static_cast<uint16_t>(start / quad_bytes(QuadCode::trellis1, page_tokens)));
+                store_at(starts, head, static_cast<uint16_t>(start / quad_bit_bytes));
                 for (size_t q = 0; q < quads; ++q) start += quad_bytes(codes[page][head * quads + q], page_tokens);
             }
         });
