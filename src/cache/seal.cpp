@@ -109,7 +109,7 @@ struct KeySealing {
         for_each(pages.size(), threads, [&](size_t page) {
             std::vector<const KeyRows *> of_heads;
             for (size_t head = 0; head < heads(); ++head) of_heads.push_back(&rows_of(page, head));
-            codes[page] = allot_bits(layout, plans, feedback, of_heads, use_of_page(page));
+            codes[page] = allot_bits(layout, plans, feedback, of_heads, page);
             size_t start = 0;
             uint8_t * starts = sealed[page].data.get() + layout.head_codes + heads() * layout.head_meta;
             for (size_t head = 0; head < heads(); ++head) {
@@ -121,7 +121,7 @@ struct KeySealing {
             const size_t page = i / heads(), head = i % heads();
             uint8_t * data = sealed[page].data.get();
             const KeyPage place = key_page(layout, data, static_cast<int>(head));
-            encode_trellis_keys(plans[head], feedback[head], &codes[page][head * quads], rows[i], use_of_page(page),
+            encode_trellis_keys(plans[head], feedback[head], &codes[page][head * quads], rows[i], feedback[head].page(page),
                                 data + (place.codes - data), data + (place.meta - data));
         });
     }
