@@ -24,6 +24,8 @@ GOOD = {"backend": "QuantizedCacheVLMSTP", **PUBLISHED}
     ({"axis_key": 0}, r"\['axis_key'\] must be -1"),
     ({"axis_value": 1}, r"\['axis_value'\] must be -1"),
     ({"vidkv_stp": 0.9}, r"\['vidkv_stp'\] must be a number from 0 to 0.5"),
+    ({"backend": "QuantizedCacheVLM", "vidkv_stp": 0.9}, r"\['vidkv_stp'\] must be a number from 0 to 0.5"),
+    ({"backend": "QuantizedCacheLM", "vidkv_stp": "much"}, r"\['vidkv_stp'\] must be a number from 0 to 0.5"),
     ({"preset": "t1.65"}, r"\['nbits'\] does not go with"),
 ])
 def test_cache_config(change, says):
@@ -53,6 +55,11 @@ def test_every_key_has_an_effect(config, fields):
     params = params_from_cache_config(config)
     for name, value in fields.items():
         assert getattr(params, name) == pytest.approx(value)
+
+
+def test_a_share_without_its_backend_is_said():
+    with pytest.warns(UserWarning, match=r"\['vidkv_stp'\].*'QuantizedCacheVLM' protects none"):
+        assert params_from_cache_config({**GOOD, "backend": "QuantizedCacheVLM"}).protect == 0
 
 
 def test_presets():

@@ -69,16 +69,18 @@ def _check_axes(config):
 
 
 def _protected_share(config, backend):
-    share = config.pop("vidkv_stp", None)
-    if backend != "QuantizedCacheVLMSTP":
-        if share is not None:
-            warnings.warn(f"cache_config['vidkv_stp'] protects tokens with the backend 'QuantizedCacheVLMSTP' alone; '{backend}' protects none",
-                          stacklevel=2)
-        return 0.0
-    share = STP_DEFAULT if share is None else _number("vidkv_stp", share, "a number from 0 to 0.5")
+    allowed = "a number from 0 to 0.5"
+    given = config.pop("vidkv_stp", None)
+    share = STP_DEFAULT if given is None else _number("vidkv_stp", given, allowed)
     if not 0 <= share <= 0.5:
-        raise ValueError(f"cache_config['vidkv_stp'] must be a number from 0 to 0.5, not {share!r}")
-    return float(share)
+        raise ValueError(f"cache_config['vidkv_stp'] must be {allowed}, not {given!r}")
+    if backend == "QuantizedCacheVLMSTP":
+        return float(share)
+    # The published configuration carries the key with every backend: an error would break its calls.
+    if given:
+        warnings.warn(f"cache_config['vidkv_stp'] protects tokens with the backend 'QuantizedCacheVLMSTP' alone; '{backend}' protects none",
+                      stacklevel=2)
+    return 0.0
 
 
 def params_from_cache_config(cache_config):
