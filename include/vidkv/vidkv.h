@@ -197,7 +197,7 @@ typedef struct vidkv_attention_args {
     float softcap;           /* 0: none; else scores become softcap * tanh(scale * qk / softcap), before the mask */
     float max_bias;          /* 0: none; else ALiBi: the mask is multiplied by the head's slope (as ggml does) */
     const float * sinks;     /* attention sinks: [heads] extra logits with no value; NULL: none */
-    int32_t threads;         /* >= 1 */
+    int32_t threads;         /* >= 1; at most so many, fewer where there is little to do */
 } vidkv_attention_args;
 
 /* A query token that sees nothing gets zeros. */

@@ -1,4 +1,5 @@
 // The C API of attention.
+#include <algorithm>
 #include <cmath>
 #include <new>
 #include <string>
@@ -12,6 +13,13 @@ namespace vidkv {
 namespace {
 
 vidkv_status refuse(std::string message) { return fail(VIDKV_E_ARGUMENT, "attention: " + std::move(message)); }
+
+// Threads that are worth waking: a job of fewer multiply-adds than this is done before a sleeping thread has begun.
+int worthwhile_threads(const vidkv_attention_args & args, int dims) {
+    constexpr int64_t work_a_thread = 1 << 20;
+    const int64_t work = args.tokens * args.heads * args.cells * dims;
+    return static_cast<int>(std::clamp<int64_t>(work / work_a_thread, 1, args.threads));
+}
 
 vidkv_status check_stores(const Store & keys, const Store & values) {
     if (keys.side() != VIDKV_KEYS || values.side() != VIDKV_VALUES) {
@@ -89,7 +97,9 @@ vidkv_status vidkv_attention(const vidkv_store * keys, const vidkv_store * value
     const auto & value_store = *reinterpret_cast<const vidkv::Store *>(values);
     try {
         if (vidkv_status status = vidkv::check_attention(key_store, value_store, *args)) return status;
-        vidkv::attend(key_store, value_store, *args, vidkv::active_kernels());
+        vidkv_attention_args call = *args;
+        call.threads = vidkv::worthwhile_threads(*args, key_store.head_dim() + value_store.head_dim());
+        vidkv::attend(key_store, value_store, call, vidkv::active_kernels());
         return VIDKV_OK;
     } catch (const std::bad_alloc &) {
         return vidkv::fail(VIDKV_E_MEMORY, "attention: not enough memory for the scratch space; use fewer threads");

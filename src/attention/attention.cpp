@@ -23,6 +23,7 @@ constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr int rows_a_block = 64;       // query rows that share one unpacked page, unless one token alone has more
 constexpr int64_t pages_a_chunk = 4;   // at least: less is not worth a merge
 constexpr int64_t items_wanted = 128;  // chunks stop being cut finer here
+constexpr int64_t unpack_work = 0;     // that unpacking a page's keys or values counts for, in units of Prefetch
 constexpr int64_t blocks_a_batch = 64; // bounds the memory for queries and partial results
 
 // Consecutive query tokens and the heads that read one KV head. Row r: token r / heads_a_group, head r % heads_a_group.
@@ -65,8 +66,7 @@ class Attention {
     void finish(int64_t slot);
 
     void attend_page(const Block & block, int64_t slot, int64_t chunk, int64_t page, Scratch & scratch) const;
-    Prefetch soon_keys(int64_t page, int kv_head) const;
-    Prefetch soon_values(const ValuePage & page) const;
+    Prefetch fetch_next(int64_t page, int kv_head, int rows) const;
     bool load_bias(const Block & block, int64_t first_cell, int count, Scratch & scratch) const;
     bool sees_something(int first_row, int rows, const Scratch & scratch) const;
     void score(int64_t slot, int first_row, int rows, const PageView & view, const KeyTile * tile, int count, Prefetch & soon,
@@ -210,19 +210,15 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, in
     if (!load_bias(block, first_cell, count, scratch)) return;
     const PageView keys = keys_.view(args_.sequence, page, block.kv_head);
     const PageView values = values_.view(args_.value_sequence, page, block.kv_head);
-    ValuePage sealed_values;
-    Prefetch soon; // values are fetched while keys are scored, the next page's keys while values are summed
-    std::optional<ValueTile> value_tile;
-    if (values.state == PageState::sealed) {
-        sealed_values = value_page(values_.value_layout(), values.page, block.kv_head);
-        soon = soon_values(sealed_values);
-    }
+    Prefetch soon = fetch_next(page + 1, block.kv_head, block.rows);
     std::optional<KeyTile> key_tile;
     if (keys.state == PageState::sealed) {
         key_tile.emplace(kernels_, keys_.key_layout(), key_page(keys_.key_layout(), keys.page, block.kv_head), scratch);
-        soon.some();
     }
-    if (values.state == PageState::sealed) value_tile.emplace(kernels_, values_.value_layout(), sealed_values, scratch);
+    std::optional<ValueTile> value_tile;
+    if (values.state == PageState::sealed) {
+        value_tile.emplace(kernels_, values_.value_layout(), value_page(values_.value_layout(), values.page, block.kv_head), scratch);
+    }
     for (int first = 0; first < block.rows; first += row_block) {
         const int rows = std::min(row_block, block.rows - first);
         if (!sees_something(first, rows, scratch)) continue;
@@ -233,35 +229,33 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, in
         if (value_tile) value_tile->pack(rows, scratch.weights[first / row_block]);
     }
     if (!value_tile) return;
-    soon = soon_keys(page + 1, block.kv_head);
     value_tile->unpack();
-    soon.some(48);
     for (int first = 0; first < block.rows; first += row_block) {
         const int rows = std::min(row_block, block.rows - first);
         if (!sees_something(first, rows, scratch)) continue;
-        value_tile->add(rows, scratch.weights[first / row_block], sums(slot, chunk, first));
-        soon.some(48);
+        value_tile->add(rows, scratch.weights[first / row_block], sums(slot, chunk, first), soon);
     }
 }
 
-Prefetch Attention::soon_values(const ValuePage & page) const {
-    const ValueLayout & layout = values_.value_layout();
+// What the next page will be read from, to be fetched while `rows` query rows are computed on this one.
+Prefetch Attention::fetch_next(int64_t page, int kv_head, int rows) const {
     Prefetch soon;
-    soon.add(page.codes, layout.head_codes(page.protected_units));
-    soon.add(page.meta, layout.head_meta(page.protected_units));
-    return soon;
-}
-
-Prefetch Attention::soon_keys(int64_t page, int kv_head) const {
-    Prefetch soon;
-    if (page >= pages_) return soon;
-    const PageView view = keys_.view(args_.sequence, page, kv_head);
-    if (view.state != PageState::sealed) return soon;
-    const KeyLayout & layout = keys_.key_layout();
-    const KeyPage keys = key_page(layout, view.page, kv_head);
-    const bool shared = layout.codec == VIDKV_CODEC_TRELLIS; // all heads' codes together: take a head's share
-    soon.add(keys.codes, shared ? layout.head_codes / static_cast<size_t>(layout.kv_heads) : layout.head_codes);
-    soon.add(keys.meta, layout.head_meta);
+    const PageView keys = page < pages_ ? keys_.view(args_.sequence, page, kv_head) : PageView{};
+    if (keys.state == PageState::sealed) {
+        const KeyLayout & layout = keys_.key_layout();
+        const KeyPage at = key_page(layout, keys.page, kv_head);
+        const bool shared = layout.codec == VIDKV_CODEC_TRELLIS; // all heads' codes together: take a head's share
+        soon.add(at.meta, layout.head_meta);
+        soon.add(at.codes, shared ? layout.head_codes / static_cast<size_t>(layout.kv_heads) : layout.head_codes);
+    }
+    const PageView values = page < pages_ ? values_.view(args_.value_sequence, page, kv_head) : PageView{};
+    if (values.state == PageState::sealed) {
+        const ValueLayout & layout = values_.value_layout();
+        const ValuePage at = value_page(layout, values.page, kv_head);
+        soon.add(at.meta, layout.head_meta(at.protected_units));
+        soon.add(at.codes, layout.head_codes(at.protected_units));
+    }
+    soon.spread_over(int64_t{rows} * (page_tokens + value_dim_));
     return soon;
 }
 

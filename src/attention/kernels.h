@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "attention/prefetch.h"
 #include "codec/layout.h"
 
 namespace vidkv {
@@ -50,6 +51,7 @@ struct KeyProduct {
     const FoldedQueries * folded;
     int rows;
     float * scores; // [rows][page_tokens]
+    Prefetch * soon = nullptr;
 };
 
 // Online softmax of one query row. weights are exp(score - reference): the reference is raised to the largest score only when
@@ -104,6 +106,7 @@ struct ValueProduct {
     ValueGroup group[largest_groups];
     float * out;
     int64_t out_stride;
+    Prefetch * soon = nullptr;
 };
 
 // f16 rows of `count` cells, `stride` elements apart.
@@ -125,6 +128,8 @@ struct Kernels {
     void (*unpack_ternary)(const uint8_t * packed, int bytes, uint8_t * levels);
     void (*load_halves)(const uint8_t * halves, int n, float * out);
     void (*load_log_scales)(const uint8_t * codes, int n, float * out); // log_scale.h
+    // Trellis keys: n log scales, n signed bytes of means in eighths of the scale -> step = unit * scale, center = mean * scale.
+    void (*load_key_scales)(const uint8_t * meta, int n, const float * unit, float * step, float * center);
     MaskKind (*load_mask)(const uint16_t * mask, int n, float * bias);
 
     // queries: [rows][stride], zeros up to a multiple of 64 channels. base: a row, added to what comes from the centers.

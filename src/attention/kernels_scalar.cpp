@@ -52,6 +52,14 @@ void load_log_scales(const uint8_t * codes, int n, float * out) {
     for (int i = 0; i < n; ++i) out[i] = log_scale_value(codes[i]);
 }
 
+void load_key_scales(const uint8_t * meta, int n, const float * unit, float * step, float * center) {
+    for (int c = 0; c < n; ++c) {
+        const float scale = log_scale_value(meta[c]), mean = 0.125f * static_cast<float>(static_cast<int8_t>(meta[n + c]));
+        step[c] = scale * unit[c];
+        center[c] = scale * mean;
+    }
+}
+
 MaskKind load_mask(const uint16_t * mask, int n, float * bias) {
     int hidden = 0, zero = 0;
     for (int i = 0; i < n; ++i) {
@@ -253,7 +261,7 @@ void add_scaled(const float * x, float factor, int n, float * out) {
 
 } // namespace
 
-const Kernels scalar_kernels = {"scalar",     unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_mask, fold_queries,
+const Kernels scalar_kernels = {"scalar",     unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_key_scales, load_mask, fold_queries,
                                 score_levels, score_halves, softmax,        pack_weights, add_levels,      add_halves, scale, add_scaled};
 
 } // namespace vidkv

@@ -83,67 +83,47 @@ void KeyTile::unpack_paper(const KeyPage & page) {
     centered_ = round_up(wide, 16);
 }
 
-// Runs of quads, and what a level means in units of the scale.
-void KeyTile::learn_codes(const uint8_t * packed) {
-    const int quads = layout_.head_dim / 4;
-    const size_t bytes = static_cast<size_t>(quads + 1) / 2;
+void KeyTile::unpack_trellis(const KeyPage & page) {
+    const int head_dim = layout_.head_dim, quads = head_dim / 4;
     KeyCodes & codes = scratch_.codes;
-    if (codes.known && std::memcmp(codes.packed.data(), packed, bytes) == 0) return;
-    if (!codes.known) {
-        std::fill_n(codes.step, padded_, 0.0f);
+    if (!codes.known) { // what is behind the last channel stays 0
+        codes.known = true;
         std::fill_n(codes.offset, padded_, uint8_t{0});
         std::fill_n(scratch_.step.get(), padded_, 0.0f);
         std::fill_n(scratch_.center.get(), padded_, 0.0f);
     }
-    codes.known = true;
-    std::memcpy(codes.packed.data(), packed, bytes);
     codes.run_count = 0;
+    const uint8_t * quad_codes = page.meta + 2 * head_dim, * packed = page.codes;
+    const auto code_of = [&](int quad) { return quad_codes[quad / 2] >> (quad % 2 * 4) & 15; };
     const CodeTable & table = code_table();
-    for (int quad = 0; quad < quads; ++quad) {
-        const CodeEntry & entry = table[packed[quad / 2] >> (quad % 2 * 4) & 15];
-        append_run(codes, quad, 1, entry.largest);
-        for (int i = 0; i < 4; ++i) codes.step[4 * quad + i] = entry.step;
-        std::memset(codes.offset + 4 * quad, entry.largest, 4); // twice the middle of the levels
-    }
-}
-
-void KeyTile::unpack_trellis(const KeyPage & page) {
-    const int head_dim = layout_.head_dim, quads = head_dim / 4;
-    const uint8_t * packed_codes = page.meta + 2 * head_dim;
-    learn_codes(packed_codes);
-    const auto code_of = [&](int quad) { return packed_codes[quad / 2] >> (quad % 2 * 4) & 15; };
-    const uint8_t * packed = page.codes;
     for (int quad = 0, n; quad < quads; quad += n) {
         const int code = code_of(quad);
         for (n = 1; quad + n < quads && code_of(quad + n) == code; ++n) continue;
+        const CodeEntry & entry = table[static_cast<size_t>(code)];
+        append_run(codes, quad, n, entry.largest);
+        std::fill_n(codes.step + 4 * quad, 4 * n, entry.step);
+        std::fill_n(codes.offset + 4 * quad, 4 * n, static_cast<uint8_t>(entry.largest));
         kernels_.unpack_quads(static_cast<QuadCode>(code), packed, page_tokens, n, page_tokens * 4,
                               scratch_.levels.get() + quad * page_tokens * 4);
-        packed += n * code_table()[code].page_bytes;
+        packed += n * entry.page_bytes;
     }
-    float * step = scratch_.step.get(), * center = scratch_.center.get();
-    kernels_.load_log_scales(page.meta, head_dim, step);
-    const uint8_t * mean = page.meta + head_dim;
-    for (int c = 0; c < head_dim; ++c) {
-        center[c] = step[c] * (0.125f * static_cast<float>(static_cast<int8_t>(mean[c])));
-        step[c] *= scratch_.codes.step[c];
-    }
+    kernels_.load_key_scales(page.meta, head_dim, codes.step, scratch_.step.get(), scratch_.center.get());
     centered_ = round_up(head_dim, 16);
 }
 
 void KeyTile::score(const QueryRows & queries, Prefetch & soon) const {
     const KeySteps steps{scratch_.step.get(), offset_, scratch_.center.get(), padded_, centered_, layout_.groups()};
     kernels_.fold_queries(queries.q, queries.stride, queries.rows, steps, queries.base, scratch_.folded);
-    soon.some();
     for (int g = 0; g < layout_.groups(); ++g) {
         kernels_.score_levels({scratch_.levels.get(), scratch_.codes.runs.data(), scratch_.codes.run_count, g * layout_.group,
-                               layout_.group, &scratch_.folded[g], queries.rows, scratch_.scores.get()});
-        soon.some();
+                               layout_.group, &scratch_.folded[g], queries.rows, scratch_.scores.get(), &soon});
     }
 }
 
 ValueTile::ValueTile(const Kernels & kernels, const ValueLayout & layout, const ValuePage & page, Scratch & scratch)
     : kernels_(kernels), layout_(layout), page_(page), scratch_(scratch),
       stride_((layout.codec == VIDKV_CODEC_PAPER ? layout.head_dim : round_up(layout.head_dim, 16)) * 4) {
+    if (page.mask) scratch.slot_tokens = slot_tokens(page);
     if (layout.codec == VIDKV_CODEC_PAPER) {
         learn_paper();
     } else {
@@ -179,7 +159,7 @@ void ValueTile::learn_paper() {
 
 void ValueTile::pack(int rows, PackedWeights & packed) const {
     const bool paper = layout_.codec == VIDKV_CODEC_PAPER;
-    const WeightRule rule{page_.permuted ? page_.token.data() : nullptr, slot_scale_, paper ? layout_.groups() : 1,
+    const WeightRule rule{page_.mask ? scratch_.slot_tokens.data() : nullptr, slot_scale_, paper ? layout_.groups() : 1,
                           paper && base_[0] != nullptr};
     kernels_.pack_weights(scratch_.scores.get(), rows, rule, packed);
 }
@@ -207,7 +187,7 @@ void ValueTile::unpack() {
     }
 }
 
-void ValueTile::add(int rows, const PackedWeights & packed, const ValueSums & sums) const {
+void ValueTile::add(int rows, const PackedWeights & packed, const ValueSums & sums, Prefetch & soon) const {
     const bool paper = layout_.codec == VIDKV_CODEC_PAPER;
     ValueProduct product;
     product.levels = scratch_.levels.get();
@@ -234,6 +214,7 @@ void ValueTile::add(int rows, const PackedWeights & packed, const ValueSums & su
     }
     product.out = paper ? sums.natural : sums.rotated;
     product.out_stride = sums.stride;
+    product.soon = &soon;
     kernels_.add_levels(product);
 }
 

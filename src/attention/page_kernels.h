@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention/kernels.h"
+#include "attention/prefetch.h"
 #include "attention/scratch.h"
 #include "codec/key_codec.h"
 #include "codec/value_codec.h"
@@ -16,26 +17,6 @@ struct QueryRows {
     const float * base; // a row: what every sealed page adds to the score
 };
 
-// Bytes that will be read soon, fetched a few lines at a time between kernels: more at once would block the core.
-class Prefetch {
-  public:
-    void add(const uint8_t * bytes, size_t n) { parts_[count_++] = {bytes, bytes + n}; }
-    void some(int lines = 24) {
-        for (; lines > 0 && at_ < count_; --lines) {
-            __builtin_prefetch(parts_[at_].next);
-            parts_[at_].next += 64;
-            if (parts_[at_].next >= parts_[at_].end) ++at_;
-        }
-    }
-
-  private:
-    struct Part {
-        const uint8_t *next, *end;
-    };
-    Part parts_[2];
-    int count_ = 0, at_ = 0;
-};
-
 // Unpacks the levels of a key page into scratch.levels and its steps into scratch.step and scratch.center.
 class KeyTile {
   public:
@@ -45,7 +26,6 @@ class KeyTile {
   private:
     void unpack_paper(const KeyPage & page);
     void unpack_trellis(const KeyPage & page);
-    void learn_codes(const uint8_t * packed);
 
     const Kernels & kernels_;
     const KeyLayout & layout_;
@@ -69,7 +49,7 @@ class ValueTile {
     void pack(int rows, PackedWeights & packed) const;
     // Once all rows are packed: the levels -> scratch.levels.
     void unpack();
-    void add(int rows, const PackedWeights & packed, const ValueSums & sums) const;
+    void add(int rows, const PackedWeights & packed, const ValueSums & sums, Prefetch & soon) const;
 
   private:
     void learn_paper();
@@ -77,7 +57,7 @@ class ValueTile {
 
     const Kernels & kernels_;
     const ValueLayout & layout_;
-    const ValuePage & page_;
+    const ValuePage page_;
     Scratch & scratch_;
     const int stride_; // bytes from quad to quad
     const float * slot_scale_ = nullptr;

@@ -27,14 +27,13 @@ struct ScratchShape {
     int rows, tokens; // of the largest query block
 };
 
-// What the quads of a key page are coded as, kept from page to page: most pages of a head are alike.
+// What the quads of a key page are coded as.
 struct KeyCodes {
-    std::array<uint8_t, largest_head_dim / 8> packed{}; // the codes as the page has them
-    bool known = false;
+    bool known = false; // paper: the same for all pages
     std::array<LevelRun, largest_head_dim / 4> runs;
     int run_count = 0;
-    alignas(64) float step[largest_head_dim]; // in units of the channel's scale
-    alignas(64) uint8_t offset[largest_head_dim];
+    alignas(64) float step[largest_head_dim]; // trellis: in units of the channel's scale
+    alignas(64) uint8_t offset[largest_head_dim]; // twice the levels' middle
 };
 
 inline size_t value_meta_size(int value_dim) {
@@ -45,9 +44,10 @@ struct Scratch {
     explicit Scratch(const ScratchShape & s);
 
     AlignedArray<uint8_t> levels;        // of keys, then of values
-    KeyCodes codes;                      // trellis keys
+    KeyCodes codes;
     AlignedArray<float> step, center;    // [largest_groups][key_dim rounded up to 64]
     AlignedArray<float> value_meta;      // paper: steps and minima of all groups; trellis: a scale a slot
+    std::array<uint8_t, page_tokens> slot_tokens; // of values, where some tokens are protected
     FoldedQueries folded[largest_groups]; // of the row block at hand
     AlignedArray<float> scores;          // [row_block][page_tokens]: scores, then weights
     AlignedArray<PackedWeights> weights; // [row blocks]

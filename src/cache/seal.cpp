@@ -109,11 +109,11 @@ struct KeySealing {
         for_each(pages.size(), threads, [&](size_t page) {
             std::vector<const KeyRows *> of_heads;
             for (size_t head = 0; head < heads(); ++head) of_heads.push_back(&rows_of(page, head));
-            codes[page] = allot_bits(layout, plans, feedback, of_heads, use_of_page(page));
+            codes[page] = allot_bits(layout, plans, feedback, of_heads, page);
             size_t start = 0;
             uint8_t * starts = sealed[page].data.get() + layout.head_codes + heads() * layout.head_meta;
             for (size_t head = 0; head < heads(); ++head) {
-                store_at(starts, head, static_cast<uint16_t>(start / quad_bytes(QuadCode::trellis1, page_tokens)));
+                store_at(starts, head, static_cast<uint16_t>(start / quad_bit_bytes));
                 for (size_t q = 0; q < quads; ++q) start += quad_bytes(codes[page][head * quads + q], page_tokens);
             }
         });
@@ -121,7 +121,7 @@ struct KeySealing {
             const size_t page = i / heads(), head = i % heads();
             uint8_t * data = sealed[page].data.get();
             const KeyPage place = key_page(layout, data, static_cast<int>(head));
-            encode_trellis_keys(plans[head], feedback[head], &codes[page][head * quads], rows[i], use_of_page(page),
+            encode_trellis_keys(plans[head], feedback[head], &codes[page][head * quads], rows[i], feedback[head].page(page),
                                 data + (place.codes - data), data + (place.meta - data));
         });
     }
@@ -147,9 +147,10 @@ void encode_value_head(const ValueLayout & layout, const OpenPage & page, size_t
     const ValuePage place = value_page(layout, data, static_cast<int>(head));
     const size_t head_dim = static_cast<size_t>(layout.head_dim), channels = head_dim * static_cast<size_t>(layout.kv_heads);
     std::vector<float> x(page_tokens * head_dim);
+    const auto tokens = slot_tokens(place);
     Use use;
-    for (int slot = 0; slot < page_tokens; ++slot) {
-        const int token = place.permuted ? place.token[slot] : slot;
+    for (size_t slot = 0; slot < page_tokens; ++slot) {
+        const int token = tokens[slot];
         use[slot] = has(page.use, token);
         const uint16_t * row = page.rows + static_cast<size_t>(token) * channels + head * head_dim;
         for (size_t c = 0; c < head_dim; ++c) x[slot * head_dim + c] = half_to_float(row[c]);

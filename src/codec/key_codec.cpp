@@ -54,7 +54,7 @@ KeyPage key_page(const KeyLayout & layout, const uint8_t * page, int head) {
     }
     const uint8_t * meta = page + layout.head_codes;
     const size_t start = load_at<uint16_t>(meta + heads * layout.head_meta, h);
-    return {page + start * quad_bytes(QuadCode::trellis1, page_tokens), meta + h * layout.head_meta};
+    return {page + start * quad_bit_bytes, meta + h * layout.head_meta};
 }
 
 QuadCode key_quad_code(const KeyLayout & layout, const uint8_t * meta, int quad) {

@@ -13,7 +13,7 @@ constexpr int round_to(int n, int multiple) { return (n + multiple / 2) / multip
 KeyLayout trellis_keys(KeyLayout layout, float key_bits) {
     layout.group = page_tokens;
     layout.quad_bits = static_cast<int>(std::floor(key_bits * static_cast<float>(layout.head_dim / 4))) * layout.kv_heads;
-    layout.head_codes = static_cast<size_t>(layout.quad_bits) * quad_bytes(QuadCode::trellis1, page_tokens);
+    layout.head_codes = static_cast<size_t>(layout.quad_bits) * quad_bit_bytes;
     layout.head_meta = static_cast<size_t>(2 * layout.head_dim + layout.head_dim / 8);
     layout.page_bytes = layout.head_codes + static_cast<size_t>(layout.kv_heads) * (layout.head_meta + sizeof(uint16_t));
     return layout;

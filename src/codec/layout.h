@@ -10,6 +10,7 @@
 namespace vidkv {
 
 constexpr int page_tokens = VIDKV_PAGE;
+constexpr size_t quad_bit_bytes = page_tokens / 2; // of a key page: a bit for each element of a quad
 
 // Keys. A page of a layer: [codes of every KV head][meta of every KV head][u16 code_start[kv_heads], trellis only].
 // A head's codes are quads of four channels x 128 tokens, channels in plan order (channel_plan.h), one after the other.

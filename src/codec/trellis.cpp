@@ -1,7 +1,6 @@
 #include "codec/trellis.h"
 
 #include <algorithm>
-#include <limits>
 #include <vector>
 
 #include "codec/viterbi.h"
@@ -47,15 +46,19 @@ const TrellisTable & trellis_table(QuadCode code) {
     }
 }
 
-void encode_trellis_lane(QuadCode code, const float * x, int rows, int lane, uint8_t * packed, uint8_t * levels) {
+void encode_trellis_lane(QuadCode code, const float * x, int rows, int lane, uint8_t * packed, uint8_t * levels,
+                         const float * weight) {
     static const Search chosen = choose_search();
     const TrellisTable & table = trellis_table(code);
     const TrellisRing ring(table, rows);
-    std::vector<float> ordered(static_cast<size_t>(ring.steps * ring.samples), std::numeric_limits<float>::quiet_NaN());
+    std::vector<float> ordered(static_cast<size_t>(2 * ring.steps * ring.samples)); // a sample, its weight
     for (int i = 0; i < ring.steps; ++i) {
         for (int v = 0; v < ring.samples; ++v) {
             const int row = ring.row(ring.steps - 1 - i, v);
-            if (row < rows) ordered[i * ring.samples + v] = std::clamp(x[row], -6.0f, 6.0f);
+            if (row >= rows) continue;
+            float * pair = &ordered[static_cast<size_t>(2 * (i * ring.samples + v))];
+            pair[0] = std::clamp(x[row], -6.0f, 6.0f);
+            pair[1] = weight ? weight[row] : 1.0f;
         }
     }
     const size_t longest = static_cast<size_t>(std::max(ring.steps, 2 * warm_up));

@@ -49,7 +49,8 @@ struct TrellisRing {
 };
 
 // Finds the bits for one lane of a quad: x [rows] in units of the scale (about unit variance), finite. Writes the lane's bytes
-// of `packed` and its levels [rows].
-void encode_trellis_lane(QuadCode code, const float * x, int rows, int lane, uint8_t * packed, uint8_t * levels);
+// of `packed` and its levels [rows]. weight: [rows], what a squared error costs, up to about 4; null: 1.
+void encode_trellis_lane(QuadCode code, const float * x, int rows, int lane, uint8_t * packed, uint8_t * levels,
+                         const float * weight = nullptr);
 
 } // namespace vidkv

@@ -21,23 +21,24 @@ constexpr int most_bits = 6;
 constexpr QuadCode code_of_bits(int bits) { return static_cast<QuadCode>(bits); }
 
 constexpr double damping = 0.01; // of the mean diagonal, so that directions no query looked at stay bounded
+constexpr float most_attention = 16.0f; // of the median token's: more, and the other tokens of the page pay too much
+constexpr float most_searched = 4.0f;   // in the trellis search, whose 16-bit costs would saturate
 
 struct Moments {
     double mean = 0, variance = 0;
 };
 
-Moments moments(const float * x, const uint8_t * use) {
-    double sum = 0, squares = 0;
-    int count = 0;
+Moments moments(const float * x, const float * weight) {
+    double sum = 0, squares = 0, total = 0;
     for (int t = 0; t < page_tokens; ++t) {
-        if (!use[t]) continue;
-        sum += x[t];
-        squares += static_cast<double>(x[t]) * x[t];
-        ++count;
+        const double w = weight[t];
+        sum += w * x[t];
+        squares += w * x[t] * x[t];
+        total += w;
     }
-    if (count == 0) return {};
-    const double mean = sum / count;
-    return {mean, std::max(0.0, squares / count - mean * mean)};
+    if (total == 0) return {};
+    const double mean = sum / total;
+    return {mean, std::max(0.0, squares / total - mean * mean)};
 }
 
 // E[q q^T] of a head with damping; the identity where no query was seen.
@@ -57,10 +58,10 @@ std::vector<double> damped_second(const QueryStatistics * statistics, int head, 
 }
 
 // Mean over pages of a channel's variance inside a page.
-double page_variance(const std::vector<const KeyRows *> & rows, const std::vector<uint8_t> & use, int channel) {
+double page_variance(const std::vector<const KeyRows *> & rows, const KeyFeedback & feedback, int channel) {
     double sum = 0;
     for (size_t p = 0; p < rows.size(); ++p) {
-        sum += moments(rows[p]->data() + channel * page_tokens, &use[p * page_tokens]).variance;
+        sum += moments(rows[p]->data() + channel * page_tokens, feedback.page(p)).variance;
     }
     return sum / static_cast<double>(rows.size());
 }
@@ -79,6 +80,42 @@ float plan_mean(const std::vector<const KeyRows *> & rows, const std::vector<uin
     return *middle;
 }
 
+// log E[exp(scale q.k)] for Gaussian queries with the head's statistics, for each token of a page.
+void log_attention(const QueryStatistics & queries, int head, int head_dim, const KeyRows & keys, float * out) {
+    const double scale = 1.0 / std::sqrt(static_cast<double>(head_dim));
+    std::fill_n(out, page_tokens, 0.0f);
+    float along[page_tokens];
+    for (int i = 0; i < head_dim; ++i) {
+        const double mean = scale * queries.mean(head, i);
+        std::fill_n(along, page_tokens, static_cast<float>(mean));
+        for (int j = 0; j < head_dim; ++j) {
+            const double covariance = scale * scale * (queries.second(head, i, j) - queries.mean(head, i) * queries.mean(head, j));
+            const float half = static_cast<float>(0.5 * covariance);
+            for (int t = 0; t < page_tokens; ++t) along[t] += half * keys[j * page_tokens + t];
+        }
+        for (int t = 0; t < page_tokens; ++t) out[t] += along[t] * keys[i * page_tokens + t];
+    }
+}
+
+// How much the error of each token counts: the root of its expected attention over the median token's, within bounds.
+std::vector<float> expected_attention(const QueryStatistics * statistics, int head, int head_dim,
+                                      const std::vector<const KeyRows *> & rows, const std::vector<uint8_t> & use) {
+    std::vector<float> weight(use.begin(), use.end());
+    if (!statistics || statistics->empty()) return weight;
+    std::vector<float> log(weight.size()), used;
+    for (size_t p = 0; p < rows.size(); ++p) log_attention(*statistics, head, head_dim, *rows[p], &log[p * page_tokens]);
+    for (size_t i = 0; i < log.size(); ++i) {
+        if (use[i]) used.push_back(log[i]);
+    }
+    if (used.empty()) return weight;
+    const auto middle = used.begin() + static_cast<ptrdiff_t>(used.size() / 2);
+    std::nth_element(used.begin(), middle, used.end());
+    for (size_t i = 0; i < log.size(); ++i) {
+        if (use[i]) weight[i] = std::clamp(std::exp(0.5f * (log[i] - *middle)), 1.0f, most_attention);
+    }
+    return weight;
+}
+
 } // namespace
 
 KeyFeedback make_feedback(const QueryStatistics * statistics, int head, int head_dim, const std::vector<const KeyRows *> & rows,
@@ -86,8 +123,9 @@ KeyFeedback make_feedback(const QueryStatistics * statistics, int head, int head
     const size_t n = static_cast<size_t>(head_dim);
     const std::vector<double> h = damped_second(statistics, head, head_dim);
     KeyFeedback feedback;
+    feedback.attention = expected_attention(statistics, head, head_dim, rows, use);
     std::vector<double> importance(n);
-    for (size_t c = 0; c < n; ++c) importance[c] = h[c * n + c] * page_variance(rows, use, static_cast<int>(c));
+    for (size_t c = 0; c < n; ++c) importance[c] = h[c * n + c] * page_variance(rows, feedback, static_cast<int>(c));
     feedback.order.resize(n);
     std::iota(feedback.order.begin(), feedback.order.end(), uint16_t{0});
     std::stable_sort(feedback.order.begin(), feedback.order.end(),
@@ -119,7 +157,7 @@ ChannelPlan plan_trellis_keys(const KeyFeedback & feedback, const std::vector<co
                               const std::vector<uint8_t> & use) {
     const size_t n = feedback.order.size();
     std::vector<double> weight(n);
-    for (size_t c = 0; c < n; ++c) weight[c] = feedback.weight[c] * page_variance(rows, use, static_cast<int>(c));
+    for (size_t c = 0; c < n; ++c) weight[c] = feedback.weight[c] * page_variance(rows, feedback, static_cast<int>(c));
     ChannelPlan plan;
     plan.order.resize(n);
     std::iota(plan.order.begin(), plan.order.end(), uint16_t{0});
@@ -131,7 +169,7 @@ ChannelPlan plan_trellis_keys(const KeyFeedback & feedback, const std::vector<co
 
 std::vector<QuadCode> allot_bits(const KeyLayout & layout, const std::vector<ChannelPlan> & plans,
                                  const std::vector<KeyFeedback> & feedback, const std::vector<const KeyRows *> & rows,
-                                 const uint8_t * use) {
+                                 size_t page) {
     struct Gain {
         double gain;
         int bits, quad; // the step from bits to bits + 1
@@ -143,7 +181,7 @@ std::vector<QuadCode> allot_bits(const KeyLayout & layout, const std::vector<Cha
             double weight = 0;
             for (int i = 0; i < 4; ++i) {
                 const int channel = plans[head].order[4 * quad + i];
-                weight += feedback[head].weight[channel] * moments(rows[head]->data() + channel * page_tokens, use).variance;
+                weight += feedback[head].weight[channel] * moments(rows[head]->data() + channel * page_tokens, feedback[head].page(page)).variance;
             }
             for (int bits = 0; bits < most_bits; ++bits) {
                 gains.push_back({weight * (distortion[bits] - distortion[bits + 1]), bits, head * quads + quad});
@@ -180,27 +218,28 @@ void encode_uniform_lane(QuadCode code, const float * x, uint8_t * levels) {
 
 // target: [128], what the channel should be; lane: of the quad at `codes`. decoded: [128], what it became, plan mean left out.
 // quad_levels: [128][4] of the quad, for uniform codes, which are packed when all four lanes are there.
-ChannelCode encode_channel(QuadCode code, const float * target, const uint8_t * use, int lane, uint8_t * codes,
+ChannelCode encode_channel(QuadCode code, const float * target, const float * weight, int lane, uint8_t * codes,
                            uint8_t * quad_levels, float * decoded) {
-    const Moments m = moments(target, use);
+    const Moments m = moments(target, weight);
     const float mean = static_cast<float>(m.mean);
     // The mean is stored in eighths of the scale, -127..127.
     const float least = std::fabs(mean) * (8.0f / 127.0f), deviation = std::max(static_cast<float>(std::sqrt(m.variance)), least);
     float scale = least;
     float z[page_tokens], y[page_tokens] = {};
     if (code != QuadCode::none && deviation > 0.0f) {
-        for (int t = 0; t < page_tokens; ++t) z[t] = use[t] ? (target[t] - mean) / deviation : 0.0f;
+        for (int t = 0; t < page_tokens; ++t) z[t] = weight[t] > 0.0f ? (target[t] - mean) / deviation : 0.0f;
+        float searched[page_tokens];
+        for (int t = 0; t < page_tokens; ++t) searched[t] = std::min(weight[t], most_searched);
         uint8_t levels[page_tokens];
-        if (code <= QuadCode::trellis3) encode_trellis_lane(code, z, page_tokens, lane, codes, levels);
+        if (code <= QuadCode::trellis3) encode_trellis_lane(code, z, page_tokens, lane, codes, levels, searched);
         else encode_uniform_lane(code, z, levels);
         const LevelGrid grid = level_grid(code);
         float zz = 0, zy = 0;
         for (int t = 0; t < page_tokens; ++t) {
             quad_levels[4 * t + lane] = levels[t];
             y[t] = (static_cast<float>(levels[t]) - grid.offset) * grid.step;
-            if (!use[t]) continue;
-            zz += z[t] * z[t];
-            zy += z[t] * y[t];
+            zz += weight[t] * z[t] * z[t];
+            zy += weight[t] * z[t] * y[t];
         }
         // Unbiased for dot products: <z, z> / <z, y>, unless the code misses altogether.
         scale = std::max(zy > 0.3f * zz && zz > 0.0f ? deviation * (zz / zy) : deviation, least);
@@ -208,7 +247,14 @@ ChannelCode encode_channel(QuadCode code, const float * target, const uint8_t * 
     ChannelCode out;
     out.scale = log_scale_code(scale);
     const float stored = log_scale_value(out.scale);
-    out.mean = stored > 0.0f ? static_cast<int8_t>(std::clamp(std::nearbyint(8.0f * mean / stored), -127.0f, 127.0f)) : int8_t{0};
+    // The mean of what the levels leave: a page as a whole must not be moved against the others.
+    float left = 0, total = 0;
+    for (int t = 0; t < page_tokens; ++t) {
+        left += weight[t] * (target[t] - stored * y[t]);
+        total += weight[t];
+    }
+    const float rest = total > 0.0f ? left / total : 0.0f;
+    out.mean = stored > 0.0f ? static_cast<int8_t>(std::clamp(std::nearbyint(8.0f * rest / stored), -127.0f, 127.0f)) : int8_t{0};
     const float offset = 0.125f * stored * static_cast<float>(out.mean);
     for (int t = 0; t < page_tokens; ++t) decoded[t] = stored * y[t] + offset;
     return out;
@@ -218,8 +264,8 @@ ChannelCode encode_channel(QuadCode code, const float * target, const uint8_t * 
 class HeadEncoder {
   public:
     HeadEncoder(const ChannelPlan & plan, const KeyFeedback & feedback, const QuadCode * quads, const KeyRows & rows,
-                const uint8_t * use, uint8_t * codes, uint8_t * meta)
-        : n_(plan.order.size()), plan_(plan), feedback_(feedback), quads_(quads), rows_(rows), use_(use), codes_(codes), meta_(meta),
+                const float * attention, uint8_t * codes, uint8_t * meta)
+        : n_(plan.order.size()), plan_(plan), feedback_(feedback), quads_(quads), rows_(rows), attention_(attention), codes_(codes), meta_(meta),
           place_(n_), start_(n_ / 4 + 1), levels_(n_ * page_tokens), errors_(n_ * page_tokens) {
         for (size_t i = 0; i < n_; ++i) place_[plan.order[i]] = i;
         for (size_t q = 0; q < n_ / 4; ++q) start_[q + 1] = start_[q] + quad_bytes(quads[q], page_tokens);
@@ -269,7 +315,7 @@ class HeadEncoder {
   private:
     uint8_t * quad_levels(size_t quad) { return &levels_[quad * 4 * page_tokens]; }
     float wanted(size_t channel, int t) const {
-        return use_[t] ? rows_[channel * page_tokens + t] - half_to_float(plan_.mean[place_[channel]]) : 0.0f;
+        return attention_[t] > 0.0f ? rows_[channel * page_tokens + t] - half_to_float(plan_.mean[place_[channel]]) : 0.0f;
     }
     void aim(size_t channel) {
         for (int t = 0; t < page_tokens; ++t) target_[t] = wanted(channel, t);
@@ -280,24 +326,24 @@ class HeadEncoder {
     }
     ChannelCode encode(size_t channel) {
         const size_t at = place_[channel], quad = at / 4;
-        return encode_channel(quads_[quad], target_, use_, static_cast<int>(at % 4), codes_ + start_[quad], quad_levels(quad), decoded_);
+        return encode_channel(quads_[quad], target_, attention_, static_cast<int>(at % 4), codes_ + start_[quad], quad_levels(quad), decoded_);
     }
     void keep(size_t channel, const ChannelCode & coded) {
-        for (int t = 0; t < page_tokens; ++t) errors_[channel * page_tokens + t] = use_[t] ? wanted(channel, t) - decoded_[t] : 0.0f;
+        for (int t = 0; t < page_tokens; ++t) errors_[channel * page_tokens + t] = attention_[t] > 0.0f ? wanted(channel, t) - decoded_[t] : 0.0f;
         meta_[place_[channel]] = coded.scale;
         meta_[n_ + place_[channel]] = static_cast<uint8_t>(coded.mean);
     }
     // Squared distance to the target of what was just coded, and of what is kept.
     double miss() const {
         double sum = 0;
-        for (int t = 0; t < page_tokens; ++t) sum += use_[t] ? (target_[t] - decoded_[t]) * (target_[t] - decoded_[t]) : 0.0f;
+        for (int t = 0; t < page_tokens; ++t) sum += attention_[t] * (target_[t] - decoded_[t]) * (target_[t] - decoded_[t]);
         return sum;
     }
     double miss_of_kept(size_t channel) const {
         double sum = 0;
         for (int t = 0; t < page_tokens; ++t) {
             const float d = target_[t] - (wanted(channel, t) - errors_[channel * page_tokens + t]);
-            sum += use_[t] ? d * d : 0.0f;
+            sum += attention_[t] * d * d;
         }
         return sum;
     }
@@ -307,7 +353,7 @@ class HeadEncoder {
     const KeyFeedback & feedback_;
     const QuadCode * quads_;
     const KeyRows & rows_;
-    const uint8_t * use_;
+    const float * attention_;
     uint8_t *codes_, *meta_;
     std::vector<size_t> place_; // of a natural channel in the plan
     std::vector<size_t> start_; // of a quad's codes
@@ -319,8 +365,8 @@ class HeadEncoder {
 } // namespace
 
 void encode_trellis_keys(const ChannelPlan & plan, const KeyFeedback & feedback, const QuadCode * quads, const KeyRows & rows,
-                         const uint8_t * use, uint8_t * codes, uint8_t * meta) {
-    HeadEncoder encoder(plan, feedback, quads, rows, use, codes, meta);
+                         const float * attention, uint8_t * codes, uint8_t * meta) {
+    HeadEncoder encoder(plan, feedback, quads, rows, attention, codes, meta);
     encoder.code_in_order();
     encoder.refine();
     encoder.finish();

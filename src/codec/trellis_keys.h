@@ -20,6 +20,8 @@ struct KeyFeedback {
     std::vector<float> carry;     // [head_dim][head_dim]: row c: what channel order[c] takes of the errors of order[0 .. c-1]
     std::vector<float> pull;      // [head_dim][head_dim] by natural channels: E[q_c q_j] / E[q_c^2], 0 on the diagonal
     std::vector<float> weight;    // by natural channel: what a squared error costs when earlier errors are made good
+    std::vector<float> attention; // [pages][128]: how much a token's error counts, 0 where the cell is not used
+    const float * page(size_t index) const { return &attention[index * page_tokens]; }
 };
 
 // rows: this head in all pages about to be sealed; use: [pages][128]. statistics may be null or empty: all channels weigh the
@@ -34,10 +36,10 @@ ChannelPlan plan_trellis_keys(const KeyFeedback & feedback, const std::vector<co
 // Codes of all quads of a page, [kv_heads][head_dim / 4]: spends exactly layout.quad_bits. rows: one entry a head.
 std::vector<QuadCode> allot_bits(const KeyLayout & layout, const std::vector<ChannelPlan> & plans,
                                  const std::vector<KeyFeedback> & feedback, const std::vector<const KeyRows *> & rows,
-                                 const uint8_t * use);
+                                 size_t page);
 
 // Writes one head of a page: its codes and its meta.
 void encode_trellis_keys(const ChannelPlan & plan, const KeyFeedback & feedback, const QuadCode * quads, const KeyRows & rows,
-                         const uint8_t * use, uint8_t * codes, uint8_t * meta);
+                         const float * attention, uint8_t * codes, uint8_t * meta);
 
 } // namespace vidkv

@@ -1,6 +1,8 @@
 #include "codec/value_codec.h"
 
 #include <algorithm>
+#include <bit>
+#include <numeric>
 #include <vector>
 
 #include "base/bytes.h"
@@ -141,36 +143,40 @@ void encode_trellis(const ValueLayout & layout, const float * x, const uint8_t *
     }
 }
 
+int marked_tokens(const uint8_t * mask) {
+    return std::accumulate(mask, mask + page_tokens / 8, 0, [](int n, uint8_t bits) { return n + std::popcount(bits); });
+}
+
 } // namespace
 
 ValuePage value_page(const ValueLayout & layout, const uint8_t * page, int head) {
     ValuePage out;
+    if (layout.protects) { // the mask stands first: the sizes of the rest follow from it
+        out.mask = page;
+        out.protected_units = marked_tokens(page) / layout.unit();
+        page += page_tokens / 8;
+    }
     const size_t heads = static_cast<size_t>(layout.kv_heads), h = static_cast<size_t>(head);
-    if (!layout.protects) {
-        out.codes = page + h * layout.head_codes(0);
-        out.meta = page + heads * layout.head_codes(0) + h * layout.head_meta(0);
-        return out;
-    }
-    // The mask stands first in a page that has one: the sizes of the rest follow from it.
-    int n = 0;
-    for (const bool wanted : {true, false}) {
-        for (int t = 0; t < page_tokens; ++t) {
-            if ((page[t / 8] >> (t % 8) & 1) == wanted) out.token[n++] = static_cast<uint8_t>(t);
-        }
-        if (wanted) out.protected_units = n / layout.unit();
-    }
-    out.permuted = true;
-    page += page_tokens / 8;
-    out.codes = page + h * layout.head_codes(out.protected_units);
-    out.meta = page + heads * layout.head_codes(out.protected_units) + h * layout.head_meta(out.protected_units);
+    const size_t codes = layout.head_codes(out.protected_units), meta = layout.head_meta(out.protected_units);
+    out.codes = page + h * codes;
+    out.meta = page + heads * codes + h * meta;
     return out;
+}
+
+std::array<uint8_t, page_tokens> slot_tokens(const ValuePage & page) {
+    std::array<uint8_t, page_tokens> token;
+    int next[] = {page.mask ? marked_tokens(page.mask) : 0, 0}; // plain, protected
+    for (int t = 0; t < page_tokens; ++t) {
+        const bool marked = page.mask && (page.mask[t / 8] >> (t % 8) & 1);
+        token[static_cast<size_t>(next[marked]++)] = static_cast<uint8_t>(t);
+    }
+    return token;
 }
 
 bool is_sound(const ValueLayout & layout, const uint8_t * page, size_t bytes) {
     if (!layout.protects) return bytes == layout.page_bytes(0);
-    int marked = 0;
     if (bytes < page_tokens / 8) return false;
-    for (int t = 0; t < page_tokens; ++t) marked += page[t / 8] >> (t % 8) & 1;
+    const int marked = marked_tokens(page);
     return marked % layout.unit() == 0 && bytes == layout.page_bytes(marked / layout.unit());
 }
 
@@ -201,7 +207,8 @@ void value_scales(const ValueLayout & layout, const ValuePage & page, float * sc
 
 void decode_values(const ValueLayout & layout, const ValuePage & page, float * x) {
     const int head_dim = layout.head_dim;
-    const auto row_of = [&](int slot) { return x + (page.permuted ? page.token[slot] : slot) * head_dim; };
+    const auto token = slot_tokens(page);
+    const auto row_of = [&](int slot) { return x + token[slot] * head_dim; };
     if (layout.codec == VIDKV_CODEC_PAPER) {
         std::vector<uint8_t> levels(static_cast<size_t>(layout.group) * head_dim);
         std::vector<float> a(head_dim), b(head_dim);

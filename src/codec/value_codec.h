@@ -10,15 +10,17 @@ namespace vidkv {
 
 // ---- reading: what attention needs ----
 
-// One head's part of a sealed page. Slot s holds token token[s] if permuted is true, else token s.
+// One head's part of a sealed page.
 struct ValuePage {
     const uint8_t * codes = nullptr;
     const uint8_t * meta = nullptr;
     int protected_units = 0;
-    bool permuted = false;
-    std::array<uint8_t, page_tokens> token; // valid if permuted
+    const uint8_t * mask = nullptr; // a bit a token: protected ones fill the first slots. Null: slot s holds token s
 };
 ValuePage value_page(const ValueLayout & layout, const uint8_t * page, int head);
+
+// The token that each slot holds.
+std::array<uint8_t, page_tokens> slot_tokens(const ValuePage & page);
 
 // Levels of group g (paper) as [quad][head_dim][4 slots]; uniform2 or ternary (levels 0, 1, 2).
 void unpack_value_group(const ValueLayout & layout, const ValuePage & page, int group, uint8_t * levels);

@@ -112,7 +112,7 @@ template <int Bits> struct Viterbi {
 // A lane's samples in coding order, which runs through the ring backwards: coding step i is ring step steps - 1 - i.
 class Samples {
   public:
-    // x: [steps][samples]; rows that do not exist are not numbers and cost nothing.
+    // x: [steps][samples] pairs of a sample and its weight, 0 where there is no row.
     Samples(const TrellisTable & table, int steps, const float * x) : mix(table.mix.data()), count(steps), table_(table), x_(x) {
         for (int v = 0; v < table.samples; ++v) {
             for (int s = 0; s < 16; ++s) points_[v][s] = (static_cast<float>(table.values[v][s]) - 7.5f) * table.step;
@@ -124,12 +124,12 @@ class Samples {
 
     // Costs of all states at coding step i (any number of turns on), for Viterbi::step.
     void costs(int i, Lanes * out) const {
-        const float unit = static_cast<float>(cost_unit(table_));
-        const float * x = x_ + i % count * table_.samples;
+        const float * x = x_ + 2 * (i % count * table_.samples);
         out[0] = Lanes{};
         for (int v = 0; v < table_.samples; ++v) {
-            if (std::isnan(x[v])) continue;
-            const Floats d = x[v] - points_[v], cost = d * d * unit + 0.5f, most = Floats{} + static_cast<float>(max_cost);
+            const float unit = x[2 * v + 1] * static_cast<float>(cost_unit(table_));
+            if (unit == 0.0f) continue;
+            const Floats d = x[2 * v] - points_[v], cost = d * d * unit + 0.5f, most = Floats{} + static_cast<float>(max_cost);
             out[0] += __builtin_convertvector(__builtin_convertvector(cost < most ? cost : most, Ints), Lanes);
         }
         out[1] = exchange<1>(out[0]);

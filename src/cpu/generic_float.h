@@ -21,6 +21,20 @@ void load_log_scales(const uint8_t * codes, int n, float * out) {
     for (; i < n; ++i) out[i] = log_scale_value(codes[i]);
 }
 
+void load_key_scales(const uint8_t * meta, int n, const float * unit, float * step, float * center) {
+    int c = 0;
+    for (; c + lanes <= n; c += lanes) {
+        const F scale = log_scales_16(meta + c), mean = mul(splat(0.125f), signed_bytes_16(meta + n + c));
+        store(step + c, mul(scale, load(unit + c)));
+        store(center + c, mul(scale, mean));
+    }
+    for (; c < n; ++c) {
+        const float scale = log_scale_value(meta[c]), mean = 0.125f * static_cast<float>(static_cast<int8_t>(meta[n + c]));
+        step[c] = scale * unit[c];
+        center[c] = scale * mean;
+    }
+}
+
 MaskKind load_mask(const uint16_t * mask, int n, float * bias) {
     MaskBits bits;
     int i = 0;

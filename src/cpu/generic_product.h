@@ -16,6 +16,7 @@ template <int R, int N> void score_tokens(const KeyProduct & p, int row, int tok
             quad += n;
         }
     }
+    if (p.soon) p.soon->worked(R * N * product_lanes);
     for (int r = 0; r < R; ++r) {
         const P offset = splat_p(p.folded->offset[row + r]), factor = splat_p(p.folded->scale[row + r]);
         const P base = splat_p(p.folded->base[row + r]);
@@ -33,6 +34,7 @@ template <int R, int N> void add_channels(const ValueProduct & p, int row, int c
         Sums<R, N> sums;
         const uint8_t * levels = p.levels + static_cast<int64_t>(g->first_quad) * p.stride + channel * 4;
         sums.add_quads(levels, p.stride, g->quads, g->largest, p.weights + row * operand_bytes + 4 * g->first_quad);
+        if (p.soon) p.soon->worked(R * N * product_lanes / p.groups);
         for (int i = 0; i < N; ++i) {
             const int c = channel + i * product_lanes;
             const P step = g->step ? load_p(g->step + c) : splat_p(1.0f);

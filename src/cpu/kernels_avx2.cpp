@@ -110,6 +110,11 @@ INLINE P log_scales_8(const uint8_t * codes) {
 }
 INLINE F log_scales_16(const uint8_t * codes) { return {log_scales_8(codes), log_scales_8(codes + 8)}; }
 
+INLINE F signed_bytes_16(const uint8_t * p) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+
 // What 16-bit mask elements have been like.
 class MaskBits {
   public:
@@ -236,7 +241,7 @@ void unpack_ternary(const uint8_t * packed, int bytes, uint8_t * levels) { unpac
 
 } // namespace
 
-const Kernels avx2_kernels = {"avx2",       unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_mask, fold_queries,
+const Kernels avx2_kernels = {"avx2",       unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_key_scales, load_mask, fold_queries,
                               score_levels, score_halves, softmax,        pack_weights, add_levels,      add_halves, scale, add_scaled};
 
 } // namespace vidkv

@@ -83,6 +83,10 @@ INLINE F log_scales_16(const uint8_t * codes) {
     return _mm512_castsi512_ps(_mm512_maskz_add_epi32(_mm512_test_epi32_mask(u, u), _mm512_castps_si512(mantissa), exponent));
 }
 
+INLINE F signed_bytes_16(const uint8_t * p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
+}
+
 // What 16-bit mask elements have been like.
 class MaskBits {
   public:
@@ -236,7 +240,7 @@ void unpack_ternary(const uint8_t * packed, int bytes, uint8_t * levels) { unpac
 
 } // namespace
 
-const Kernels avx512_kernels = {"avx512",     unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_mask, fold_queries,
+const Kernels avx512_kernels = {"avx512",     unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_key_scales, load_mask, fold_queries,
                                 score_levels, score_halves, softmax,        pack_weights, add_levels,      add_halves, scale, add_scaled};
 
 } // namespace vidkv

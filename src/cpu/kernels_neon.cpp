@@ -141,6 +141,12 @@ INLINE F log_scales_16(const uint8_t * codes) {
     return load(value);
 }
 
+INLINE F signed_bytes_16(const uint8_t * p) {
+    float value[16];
+    for (int i = 0; i < 16; ++i) value[i] = static_cast<float>(static_cast<int8_t>(p[i]));
+    return load(value);
+}
+
 // What 16-bit mask elements have been like.
 class MaskBits {
   public:
@@ -265,7 +271,7 @@ void unpack_ternary(const uint8_t * packed, int bytes, uint8_t * levels) { unpac
 
 } // namespace
 
-const Kernels neon_kernels = {"neon",       unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_mask,  fold_queries,
+const Kernels neon_kernels = {"neon",       unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_key_scales, load_mask,  fold_queries,
                               score_levels, score_halves, softmax,        pack_weights, add_levels,      add_halves, scale,
                               add_scaled};
 

@@ -131,6 +131,20 @@ TEST(AttentionKernels, NumbersWidenExactly) {
     });
 }
 
+TEST(AttentionKernels, KeyScalesAndMeansWidenExactly) {
+    for_each_fast(20, [](const Kernels & kernels, Random & rng) {
+        const int n = 8 * rng.integer(1, 32);
+        std::vector<uint8_t> meta(static_cast<size_t>(2 * n));
+        for (uint8_t & byte : meta) byte = static_cast<uint8_t>(rng.integer(0, 255));
+        Aligned<float> units = random_floats(rng, static_cast<size_t>(n));
+        std::vector<float> want(static_cast<size_t>(n)), got(want), want_center(want), got_center(want);
+        scalar_kernels.load_key_scales(meta.data(), n, units.data(), want.data(), want_center.data());
+        kernels.load_key_scales(meta.data(), n, units.data(), got.data(), got_center.data());
+        expect_same(got, want);
+        expect_same(got_center, want_center);
+    });
+}
+
 TEST(AttentionKernels, MasksKnowWhatIsVisible) {
     for (const KernelChoice & choice : kernel_choices()) {
         if (!choice.supported()) continue;

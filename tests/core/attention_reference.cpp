@@ -137,8 +137,9 @@ void read_value_page(const ValueLayout & layout, const ValuePage & page, int64_t
             codes += quad_bytes(code, dim);
         }
     }
+    const auto tokens = slot_tokens(page);
     for (int slot = 0; slot < page_tokens; ++slot) {
-        const int token = page.permuted ? page.token[slot] : slot, group = slot / layout.group;
+        const int token = tokens[static_cast<size_t>(slot)], group = slot / layout.group;
         if (token >= count) continue;
         const bool paper = layout.codec == VIDKV_CODEC_PAPER;
         if (paper) value_affine(layout, page, group, a.data(), b.data());

@@ -56,12 +56,12 @@ inline EncodedKeys encode_key_page(const KeyLayout & layout, const std::vector<K
         out.plans.push_back(plan_trellis_keys(feedback[h], {&rows[h]}, use));
         of_heads.push_back(&rows[h]);
     }
-    out.quads = allot_bits(layout, out.plans, feedback, of_heads, use.data());
+    out.quads = allot_bits(layout, out.plans, feedback, of_heads, 0);
     const size_t quads = static_cast<size_t>(layout.head_dim / 4);
     size_t start = 0;
     for (size_t h = 0; h < heads; ++h) {
         store_at(page + layout.head_codes + heads * layout.head_meta, h, static_cast<uint16_t>(start / 64));
-        encode_trellis_keys(out.plans[h], feedback[h], &out.quads[h * quads], rows[h], use.data(), page + start,
+        encode_trellis_keys(out.plans[h], feedback[h], &out.quads[h * quads], rows[h], feedback[h].page(0), page + start,
                             page + layout.head_codes + h * layout.head_meta);
         for (size_t q = 0; q < quads; ++q) start += quad_bytes(out.quads[h * quads + q], page_tokens);
     }

@@ -100,18 +100,19 @@ TEST_P(Protection, MasksHoldWholeUnitsAndAllMarkedTokensUpToRounding) {
         const std::vector<uint8_t> bytes = page_of(store, page);
         ASSERT_TRUE(is_sound(layout, bytes.data(), bytes.size()));
         const ValuePage view = value_page(layout, bytes.data(), 0);
+        const auto tokens = slot_tokens(view);
         const int slots = view.protected_units * layout.unit();
         int kept = 0, usable = 0;
         for (const int64_t cell : marks[page]) {
             if (cell < 4) continue; // sink tokens are in f16 already
             ++usable;
-            kept += std::count(view.token.begin(), view.token.begin() + slots, static_cast<uint8_t>(cell % 128)) == 1;
+            kept += std::count(tokens.begin(), tokens.begin() + slots, static_cast<uint8_t>(cell % 128)) == 1;
         }
         EXPECT_EQ(view.protected_units, layout.protected_units(usable)) << page;
         EXPECT_EQ(kept, std::min(usable, slots)) << page;
-        std::vector<uint8_t> tokens(view.token.begin(), view.token.end());
-        std::sort(tokens.begin(), tokens.end());
-        for (int t = 0; t < page_tokens; ++t) ASSERT_EQ(tokens[t], t) << "a permutation";
+        std::vector<uint8_t> sorted(tokens.begin(), tokens.end());
+        std::sort(sorted.begin(), sorted.end());
+        for (int t = 0; t < page_tokens; ++t) ASSERT_EQ(sorted[t], t) << "a permutation";
     }
 }
 
