@@ -9,6 +9,7 @@ from .. import Params, presets
 BACKENDS = ("QuantizedCacheLM", "QuantizedCacheVLM", "QuantizedCacheVLMSTP", "vidkv")
 KEYS = ("backend", "nbits", "q_group_size", "residual_length", "axis_key", "axis_value", "vidkv_stp", "preset")
 GROUP_SIZES = (32, 64, 128)
+PROTECTED_BITS = 2  # of values, what the paper gives to salient tokens
 STP_DEFAULT = 0.2
 
 
@@ -107,6 +108,9 @@ def params_from_cache_config(cache_config):
         if group not in GROUP_SIZES:
             raise ValueError(f"cache_config['q_group_size'] must be 32, 64 or 128, not {group}")
         params = Params.from_preset(f"k{key_bits:g}v{value_bits:g}-g{group}")
+        if share and value_bits == PROTECTED_BITS:
+            warnings.warn("cache_config['vidkv_stp'] protects nothing: protected values get 2 bits, and nbits gives 2 to all", stacklevel=2)
+            share = 0
     if share:
         params.protect = share
     residual = _whole("residual_length", config.pop("residual_length", 128), "a whole number, 0 or more")
