@@ -186,9 +186,12 @@ TEST(Trellis, EveryInstructionSetFindsTheSamePath) {
         for (const int rows : {8, 64, 72, 128, 512}) {
             const int steps = TrellisRing(table, rows).steps;
             for (const float spread : {0.0f, 0.01f, 1.0f, 4.0f}) {
-                std::vector<float> x = rng.normals(static_cast<size_t>(steps * table.samples), spread);
-                for (float & v : x) v = std::clamp(v, -6.0f, 6.0f);
-                x.back() = std::numeric_limits<float>::quiet_NaN(); // a row that does not exist
+                const std::vector<float> samples = rng.normals(static_cast<size_t>(steps * table.samples), spread);
+                const std::vector<float> weights = rng.normals(samples.size(), 0.5f);
+                std::vector<float> x; // pairs of a sample and its weight
+                for (size_t i = 0; i < samples.size(); ++i) x.insert(x.end(), {std::clamp(samples[i], -6.0f, 6.0f), std::abs(weights[i])});
+                x[x.size() - 2] = std::numeric_limits<float>::quiet_NaN();
+                x.back() = 0; // a row that does not exist
                 const size_t longest = static_cast<size_t>(std::max(steps, 2 * warm_up));
                 std::vector<uint8_t> came(longest * (states >> table.bits)), baseline(longest), vectors(longest);
                 search_trellis(table, steps, x.data(), came.data(), baseline.data());
