@@ -42,6 +42,8 @@ namespace vidkv {
 
 namespace {
 
+#include "cpu/generic_unroll.h"
+
 // ---- 16 floats
 
 using F = __m512;
@@ -169,9 +171,9 @@ constexpr int most_rows = row_block;
 // Vectors that go with R rows: sums must cover the latency of dot4 and leave registers for the rest.
 template <int R> constexpr int sums_wide = R <= 4 ? 4 : 2;
 
-using IntVector = I;
+using Sum = I;
 using LevelVector = __m512i;
-INLINE void clear(IntVector & x) { x = _mm512_setzero_si512(); }
+INLINE void clear(Sum & x) { x = _mm512_setzero_si512(); }
 INLINE P load_p(const float * p) { return load(p); }
 INLINE P splat_p(float x) { return splat(x); }
 INLINE LevelVector load_levels(const uint8_t * p) { return _mm512_loadu_si512(p); }
