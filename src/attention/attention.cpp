@@ -23,7 +23,7 @@ constexpr float infinity = std::numeric_limits<float>::infinity();
 
 constexpr int rows_a_block = 64;       // query rows that share one unpacked page, unless one token alone has more
 constexpr int64_t pages_a_chunk = 4;   // at least: less is not worth a merge
-constexpr int64_t items_wanted = 128;  // chunks stop being cut finer here
+constexpr int64_t items_wanted = 64;  // chunks stop being cut finer here
 constexpr int64_t unpack_work = 0;     // that unpacking a page's keys or values counts for, in units of Prefetch
 constexpr int64_t blocks_a_batch = 64; // bounds the memory for queries and partial results
 
@@ -85,7 +85,8 @@ class Attention {
   private:
     Block block_at(int64_t index) const;
     void prepare(int64_t slot);
-    void accumulate(int64_t slot, int64_t chunk);
+    int64_t share_of_items(int64_t items) const;
+    void accumulate(int64_t slot, int64_t chunk, bool cold);
     void finish(int64_t slot);
 
     void open_sums(const Block & block, int64_t slot, int64_t chunk, const PageView & values) const;
@@ -180,13 +181,16 @@ void Attention::run() {
         if (chunks_ == 1) {
             parallel_for(slots, args_.threads, [this](int64_t slot) {
                 prepare(slot);
-                accumulate(slot, 0);
+                accumulate(slot, 0, true);
                 finish(slot);
             });
             continue;
         }
         parallel_for(slots, args_.threads, [this](int64_t slot) { prepare(slot); });
-        parallel_for(slots * chunks_, args_.threads, [this](int64_t i) { accumulate(i / chunks_, i % chunks_); });
+        const int64_t items = slots * chunks_, share = share_of_items(items), shares = (items + share - 1) / share;
+        parallel_for(shares, args_.threads, [&](int64_t s) {
+            for (int64_t i = s * share; i < std::min(items, (s + 1) * share); ++i) accumulate(i / chunks_, i % chunks_, i == s * share);
+        });
         parallel_for(slots, args_.threads, [this](int64_t slot) { finish(slot); });
     }
 }
@@ -224,12 +228,18 @@ void Attention::prepare(int64_t slot) {
     }
 }
 
-void Attention::accumulate(int64_t slot, int64_t chunk) {
+// Items that a thread takes at once: neighbours, so that each fetches the first page of the next, and few enough that the threads
+// finish together.
+int64_t Attention::share_of_items(int64_t items) const { return std::max<int64_t>(1, items / (args_.threads * int64_t{16})); }
+
+// cold: nobody has fetched the first page.
+void Attention::accumulate(int64_t slot, int64_t chunk, bool cold) {
     const ScratchPool::Lease lease(*scratch_);
     const Block block = block_at(first_block_ + slot);
     used_[slot * chunks_ + chunk] = {};
     std::fill_n(states(slot, chunk), block.rows, SoftmaxState{});
     const int64_t end = std::min(pages_, (chunk + 1) * chunk_pages_);
+    if (cold) fetch_next(chunk * chunk_pages_, block.kv_head, block.rows).all();
     for (int64_t page = chunk * chunk_pages_; page < end; ++page) attend_page(block, slot, chunk, page, *lease);
 }
 
@@ -255,11 +265,12 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, in
     Prefetch soon = fetch_next(page + 1, block.kv_head, block.rows);
     std::optional<KeyTile> key_tile;
     if (keys.state == PageState::sealed) {
-        key_tile.emplace(kernels_, keys_.key_layout(), key_page(keys_.key_layout(), keys.page, block.kv_head), scratch);
+        key_tile.emplace(kernels_, keys_.key_layout(), key_page(keys_.key_layout(), keys.page, block.kv_head), block.rows, scratch);
     }
     std::optional<ValueTile> value_tile;
     if (values.state == PageState::sealed) {
-        value_tile.emplace(kernels_, values_.value_layout(), value_page(values_.value_layout(), values.page, block.kv_head), scratch);
+        value_tile.emplace(kernels_, values_.value_layout(), value_page(values_.value_layout(), values.page, block.kv_head),
+                           block.rows, scratch);
     }
     for (int first = 0; first < block.rows; first += row_block) {
         const int rows = std::min(row_block, block.rows - first);
@@ -289,6 +300,10 @@ Prefetch Attention::fetch_next(int64_t page, int kv_head, int rows) const {
         const bool shared = layout.codec == VIDKV_CODEC_TRELLIS; // all heads' codes together: take a head's share
         soon.add(at.meta, layout.head_meta);
         soon.add(at.codes, shared ? layout.head_codes / static_cast<size_t>(layout.kv_heads) : layout.head_codes);
+    }
+    if (page + 1 < pages_) { // where the head's codes start is read when the page after it is looked up
+        const PageView later = keys_.view(args_.sequence, page + 1, kv_head);
+        if (later.state == PageState::sealed) __builtin_prefetch(key_code_start(keys_.key_layout(), later.page, kv_head));
     }
     const PageView values = page < pages_ ? values_.view(args_.value_sequence, page, kv_head) : PageView{};
     if (values.state == PageState::sealed) {

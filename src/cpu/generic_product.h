@@ -12,7 +12,39 @@ INLINE const int8_t * factors_of(const int8_t * q, int quad) {
     return q + quad / slab_quads * (row_block * operand_bytes) + quad % slab_quads * 4;
 }
 
-template <int R, int N> void score_tokens(const KeyProduct & p, int row, int token) {
+template <int R, int N> INLINE void store_scores(const KeyProduct & p, int row, int token, Sum (&sum)[R][N]) {
+    if (p.soon) p.soon->worked(R * N * product_lanes);
+    unroll<R>([&](auto r) ALWAYS_INLINE {
+        const P offset = splat_p(p.folded->offset[row + r]), factor = splat_p(p.folded->scale[row + r]);
+        const P base = splat_p(p.folded->base[row + r]);
+        float * scores = p.scores + (row + r) * page_tokens + token;
+        unroll<N>([&](auto i) ALWAYS_INLINE { store(scores + i * product_lanes, fma(sub(to_float(sum[r][i]), offset), factor, base)); });
+    });
+}
+
+template <int R, int N> INLINE void add_sums(const ValueProduct & p, const ValueGroup & g, int row, int channel, Sum (&sum)[R][N]) {
+    if (p.soon) p.soon->worked(R * N * product_lanes / p.groups);
+    float * out = p.out + row * p.out_stride + channel;
+    P step[N];
+    unroll<N>([&](auto i) ALWAYS_INLINE { step[i] = g.step ? load_p(g.step + channel + i * product_lanes) : splat_p(1.0f); });
+    unroll<R>([&](auto r) ALWAYS_INLINE {
+        const P scale = splat_p(p.scale[row + r]), offset = splat_p(g.offset[row + r]);
+        unroll<N>([&](auto i) ALWAYS_INLINE {
+            float * at = out + r * p.out_stride + i * product_lanes;
+            store(at, fma(step[i], fma(to_float(sum[r][i]), scale, offset), load_p(at)));
+        });
+    });
+    if (!g.base) return;
+    unroll<N>([&](auto i) ALWAYS_INLINE {
+        const P base = load_p(g.base + channel + i * product_lanes);
+        unroll<R>([&](auto r) ALWAYS_INLINE {
+            float * at = out + r * p.out_stride + i * product_lanes;
+            store(at, fma(base, splat_p(g.total[row + r]), load_p(at)));
+        });
+    });
+}
+
+template <int R, int N> __attribute__((noinline)) void score_tokens(const KeyProduct & p, int row, int token) {
     Sum sum[R][N];
     clear_sums(sum);
     for (const LevelRun * run = p.runs; run != p.runs + p.run_count; ++run) {
@@ -23,40 +55,18 @@ template <int R, int N> void score_tokens(const KeyProduct & p, int row, int tok
             quad += n;
         }
     }
-    if (p.soon) p.soon->worked(R * N * product_lanes);
-    unroll<R>([&](auto r) ALWAYS_INLINE {
-        const P offset = splat_p(p.folded->offset[row + r]), factor = splat_p(p.folded->scale[row + r]);
-        const P base = splat_p(p.folded->base[row + r]);
-        float * scores = p.scores + (row + r) * page_tokens + token;
-        unroll<N>([&](auto i) ALWAYS_INLINE { store(scores + i * product_lanes, fma(sub(to_float(sum[r][i]), offset), factor, base)); });
-    });
+    store_scores(p, row, token, sum);
 }
 
-template <int R, int N> void add_channels(const ValueProduct & p, int row, int channel) {
+template <int R, int N> __attribute__((noinline)) void add_channels(const ValueProduct & p, int row, int channel) {
     for (const ValueGroup * g = p.group; g != p.group + p.groups; ++g) {
         Sum sum[R][N];
         clear_sums(sum);
-        const uint8_t * levels = p.levels + static_cast<int64_t>(g->first_quad) * p.stride + channel * 4;
-        add_quads(sum, levels, p.stride, g->quads, g->largest, p.weights + row * operand_bytes + 4 * g->first_quad);
-        if (p.soon) p.soon->worked(R * N * product_lanes / p.groups);
-        float * out = p.out + row * p.out_stride + channel;
-        P step[N];
-        unroll<N>([&](auto i) ALWAYS_INLINE { step[i] = g->step ? load_p(g->step + channel + i * product_lanes) : splat_p(1.0f); });
-        unroll<R>([&](auto r) ALWAYS_INLINE {
-            const P scale = splat_p(p.scale[row + r]), offset = splat_p(g->offset[row + r]);
-            unroll<N>([&](auto i) ALWAYS_INLINE {
-                float * at = out + r * p.out_stride + i * product_lanes;
-                store(at, fma(step[i], fma(to_float(sum[r][i]), scale, offset), load_p(at)));
-            });
-        });
-        if (!g->base) continue;
-        unroll<N>([&](auto i) ALWAYS_INLINE {
-            const P base = load_p(g->base + channel + i * product_lanes);
-            unroll<R>([&](auto r) ALWAYS_INLINE {
-                float * at = out + r * p.out_stride + i * product_lanes;
-                store(at, fma(base, splat_p(g->total[row + r]), load_p(at)));
-            });
-        });
+        for (const LevelRun * run = g->runs; run != g->runs + g->run_count; ++run) {
+            const uint8_t * levels = p.levels + static_cast<int64_t>(run->first) * p.stride + channel * 4;
+            add_quads(sum, levels, p.stride, run->quads, run->largest, p.weights + row * operand_bytes + 4 * run->first);
+        }
+        add_sums(p, *g, row, channel, sum);
     }
 }
 
