@@ -150,7 +150,7 @@ struct Kernels {
     // weights [rows][page_tokens]; slot s takes token token[s] (null: token s), times slot_scale[s] (null: 1).
     void (*pack_weights)(const float * weights, int rows, const WeightRule & rule, PackedWeights & out);
     void (*add_levels)(const ValueProduct & product);
-    // The same from packed codes, for up to row_block rows and 128 channels; may be null.
+    // The same from packed codes, for up to row_block rows and 64 or 128 channels; may be null.
     void (*add_codes)(const ValueProduct & product);
     // out[row][c] += sum of weights[row][t] * value[t][c]; cells of weight 0 are left out. out: channels up to a multiple of 16.
     void (*add_halves)(const float * weights, int rows, const HalfRows & values, float * out, int64_t out_stride);

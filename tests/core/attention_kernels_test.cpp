@@ -229,18 +229,22 @@ TEST(AttentionKernels, KeysScoreTheSameBits) {
     });
 }
 
+const std::vector<QuadCode> value_codes = {QuadCode::uniform2, QuadCode::trellis1, QuadCode::trellis1_5, QuadCode::trellis2, QuadCode::trellis3};
+const std::vector<QuadCode> key_codes = {QuadCode::uniform1, QuadCode::uniform2, QuadCode::trellis1,  QuadCode::trellis1_5, QuadCode::trellis2,
+                                         QuadCode::trellis3, QuadCode::uniform4, QuadCode::uniform5, QuadCode::uniform6};
+
 // A head's quads as packed codes of all kinds and as the levels in them. rows: of a quad.
 struct RandomCodes {
     Aligned<uint8_t> packed, levels;
     std::vector<LevelRun> runs;
-    RandomCodes(Random & rng, int quads, int rows, int most_runs)
+    RandomCodes(Random & rng, int quads, int rows, int most_runs, const std::vector<QuadCode> & kinds)
         : packed(random_bytes(rng, static_cast<size_t>(quads * rows * 3) + level_slack, 255)),
           levels(static_cast<size_t>(quads * rows * 4) + level_slack) {
         const uint8_t * at = packed.data();
         for (int quad = 0; quad < quads;) {
             const bool last = static_cast<int>(runs.size()) + 1 == most_runs;
             const int n = last ? quads - quad : rng.integer(1, quads - quad);
-            const auto code = static_cast<QuadCode>(rng.integer(1, 9));
+            const QuadCode code = kinds[static_cast<size_t>(rng.integer(0, static_cast<int>(kinds.size()) - 1))];
             runs.push_back({quad, n, largest_level(code), code, at});
             for (const int end = quad + n; quad < end; ++quad, at += quad_bytes(code, rows)) {
                 unpack_quad(code, at, rows, &levels[static_cast<size_t>(quad * rows * 4)]);
@@ -253,7 +257,7 @@ TEST(AttentionKernels, KeysScoreTheSameBitsFromCodes) {
     for_each_fast(200, [](const Kernels & kernels, Random & rng) {
         if (!kernels.score_codes) return;
         const int head_dim = head_dims[rng.integer(0, 10)], rows = rng.integer(1, row_block);
-        RandomCodes packed(rng, head_dim / 4, page_tokens, head_dim / 4);
+        RandomCodes packed(rng, head_dim / 4, page_tokens, head_dim / 4, key_codes);
         FoldedQueries folded{};
         for (int8_t & q : folded.q) q = static_cast<int8_t>(rng.integer(-127, 127));
         for (int r = 0; r < rows; ++r) folded.scale[r] = rng.normal(), folded.offset[r] = rng.normal(), folded.base[r] = rng.normal();
@@ -272,9 +276,8 @@ TEST(AttentionKernels, KeysScoreTheSameBitsFromCodes) {
 TEST(AttentionKernels, ValuesAddUpToTheSameBitsFromCodes) {
     for_each_fast(200, [](const Kernels & kernels, Random & rng) {
         if (!kernels.add_codes) return;
-        constexpr int channels = 128;
-        const int rows = rng.integer(1, row_block), groups = 1 << rng.integer(0, 2);
-        RandomCodes packed(rng, page_tokens / 4, channels, 2);
+        const int channels = 64 * rng.integer(1, 2), rows = rng.integer(1, row_block), groups = 1 << rng.integer(0, 2);
+        RandomCodes packed(rng, page_tokens / 4, channels, 2, value_codes);
         Aligned<int8_t> weights(row_block * operand_bytes);
         for (size_t i = 0; i < row_block * operand_bytes; ++i) weights[i] = static_cast<int8_t>(rng.integer(0, 127));
         const size_t sums = static_cast<size_t>(channels * row_block);
