@@ -92,7 +92,7 @@ class Attention {
     void open_sums(const Block & block, int64_t slot, int64_t chunk, const PageView & values) const;
     void attend_page(const Block & block, int64_t slot, int64_t chunk, int64_t page, Scratch & scratch) const;
     Prefetch fetch_next(int64_t page, int kv_head, int rows) const;
-    bool load_bias(const Block & block, int64_t first_cell, int count, Scratch & scratch) const;
+    int load_bias(const Block & block, int64_t first_cell, int count, Scratch & scratch) const;
     bool sees_something(int first_row, int rows, const Scratch & scratch) const;
     void score(int64_t slot, int first_row, int rows, const PageView & view, const KeyTile * tile, int count, Prefetch & soon,
                Scratch & scratch) const;
@@ -257,8 +257,9 @@ void Attention::open_sums(const Block & block, int64_t slot, int64_t chunk, cons
 // A page is unpacked once, keys then values, for all rows of the block.
 void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, int64_t page, Scratch & scratch) const {
     const int64_t first_cell = page * page_tokens;
-    const int count = static_cast<int>(std::min<int64_t>(page_tokens, args_.cells - first_cell));
-    if (!load_bias(block, first_cell, count, scratch)) return;
+    const int cells = static_cast<int>(std::min<int64_t>(page_tokens, args_.cells - first_cell));
+    const int count = load_bias(block, first_cell, cells, scratch); // what is behind them nobody sees
+    if (count == 0) return;
     const PageView keys = keys_.view(args_.sequence, page, block.kv_head);
     const PageView values = values_.view(args_.value_sequence, page, block.kv_head);
     open_sums(block, slot, chunk, values);
@@ -316,9 +317,9 @@ Prefetch Attention::fetch_next(int64_t page, int kv_head, int rows) const {
     return soon;
 }
 
-// Fills the page's bias and who sees what of it; false if nobody sees anything.
-bool Attention::load_bias(const Block & block, int64_t first_cell, int count, Scratch & scratch) const {
-    bool any = false;
+// Fills the page's bias and who sees what of it; returns how many of the first cells hold all that somebody sees.
+int Attention::load_bias(const Block & block, int64_t first_cell, int count, Scratch & scratch) const {
+    int seen = 0;
     for (int t = 0; t < block.tokens; ++t) {
         int shown = count;
         if (args_.causal) {
@@ -335,9 +336,11 @@ bool Attention::load_bias(const Block & block, int64_t first_cell, int count, Sc
         }
         std::fill(bias + shown, bias + page_tokens, -infinity);
         if (kind == MaskKind::zero && shown < page_tokens) kind = MaskKind::mixed;
-        any = any || kind != MaskKind::hidden;
+        if (kind == MaskKind::hidden) continue;
+        while (kind == MaskKind::mixed && shown > seen && bias[shown - 1] == -infinity) --shown;
+        seen = std::max(seen, shown);
     }
-    return any;
+    return seen;
 }
 
 bool Attention::sees_something(int first_row, int rows, const Scratch & scratch) const {
