@@ -74,7 +74,6 @@ class AttentionBench {
                  const std::vector<double> & seconds, const std::map<std::string, double> & medians, const Json & error);
     std::vector<std::vector<double>> measure(const Point & point, const Runners & all, const std::vector<double> & first);
     std::optional<double> checked_error(const Contender & contender, const AttentionCall & call) const;
-    double peak(int threads);
 
     const AttentionOptions & options_;
     std::string isa_, ggml_isa_;
@@ -103,11 +102,6 @@ AttentionBench::Contenders AttentionBench::contenders(const AttentionShape & sha
                 all.push_back(make_ggml_contender(type, layout, shape, capacity, rows));
     for (const std::string & preset : options_.kv) all.push_back(make_packed_contender(preset, shape, capacity, rows));
     return all;
-}
-
-double AttentionBench::peak(int threads) {
-    if (!peaks_.contains(threads)) peaks_[threads] = int8_peak(isa_, threads);
-    return peaks_[threads];
 }
 
 double seconds_of(Contender & contender) {
@@ -186,7 +180,7 @@ void AttentionBench::add_row(const Point & point, const AttentionCall & call, co
                      {"gb_s", rate / 1e9},
                      {"stream_share", rate / stream},
                      {"gmac_s", macs / time / 1e9},
-                     {"int8_share", peak(point.threads) > 0 ? Json(macs / time / peak(point.threads)) : Json()},
+                     {"int8_share", peaks_[point.threads] > 0 ? Json(macs / time / peaks_[point.threads]) : Json()},
                      {"bytes", contender.bytes()},
                      {"ms_min", *std::min_element(seconds.begin(), seconds.end()) * 1e3},
                      {"runs", seconds.size()},
@@ -224,6 +218,8 @@ void AttentionBench::run_shape(const AttentionShape & shape) {
 }
 
 Json AttentionBench::run() {
+    // Before ggml's threads exist: they go on waiting in a loop for a while after each of its runs.
+    for (const int threads : options_.threads) peaks_[threads] = int8_peak(isa_, threads);
     for (const std::string & shape : options_.shapes) run_shape(parse_shape(shape));
     progress_.clear();
     const int most = *std::max_element(options_.threads.begin(), options_.threads.end());

@@ -24,7 +24,6 @@ constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr int rows_a_block = 64;       // query rows that share one unpacked page, unless one token alone has more
 constexpr int64_t pages_a_chunk = 4;   // at least: less is not worth a merge
 constexpr int64_t items_wanted = 64;  // chunks stop being cut finer here
-constexpr int64_t unpack_work = 0;     // that unpacking a page's keys or values counts for, in units of Prefetch
 constexpr int64_t blocks_a_batch = 64; // bounds the memory for queries and partial results
 
 // Consecutive query tokens and the heads that read one KV head. Row r: token r / heads_a_group, head r % heads_a_group.

@@ -156,11 +156,12 @@ template <> struct Decoder64<QuadCode::trellis1> {
         const I ring = load_32(packed), a = _mm512_shuffle_i64x2(ring, ring, 0x44);
         const I next = _mm512_permutexvar_epi32(_mm512_setr_epi32(1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0), ring);
         unroll<4>([&](auto i) ALWAYS_INLINE {
-            u[i] = levels.of(state_by(a, next, shifts(2 * i, 2 * i + 1), shifts(8 - 2 * i, 7 - 2 * i), shifts(0xff >> 2 * i, 0xff >> (2 * i + 1)) ));
+            const I keep = halves(0xff >> 2 * i, 0xff >> (2 * i + 1));
+            u[i] = levels.of(state_by(a, next, halves(2 * i, 2 * i + 1), halves(8 - 2 * i, 7 - 2 * i), keep));
         });
     }
-    // Words of the lower and of the upper half; of masks both bytes.
-    static INLINE I shifts(int low, int high) {
+    // Words of the lower and of the upper half.
+    static INLINE I halves(int low, int high) {
         return _mm512_inserti64x4(_mm512_set1_epi16(static_cast<short>(low)), _mm256_set1_epi16(static_cast<short>(high)), 1);
     }
     static INLINE I state_by(I a, I next, I down, I up, I keep) {
@@ -219,7 +220,7 @@ template <> struct Decoder64<QuadCode::trellis1_5> {
         });
     }
     static INLINE I words(int a, int b, int c, int d) {
-        const auto two = [](int x) { return x * 0x10001; };
+        const auto two = [](int x) { return static_cast<int>(static_cast<unsigned>(x) * 0x10001u); };
         return _mm512_setr_epi32(two(a), two(a), two(a), two(a), two(b), two(b), two(b), two(b), two(c), two(c), two(c), two(c), two(d), two(d),
                                  two(d), two(d));
     }
