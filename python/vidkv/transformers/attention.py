@@ -10,13 +10,18 @@ from .packed import PackedTensor
 NAME = "vidkv"
 
 
+def are_of_one_layer(key, value):
+    """Whether they stand for a layer's keys and values as they are. Some models change one of them first (DiffLlama its values)."""
+    return isinstance(key, PackedTensor) and isinstance(value, PackedTensor) and key.layer is value.layer and (key.side, value.side) == ("keys", "values")
+
+
 @torch.compiler.disable(reason="VidKV packs and reads codes outside of the graph")
 def vidkv_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, is_causal=None, softcap=None, s_aux=None, **kwargs):
     """query [batch, heads, n, head_dim]; key and value: what VidKVCache.update returned, or plain tensors
     -> ([batch, n, heads, head_dim], None)."""
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if not isinstance(key, PackedTensor):
+    if not are_of_one_layer(key, value):
         if softcap or s_aux is not None:
             return dense_attention(query, key, value, attention_mask, causal, scale, softcap or 0.0, s_aux), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs)
