@@ -58,6 +58,7 @@ def test_demo_takes_a_published_configuration(clip):
     config = json.dumps({"backend": "QuantizedCacheVLMSTP", "nbits": [1.5, 1.58], "vidkv_stp": 0.2})
     done = run("vidkv.demo", clip, "What colour is the square?", "--model", TINY, "--cache-config", config)
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    assert "cannot read the codes" not in done.stderr
 
 
 @pytest.mark.parametrize("arguments, says", [
@@ -65,9 +66,12 @@ def test_demo_takes_a_published_configuration(clip):
     (["CLIP", "?", "--preset", "t9"], "t9"),
     (["CLIP", "?", "--frames", "0"], "frames must be 1 or more"),
     (["CLIP", "?", "--cache-config", "{\"nbit\": 2}"], "nbit"),
+    (["CLIP", "?", "--max-new-tokens", "0"], "max-new-tokens must be 1 or more"),
+    (["CLIP", "?", "--model", "no/such/folder"], "no such folder"),
+    ([__file__, "?"], "Invalid data"),
 ])
 def test_demo_says_what_is_wrong(clip, arguments, says):
-    done = run("vidkv.demo", *[clip if a == "CLIP" else a for a in arguments], "--model", TINY)
+    done = run("vidkv.demo", "--model", TINY, *[clip if a == "CLIP" else a for a in arguments])
     assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr
 
 
