@@ -2,7 +2,7 @@
 import numpy as np
 
 
-def check_video(path, count=32):
+def check_video(path: str, count: int = 32) -> None:
     """What read_frames would refuse, found without decoding."""
     import av
 
@@ -13,7 +13,7 @@ def check_video(path, count=32):
             raise ValueError(f"{path} holds no video")
 
 
-def read_frames(path, count=32, size=None):
+def read_frames(path: str, count: int = 32, size: tuple[int, int] | None = None) -> np.ndarray:
     """`count` frames evenly over the video (all of them if it has fewer): uint8 [frames, height, width, 3]. size: (width, height) to
     scale to. OSError if the file cannot be opened, ValueError if it holds no picture."""
     import av

@@ -34,7 +34,7 @@ def vidkv_attention(module, query, key, value, attention_mask, dropout=0.0, scal
     return out, None
 
 
-def register_attention():
+def register_attention() -> None:
     """Makes attn_implementation="vidkv" known, with its mask function. Called by `import vidkv.transformers`."""
     AttentionInterface.register(NAME, vidkv_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
