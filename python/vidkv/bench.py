@@ -26,7 +26,8 @@ def parse(arguments=None):
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"],
                         help="of the model (default: what its weights have; float32 for the two models that come along)")
     parser.add_argument("--layers", type=int, default=4, help="layers of 7b-shape (default 4)")
-    parser.add_argument("--caches", default=",".join(CACHES), help="what to measure; the first is the reference (default: %(default)s)")
+    parser.add_argument("--caches", default=",".join(CACHES), help="what to measure; the first is the reference; 'vidkv-torch:PRESET' reads the codes "
+                                                                   "as devices without kernels do (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args(arguments)
@@ -89,8 +90,8 @@ def make_cache(name, model):
     kind, _, detail = name.partition(":")
     if kind == "dynamic":
         return DynamicCache(config=model.config)
-    if kind == "vidkv":
-        return VidKVCache(model.config, detail)
+    if kind in ("vidkv", "vidkv-torch"):
+        return VidKVCache(model.config, detail, force_torch=kind == "vidkv-torch")
     if kind == "fp8":
         return QuantizedCache("fp8", model.config)
     if kind in ("quanto", "hqq"):

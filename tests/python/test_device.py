@@ -168,6 +168,21 @@ def test_a_cut_through_sealed_pages(preset):
     assert codes(ours) == codes(library) and codes(ours)[0] is not None
 
 
+@pytest.mark.parametrize("preset", ["k1.5v1.58-stp0.2", "t1.65-stp0.2"])
+def test_marks_wait_for_their_pages(preset):
+    """Cells that are marked before they are written, or while they wait in the window, are protected when their page is packed."""
+    storages = [kind(vidkv.Params.from_preset(preset), 1, KV_HEADS, 64, 64, 1024, CPU) for kind in (NativeStorage, TorchStorage)]
+    for storage in storages:
+        append(storage, 0, states(64), 0, 400)
+        storage.protect(0, list(range(230, 290)) + list(range(600, 640)))
+        for first in range(400, TOKENS, 50):
+            append(storage, 0, states(64), first, first + 50)
+    library, ours = (codes(storage) for storage in storages)
+    assert ours == library
+    marked = [int.from_bytes(page[:16], "little") for page in library if page is not None][6:]
+    assert marked[2] and marked[4]
+
+
 def test_forks_share_their_pages():
     storage = filled(TorchStorage, "t1.65", 64, rows=2)
     alone = storage.bytes()

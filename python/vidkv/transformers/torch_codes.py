@@ -160,10 +160,6 @@ class ChannelPlans:
         """planned [pages, kv_heads, 128, head_dim] in plan order -> in the order of channels."""
         return planned.gather(-1, self.place[None, :, None].expand_as(planned))
 
-    def to(self, device):
-        self.place = self.place.to(device)
-        self.means = None if self.means is None else self.means.to(device)
-
 
 def _quads_to_rows(quads, heads, lanes_are_channels):
     """[pages, heads * quads, rows, 4] -> [pages, heads, 128, head_dim]."""

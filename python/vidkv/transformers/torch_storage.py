@@ -91,7 +91,7 @@ class DeviceStore:
     def write(self, sequence, first_cell, states):
         """states: [kv_heads, n, head_dim], on the device, behind the rows that are there."""
         rows = self.rows[sequence]
-        rows.tail = torch.cat((rows.tail[:, : first_cell - rows.start()], states.to(torch.float16)), 1)
+        rows.tail = torch.cat((rows.tail[:, : first_cell - rows.start()].to(states.device), states.to(torch.float16)), 1)
         rows.note_written(first_cell, first_cell + states.shape[1])
 
     def give_due_pages(self):
@@ -113,7 +113,6 @@ class DeviceStore:
                 self._take_sealed(sequence, range(rows.aged, rows.aged + pages))
                 rows.aged += pages
                 del rows.last_writes[:pages]
-                self.packer.truncate(sequence, PAGE * rows.aged)
 
     def _take_sealed(self, sequence, pages):
         rows = self.rows[sequence]
@@ -122,7 +121,7 @@ class DeviceStore:
             rows.sinks = rows.tail[:, : self.params.sink_tokens].clone()
             rows.plans = self._read_plans(sequence) if self.side == "keys" else None
         if self.packer_wants_rows:
-            for index in pages:
+            for index in (*pages, pages.stop):  # and the rows behind them
                 self.packer.release_page(sequence, index)
         if packed:
             rows.tail = rows.tail[:, PAGE * len(packed):].clone()
