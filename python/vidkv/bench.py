@@ -218,7 +218,8 @@ def main(arguments=None):
                            same_top_token=round(float((reference.argmax(-1) == logs.argmax(-1)).mean()), 3))
         results.append(figures)
         print(f"{name}: {figures}", file=sys.stderr)
-    print(json.dumps(dict(model=options.model, dtype=options.dtype, depth=options.depth, threads=options.threads, new_tokens=options.new_tokens, seed=options.seed, results=results), indent=1))
+    settings = {name: getattr(options, name) for name in ("model", "dtype", "depth", "threads", "new_tokens", "seed")}
+    print(json.dumps(dict(settings, results=results), indent=1))
     return 0
 
 

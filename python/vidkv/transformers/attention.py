@@ -12,7 +12,8 @@ NAME = "vidkv"
 
 def are_of_one_layer(key, value):
     """Whether they stand for a layer's keys and values as they are. Some models change one of them first (DiffLlama its values)."""
-    return isinstance(key, PackedTensor) and isinstance(value, PackedTensor) and key.layer is value.layer and (key.side, value.side) == ("keys", "values")
+    packed = isinstance(key, PackedTensor) and isinstance(value, PackedTensor)
+    return packed and key.layer is value.layer and (key.side, value.side) == ("keys", "values")
 
 
 @torch.compiler.disable(reason="VidKV packs and reads codes outside of the graph")
