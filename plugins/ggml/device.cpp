@@ -1,9 +1,11 @@
 // The tables of functions through which ggml drives the plug-in: registry, device, back-end.
 #include "device.h"
 
+#include <algorithm>
 #include <cstring>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "host_functions.h"
 #include "kv_allocation.h"
@@ -19,10 +21,15 @@ ggml_backend_reg_t registry();
 
 // ---- back-end ----
 
-HostCpu & host_cpu(ggml_backend_t backend) { return *static_cast<HostCpu *>(backend->context); }
+struct Context {
+    HostCpu cpu;
+    std::vector<KvStore *> read; // by attention since the host last waited for results
+};
+
+Context & context_of(ggml_backend_t backend) { return *static_cast<Context *>(backend->context); }
 
 void free_backend(ggml_backend_t backend) {
-    delete &host_cpu(backend);
+    delete &context_of(backend);
     delete backend;
 }
 
@@ -31,13 +38,30 @@ ggml_status compute_graph(ggml_backend_t backend, ggml_cgraph * graph) {
         ggml_tensor * node = ggml_graph_node(graph, i);
         if ((node->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) continue;
         try {
-            if (ggml_status status = compute_op(node, host_cpu(backend)); status != GGML_STATUS_SUCCESS) return status;
+            if (ggml_status status = compute_op(node, context_of(backend).cpu); status != GGML_STATUS_SUCCESS) return status;
+            if (node->op != GGML_OP_FLASH_ATTN_EXT) continue;
+            for (const ggml_tensor * kv : {node->src[1], node->src[2]}) {
+                if (KvStore * store = store_of(kv)) context_of(backend).read.push_back(store);
+            }
         } catch (const std::bad_alloc &) {
             GGML_LOG_ERROR("vidkv: not enough memory for %s\n", ggml_op_name(node->op));
             return GGML_STATUS_ALLOC_FAILED;
         }
     }
     return GGML_STATUS_SUCCESS;
+}
+
+// The host wants the results: this batch has been attended to, and what became old by it is packed before the next one is waited for.
+void finish_batch(ggml_backend_t backend) {
+    std::vector<KvStore *> & read = context_of(backend).read;
+    if (read.empty()) return;
+    const std::vector<KvStore *> live = KvStore::live(); // others are gone with their cache
+    for (KvStore * store : read) {
+        if (std::find(live.begin(), live.end(), store) == live.end() || !store->attended()) continue;
+        // A failure is met again, and told, by the next batch's first write.
+        store->seal(context_of(backend).cpu.threads());
+    }
+    read.clear();
 }
 
 ggml_guid_t guid() {
@@ -50,11 +74,12 @@ ggml_backend_t init_backend(ggml_backend_dev_t dev, const char *) {
     functions.get_name = [](ggml_backend_t) { return device_name; };
     functions.free = free_backend;
     functions.graph_compute = compute_graph;
-    return new ggml_backend{guid(), functions, dev, new HostCpu};
+    functions.synchronize = finish_batch;
+    return new ggml_backend{guid(), functions, dev, new Context};
 }
 
 void set_threads(ggml_backend_t backend, int threads) {
-    host_cpu(backend).set_threads(threads);
+    context_of(backend).cpu.set_threads(threads);
     set_seal_threads(threads);
 }
 

@@ -74,6 +74,7 @@ bool KvStore::set_head_dim(int head_dim) {
 
 template <typename Element> bool KvStore::write_rows(const int64_t * ids, int64_t n, const Element * rows, int64_t stride) {
     cells_.resize(static_cast<size_t>(n));
+    attended_ = false;
     for (int64_t i = 0; i < n;) {
         const int64_t stream = ids[i] / shape_.cells;
         int64_t end = i;

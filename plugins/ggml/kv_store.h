@@ -43,6 +43,10 @@ class KvStore {
     bool write_bytes(size_t offset, size_t size, const void * data);
     bool read_bytes(size_t offset, size_t size, void * data) const;
 
+    // Whether attention has read what was written last.
+    bool attended() const { return attended_; }
+    void mark_attended() { attended_ = true; }
+
     // Attention reads these values with those keys, scores times scale.
     void pair_with(const KvStore & keys, float scale);
     // q [tokens][heads][head_dim], strides in elements; of keys.
@@ -70,6 +74,7 @@ class KvStore {
     vidkv_params params_;
     int layer_;
     bool sliding_window_;
+    bool attended_ = false;
     const KvStore * keys_ = nullptr; // of values: the keys of the same layer, once attention has shown them
     float scale_ = 0;                // of attention
     vidkv_store * store_ = nullptr;

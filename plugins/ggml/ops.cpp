@@ -122,7 +122,7 @@ bool writes_to_stand_in(const ggml_tensor * op) {
 ggml_status set_rows(ggml_tensor * node, int threads) {
     const ggml_tensor *rows = node->src[0], *ids = node->src[1];
     KvStore & store = *store_of(node);
-    // What earlier batches wrote has been attended to by now.
+    // What earlier batches wrote has been attended to by now. Mostly done when the host waited for their results.
     if (!store.seal(threads)) return failed(node);
     const int64_t n = rows->ne[1], offset = static_cast<int64_t>(node->view_offs / store.row_bytes());
     std::vector<int64_t> targets(static_cast<size_t>(n));
@@ -176,6 +176,8 @@ ggml_status attention(ggml_tensor * node, int threads) {
         if (!learn(*store_of(k), *store_of(v), args)) return failed(node);
         if (vidkv_attention(store_of(k)->store(), store_of(v)->store(), &args) != VIDKV_OK) return failed(node);
     }
+    store_of(k)->mark_attended();
+    store_of(v)->mark_attended();
     return GGML_STATUS_SUCCESS;
 }
 

@@ -3,6 +3,7 @@
 #include "attention/attention.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <optional>
 
@@ -22,7 +23,7 @@ constexpr float infinity = std::numeric_limits<float>::infinity();
 
 constexpr int rows_a_block = 64;       // query rows that share one unpacked page, unless one token alone has more
 constexpr int64_t pages_a_chunk = 4;   // at least: less is not worth a merge
-constexpr int64_t items_wanted = 128;  // chunks stop being cut finer here
+constexpr int64_t items_wanted = 64;  // chunks stop being cut finer here
 constexpr int64_t unpack_work = 0;     // that unpacking a page's keys or values counts for, in units of Prefetch
 constexpr int64_t blocks_a_batch = 64; // bounds the memory for queries and partial results
 
@@ -31,6 +32,12 @@ struct Block {
     int kv_head;
     int64_t first_token;
     int tokens, rows;
+};
+
+// Which sums a chunk of pages has written to; the others are not even cleared. Chunks are written by different threads: none shares
+// a cache line.
+struct alignas(64) SumsUsed {
+    bool natural = false, rotated = false;
 };
 
 std::vector<float> alibi_slopes(int heads, float max_bias) {
@@ -46,6 +53,21 @@ std::vector<float> alibi_slopes(int heads, float max_bias) {
     return slopes;
 }
 
+bool all_finite(const float * x, int n) {
+    bool finite = true;
+    for (int i = 0; i < n; ++i) finite &= (std::bit_cast<uint32_t>(x[i]) & 0x7f800000u) != 0x7f800000u;
+    return finite;
+}
+
+// n: a multiple of 8. Eight sums, so that additions need not wait for each other.
+float dot(const float * x, const float * y, int n) {
+    float sum[8] = {};
+    for (int i = 0; i < n; i += 8) {
+        for (int j = 0; j < 8; ++j) sum[j] += x[i + j] * y[i + j];
+    }
+    return ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]));
+}
+
 bool any_sealed(const Store & store, int sequence, int64_t pages) {
     if (is_f16(store.params(), store.side())) return false;
     for (int64_t page = 0; page < pages; ++page) {
@@ -57,17 +79,20 @@ bool any_sealed(const Store & store, int sequence, int64_t pages) {
 class Attention {
   public:
     Attention(const Store & keys, const Store & values, const vidkv_attention_args & args, const Kernels & kernels);
+    ~Attention() { workspace_.end(); }
     void run();
 
   private:
     Block block_at(int64_t index) const;
     void prepare(int64_t slot);
-    void accumulate(int64_t slot, int64_t chunk);
+    int64_t share_of_items(int64_t items) const;
+    void accumulate(int64_t slot, int64_t chunk, bool cold);
     void finish(int64_t slot);
 
+    void open_sums(const Block & block, int64_t slot, int64_t chunk, const PageView & values) const;
     void attend_page(const Block & block, int64_t slot, int64_t chunk, int64_t page, Scratch & scratch) const;
     Prefetch fetch_next(int64_t page, int kv_head, int rows) const;
-    bool load_bias(const Block & block, int64_t first_cell, int count, Scratch & scratch) const;
+    int load_bias(const Block & block, int64_t first_cell, int count, Scratch & scratch) const;
     bool sees_something(int first_row, int rows, const Scratch & scratch) const;
     void score(int64_t slot, int first_row, int rows, const PageView & view, const KeyTile * tile, int count, Prefetch & soon,
                Scratch & scratch) const;
@@ -75,14 +100,16 @@ class Attention {
     void add_open(int rows, const PageView & view, int count, const ValueSums & sums, Scratch & scratch) const;
     void merge_row(int64_t slot, int row, int head, float * out) const;
 
-    float * queries(int64_t slot) const { return queries_.get() + slot * block_rows_ * query_stride_; }
-    float * planned(int64_t slot) const { return planned_.get() + slot * block_rows_ * query_stride_; }
-    float * bases(int64_t slot) const { return bases_.get() + slot * block_rows_; }
+    float * queries(int64_t slot) const { return queries_ + slot * block_rows_ * query_stride_; }
+    float * planned(int64_t slot) const { return planned_ + slot * block_rows_ * query_stride_; }
+    float * bases(int64_t slot) const { return bases_ + slot * block_rows_; }
     int64_t first_row(int64_t slot, int64_t chunk) const { return (slot * chunks_ + chunk) * block_rows_; }
-    SoftmaxState * states(int64_t slot, int64_t chunk) const { return states_.get() + first_row(slot, chunk); }
+    SoftmaxState * states(int64_t slot, int64_t chunk) const { return states_ + (slot * chunks_ + chunk) * state_stride_; }
+    // Null where nothing was summed yet.
     ValueSums sums(int64_t slot, int64_t chunk, int row) const {
         const int64_t at = (first_row(slot, chunk) + row) * sum_stride_;
-        return {natural_.get() + at, rotated_ ? rotated_.get() + at : nullptr, sum_stride_};
+        const SumsUsed & used = used_[slot * chunks_ + chunk];
+        return {used.natural ? natural_ + at : nullptr, used.rotated ? rotated_ + at : nullptr, sum_stride_};
     }
 
     const Store & keys_;
@@ -94,19 +121,22 @@ class Attention {
     const int heads_a_group_; // query heads that read one KV head
     const int64_t pages_;     // that hold the cells attended to
     const int block_tokens_, block_rows_;
+    const int64_t state_stride_; // whole cache lines
     const int64_t token_blocks_, blocks_, batch_;
     std::vector<float> slopes_; // [heads]
     bool has_sealed_keys_ = false;
     std::shared_ptr<const Rotation> rotation_; // of sealed trellis values, if there are any
     int64_t chunk_pages_ = 1, chunks_ = 1;
 
-    int64_t first_block_ = 0;               // of the batch at hand; slot s holds block first_block_ + s
-    AlignedArray<float> queries_;           // [slot][row][query_stride]: scaled
-    AlignedArray<float> planned_;           // the same in the domain of sealed keys
-    AlignedArray<float> bases_;             // [slot][row]: what every sealed page adds to the score
-    AlignedArray<float> natural_, rotated_; // [slot][chunk][row][sum_stride]: weighted sums of values
-    AlignedArray<SoftmaxState> states_;     // [slot][chunk][row]
-    std::unique_ptr<ScratchPool> scratch_;
+    int64_t first_block_ = 0; // of the batch at hand; slot s holds block first_block_ + s
+    Workspace & workspace_ = Workspace::of_this_thread();
+    float * queries_ = nullptr;                      // [slot][row][query_stride]: scaled
+    float * planned_ = nullptr;                      // the same in the domain of sealed keys
+    float * bases_ = nullptr;                        // [slot][row]: what every sealed page adds to the score
+    float *natural_ = nullptr, *rotated_ = nullptr;  // [slot][chunk][row][sum_stride]: weighted sums of values
+    SumsUsed * used_ = nullptr;                      // [slot][chunk]
+    SoftmaxState * states_ = nullptr;                // [slot][chunk][state_stride]
+    ScratchPool * scratch_ = nullptr;
 };
 
 Attention::Attention(const Store & keys, const Store & values, const vidkv_attention_args & args, const Kernels & kernels)
@@ -115,7 +145,8 @@ Attention::Attention(const Store & keys, const Store & values, const vidkv_atten
       pages_((args.cells + page_tokens - 1) / page_tokens),
       block_tokens_(
           static_cast<int>(std::clamp<int64_t>(rows_a_block / heads_a_group_, 1, std::max<int64_t>(args.tokens, 1)))),
-      block_rows_(block_tokens_ * heads_a_group_), token_blocks_((args.tokens + block_tokens_ - 1) / block_tokens_),
+      block_rows_(block_tokens_ * heads_a_group_),
+      state_stride_(round_up(block_rows_, 64 / static_cast<int>(sizeof(SoftmaxState)))), token_blocks_((args.tokens + block_tokens_ - 1) / block_tokens_),
       blocks_(token_blocks_ * keys.kv_heads()), batch_(std::min(blocks_, blocks_a_batch)) {
     slopes_ = alibi_slopes(args.heads, args.max_bias);
     if (blocks_ == 0) return;
@@ -129,16 +160,19 @@ Attention::Attention(const Store & keys, const Store & values, const vidkv_atten
     chunk_pages_ = std::max<int64_t>(1, (pages_ + wanted - 1) / wanted);
     chunks_ = std::max<int64_t>(1, (pages_ + chunk_pages_ - 1) / chunk_pages_);
 
-    const size_t rows = static_cast<size_t>(batch_ * block_rows_), query_size = rows * static_cast<size_t>(query_stride_);
-    const size_t sum_size = rows * static_cast<size_t>(chunks_ * sum_stride_);
-    queries_ = uninitialized<float>(query_size);
-    if (has_sealed_keys_) planned_ = uninitialized<float>(query_size);
-    bases_ = uninitialized<float>(rows);
-    natural_ = uninitialized<float>(sum_size);
-    if (rotation_) rotated_ = uninitialized<float>(sum_size);
-    states_ = uninitialized<SoftmaxState>(rows * static_cast<size_t>(chunks_));
-    scratch_ = std::make_unique<ScratchPool>(static_cast<size_t>(std::min<int64_t>(args.threads, batch_ * chunks_)),
-                                             ScratchShape{key_dim_, value_dim_, block_rows_, block_tokens_});
+    const size_t rows = static_cast<size_t>(batch_ * block_rows_), parts = static_cast<size_t>(batch_ * chunks_);
+    const size_t query_size = rows * static_cast<size_t>(query_stride_), sum_size = rows * static_cast<size_t>(chunks_ * sum_stride_);
+    workspace_.begin(Workspace::size_of<float>(query_size) * 2 + Workspace::size_of<float>(rows) + Workspace::size_of<float>(sum_size) * 2 +
+                     Workspace::size_of<SumsUsed>(parts) + Workspace::size_of<SoftmaxState>(parts * static_cast<size_t>(state_stride_)));
+    queries_ = workspace_.take<float>(query_size);
+    planned_ = workspace_.take<float>(query_size);
+    bases_ = workspace_.take<float>(rows);
+    natural_ = workspace_.take<float>(sum_size);
+    rotated_ = workspace_.take<float>(sum_size);
+    used_ = workspace_.take<SumsUsed>(parts);
+    states_ = workspace_.take<SoftmaxState>(parts * static_cast<size_t>(state_stride_));
+    scratch_ = &workspace_.scratch(static_cast<size_t>(std::min<int64_t>(args.threads, batch_ * chunks_)),
+                                   ScratchShape{key_dim_, value_dim_, block_rows_, block_tokens_});
 }
 
 void Attention::run() {
@@ -147,13 +181,16 @@ void Attention::run() {
         if (chunks_ == 1) {
             parallel_for(slots, args_.threads, [this](int64_t slot) {
                 prepare(slot);
-                accumulate(slot, 0);
+                accumulate(slot, 0, true);
                 finish(slot);
             });
             continue;
         }
         parallel_for(slots, args_.threads, [this](int64_t slot) { prepare(slot); });
-        parallel_for(slots * chunks_, args_.threads, [this](int64_t i) { accumulate(i / chunks_, i % chunks_); });
+        const int64_t items = slots * chunks_, share = share_of_items(items), shares = (items + share - 1) / share;
+        parallel_for(shares, args_.threads, [&](int64_t s) {
+            for (int64_t i = s * share; i < std::min(items, (s + 1) * share); ++i) accumulate(i / chunks_, i % chunks_, i == s * share);
+        });
         parallel_for(slots, args_.threads, [this](int64_t slot) { finish(slot); });
     }
 }
@@ -171,53 +208,70 @@ Block Attention::block_at(int64_t index) const {
 void Attention::prepare(int64_t slot) {
     const Block block = block_at(first_block_ + slot);
     const float factor = args_.softcap == 0.0f ? args_.scale : args_.scale / args_.softcap;
+    const ChannelPlan * plan = has_sealed_keys_ ? &keys_.plan(args_.sequence, block.kv_head) : nullptr;
+    alignas(64) float mean[largest_head_dim];
+    const int means = plan ? static_cast<int>(plan->mean.size()) : 0;
+    if (means > 0) kernels_.load_halves(reinterpret_cast<const uint8_t *>(plan->mean.data()), means, mean);
     for (int r = 0; r < block.rows; ++r) {
         const int64_t token = block.first_token + r / heads_a_group_;
         const int64_t head = block.kv_head * heads_a_group_ + r % heads_a_group_;
         const float * q = args_.q + token * args_.q_token_stride + head * args_.q_head_stride;
         float * query = queries(slot) + r * query_stride_;
-        float lost = 0.0f; // not a number if the query has anything that is not finite
-        for (int c = 0; c < key_dim_; ++c) {
-            query[c] = q[c] * factor;
-            lost += query[c] * 0.0f;
-        }
+        for (int c = 0; c < key_dim_; ++c) query[c] = q[c] * factor;
         std::fill(query + key_dim_, query + query_stride_, 0.0f);
-        bases(slot)[r] = lost;
-        if (!has_sealed_keys_) continue;
-        const ChannelPlan & plan = keys_.plan(args_.sequence, block.kv_head);
+        bases(slot)[r] = all_finite(query, key_dim_) ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+        if (!plan) continue;
         float * in_plan = planned(slot) + r * query_stride_;
-        plan_query(keys_.key_layout(), plan, query, in_plan);
+        plan_query(keys_.key_layout(), *plan, query, in_plan);
         std::fill(in_plan + key_dim_, in_plan + query_stride_, 0.0f);
-        for (size_t c = 0; c < plan.mean.size(); ++c) bases(slot)[r] += in_plan[c] * half_to_float(plan.mean[c]);
+        bases(slot)[r] += dot(in_plan, mean, means);
     }
 }
 
-void Attention::accumulate(int64_t slot, int64_t chunk) {
+// Items that a thread takes at once: neighbours, so that each fetches the first page of the next, and few enough that the threads
+// finish together.
+int64_t Attention::share_of_items(int64_t items) const { return std::max<int64_t>(1, items / (args_.threads * int64_t{16})); }
+
+// cold: nobody has fetched the first page.
+void Attention::accumulate(int64_t slot, int64_t chunk, bool cold) {
     const ScratchPool::Lease lease(*scratch_);
     const Block block = block_at(first_block_ + slot);
-    const ValueSums all = sums(slot, chunk, 0);
-    std::fill_n(all.natural, block.rows * sum_stride_, 0.0f);
-    if (all.rotated) std::fill_n(all.rotated, block.rows * sum_stride_, 0.0f);
+    used_[slot * chunks_ + chunk] = {};
     std::fill_n(states(slot, chunk), block.rows, SoftmaxState{});
     const int64_t end = std::min(pages_, (chunk + 1) * chunk_pages_);
+    if (cold) fetch_next(chunk * chunk_pages_, block.kv_head, block.rows).all();
     for (int64_t page = chunk * chunk_pages_; page < end; ++page) attend_page(block, slot, chunk, page, *lease);
+}
+
+// Clears the sums that values of such a page are added to, if nothing was added to them yet.
+void Attention::open_sums(const Block & block, int64_t slot, int64_t chunk, const PageView & values) const {
+    SumsUsed & used = used_[slot * chunks_ + chunk];
+    const bool sealed = values.state == PageState::sealed, rotated = sealed && values_.value_layout().codec == VIDKV_CODEC_TRELLIS;
+    const bool natural = values.state == PageState::open || (sealed && (!rotated || values.sink_count > 0));
+    const int64_t at = first_row(slot, chunk) * sum_stride_, count = block.rows * sum_stride_;
+    if (natural && !used.natural) std::fill_n(natural_ + at, count, 0.0f);
+    if (rotated && !used.rotated) std::fill_n(rotated_ + at, count, 0.0f);
+    used = {used.natural || natural, used.rotated || rotated};
 }
 
 // A page is unpacked once, keys then values, for all rows of the block.
 void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, int64_t page, Scratch & scratch) const {
     const int64_t first_cell = page * page_tokens;
-    const int count = static_cast<int>(std::min<int64_t>(page_tokens, args_.cells - first_cell));
-    if (!load_bias(block, first_cell, count, scratch)) return;
+    const int cells = static_cast<int>(std::min<int64_t>(page_tokens, args_.cells - first_cell));
+    const int count = load_bias(block, first_cell, cells, scratch); // what is behind them nobody sees
+    if (count == 0) return;
     const PageView keys = keys_.view(args_.sequence, page, block.kv_head);
     const PageView values = values_.view(args_.value_sequence, page, block.kv_head);
+    open_sums(block, slot, chunk, values);
     Prefetch soon = fetch_next(page + 1, block.kv_head, block.rows);
     std::optional<KeyTile> key_tile;
     if (keys.state == PageState::sealed) {
-        key_tile.emplace(kernels_, keys_.key_layout(), key_page(keys_.key_layout(), keys.page, block.kv_head), scratch);
+        key_tile.emplace(kernels_, keys_.key_layout(), key_page(keys_.key_layout(), keys.page, block.kv_head), block.rows, scratch);
     }
     std::optional<ValueTile> value_tile;
     if (values.state == PageState::sealed) {
-        value_tile.emplace(kernels_, values_.value_layout(), value_page(values_.value_layout(), values.page, block.kv_head), scratch);
+        value_tile.emplace(kernels_, values_.value_layout(), value_page(values_.value_layout(), values.page, block.kv_head),
+                           block.rows, scratch);
     }
     for (int first = 0; first < block.rows; first += row_block) {
         const int rows = std::min(row_block, block.rows - first);
@@ -248,6 +302,10 @@ Prefetch Attention::fetch_next(int64_t page, int kv_head, int rows) const {
         soon.add(at.meta, layout.head_meta);
         soon.add(at.codes, shared ? layout.head_codes / static_cast<size_t>(layout.kv_heads) : layout.head_codes);
     }
+    if (page + 1 < pages_) { // where the head's codes start is read when the page after it is looked up
+        const PageView later = keys_.view(args_.sequence, page + 1, kv_head);
+        if (later.state == PageState::sealed) __builtin_prefetch(key_code_start(keys_.key_layout(), later.page, kv_head));
+    }
     const PageView values = page < pages_ ? values_.view(args_.value_sequence, page, kv_head) : PageView{};
     if (values.state == PageState::sealed) {
         const ValueLayout & layout = values_.value_layout();
@@ -259,9 +317,9 @@ Prefetch Attention::fetch_next(int64_t page, int kv_head, int rows) const {
     return soon;
 }
 
-// Fills the page's bias and who sees what of it; false if nobody sees anything.
-bool Attention::load_bias(const Block & block, int64_t first_cell, int count, Scratch & scratch) const {
-    bool any = false;
+// Fills the page's bias and who sees what of it; returns how many of the first cells hold all that somebody sees.
+int Attention::load_bias(const Block & block, int64_t first_cell, int count, Scratch & scratch) const {
+    int seen = 0;
     for (int t = 0; t < block.tokens; ++t) {
         int shown = count;
         if (args_.causal) {
@@ -278,9 +336,11 @@ bool Attention::load_bias(const Block & block, int64_t first_cell, int count, Sc
         }
         std::fill(bias + shown, bias + page_tokens, -infinity);
         if (kind == MaskKind::zero && shown < page_tokens) kind = MaskKind::mixed;
-        any = any || kind != MaskKind::hidden;
+        if (kind == MaskKind::hidden) continue;
+        while (kind == MaskKind::mixed && shown > seen && bias[shown - 1] == -infinity) --shown;
+        seen = std::max(seen, shown);
     }
-    return any;
+    return seen;
 }
 
 bool Attention::sees_something(int first_row, int rows, const Scratch & scratch) const {
@@ -323,7 +383,7 @@ void Attention::weigh(const Block & block, int first_row, int rows, SoftmaxState
     kernels_.softmax({scratch.scores.get(), rows, bias, slopes, args_.softcap, states, factors});
     for (int r = 0; r < rows; ++r) {
         if (factors[r] == 1.0f) continue;
-        kernels_.scale(sums.natural + r * sums.stride, static_cast<int>(sums.stride), factors[r]);
+        if (sums.natural) kernels_.scale(sums.natural + r * sums.stride, static_cast<int>(sums.stride), factors[r]);
         if (sums.rotated) kernels_.scale(sums.rotated + r * sums.stride, static_cast<int>(sums.stride), factors[r]);
     }
 }
@@ -366,7 +426,7 @@ void Attention::merge_row(int64_t slot, int row, int head, float * out) const {
     std::fill_n(rotated, sum_stride_, 0.0f);
     for (int64_t c = 0; c < chunks_ && total != 0.0f; ++c) { // 0: nothing seen
         const ValueSums part = sums(slot, c, row);
-        kernels_.add_scaled(part.natural, weights[c] / total, static_cast<int>(sum_stride_), natural);
+        if (part.natural) kernels_.add_scaled(part.natural, weights[c] / total, static_cast<int>(sum_stride_), natural);
         if (part.rotated) kernels_.add_scaled(part.rotated, weights[c] / total, static_cast<int>(sum_stride_), rotated);
     }
     if (rotation_) rotation_->inverse(rotated);

@@ -20,9 +20,11 @@ constexpr int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
 
 // Unpacked levels: [quad][rows][4 lanes], one byte each.
 
-// Neighbouring quads whose levels are at most `largest`.
+// Neighbouring quads of one code, whose levels are at most `largest`.
 struct LevelRun {
     int first, quads, largest;
+    QuadCode code;
+    const uint8_t * packed; // the first one's codes, for kernels that unpack as they multiply
 };
 
 constexpr int largest_groups = page_tokens / 32; // of a page
@@ -90,7 +92,8 @@ struct WeightRule {
 // One group of a page's values, and what it adds to the sums:
 // out[row][c] += step[c] * (scale[row] * dot + offset[row]) + base[c] * total[row]
 struct ValueGroup {
-    int first_quad, quads, largest;
+    LevelRun runs[2];
+    int run_count;
     const float * step; // null: 1
     const float * base; // null: 0
     float offset[row_block], total[row_block];
@@ -137,6 +140,8 @@ struct Kernels {
     void (*fold_queries)(const float * queries, int64_t stride, int rows, const KeySteps & keys, const float * base,
                          FoldedQueries * out);
     void (*score_levels)(const KeyProduct & product);
+    // The same from packed codes, for up to row_block rows. Null where unpacking first is as fast.
+    void (*score_codes)(const KeyProduct & product);
     // scores[row][0 .. count) = query . key; queries as above.
     void (*score_halves)(const float * queries, int64_t stride, int rows, const HalfRows & keys, float * scores);
 
@@ -145,6 +150,8 @@ struct Kernels {
     // weights [rows][page_tokens]; slot s takes token token[s] (null: token s), times slot_scale[s] (null: 1).
     void (*pack_weights)(const float * weights, int rows, const WeightRule & rule, PackedWeights & out);
     void (*add_levels)(const ValueProduct & product);
+    // The same from packed codes, for up to row_block rows and 64 or 128 channels; may be null.
+    void (*add_codes)(const ValueProduct & product);
     // out[row][c] += sum of weights[row][t] * value[t][c]; cells of weight 0 are left out. out: channels up to a multiple of 16.
     void (*add_halves)(const float * weights, int rows, const HalfRows & values, float * out, int64_t out_stride);
 

@@ -224,8 +224,10 @@ void add_group(const ValueProduct & p, const ValueGroup & g) {
         float * out = p.out + r * p.out_stride;
         for (int c = 0; c < p.channels; ++c) {
             int32_t dot = 0;
-            for (int s = 4 * g.first_quad; s < 4 * (g.first_quad + g.quads); ++s) {
-                dot += p.weights[r * operand_bytes + s] * p.levels[static_cast<int64_t>(s / 4) * p.stride + c * 4 + s % 4];
+            for (const LevelRun * run = g.runs; run != g.runs + g.run_count; ++run) {
+                for (int s = 4 * run->first; s < 4 * (run->first + run->quads); ++s) {
+                    dot += p.weights[r * operand_bytes + s] * p.levels[static_cast<int64_t>(s / 4) * p.stride + c * 4 + s % 4];
+                }
             }
             const float scaled = std::fma(static_cast<float>(dot), p.scale[r], g.offset[r]);
             out[c] = g.step ? std::fma(g.step[c], scaled, out[c]) : out[c] + scaled;
@@ -262,6 +264,6 @@ void add_scaled(const float * x, float factor, int n, float * out) {
 } // namespace
 
 const Kernels scalar_kernels = {"scalar",     unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_key_scales, load_mask, fold_queries,
-                                score_levels, score_halves, softmax,        pack_weights, add_levels,      add_halves, scale, add_scaled};
+                                score_levels, nullptr, score_halves, softmax, pack_weights, add_levels, nullptr, add_halves, scale, add_scaled};
 
 } // namespace vidkv

@@ -17,21 +17,22 @@ struct QueryRows {
     const float * base; // a row: what every sealed page adds to the score
 };
 
-// Unpacks the levels of a key page into scratch.levels and its steps into scratch.step and scratch.center.
+// Finds the codes of a key page and brings its steps into scratch.step and scratch.center. For more query rows (`rows`) than one
+// product takes the levels are unpacked, once, into scratch.levels.
 class KeyTile {
   public:
-    KeyTile(const Kernels & kernels, const KeyLayout & layout, const KeyPage & page, Scratch & scratch);
+    KeyTile(const Kernels & kernels, const KeyLayout & layout, const KeyPage & page, int rows, Scratch & scratch);
     void score(const QueryRows & queries, Prefetch & soon) const; // -> scratch.scores
 
   private:
-    void unpack_paper(const KeyPage & page);
-    void unpack_trellis(const KeyPage & page);
+    void learn_paper(const KeyPage & page);
+    void learn_trellis(const KeyPage & page);
 
     const Kernels & kernels_;
     const KeyLayout & layout_;
     Scratch & scratch_;
-    const int padded_; // channels
-    const uint8_t * offset_ = nullptr; // twice the levels' middle
+    const bool by_codes_; // or by unpacked levels
+    const int padded_;    // channels
     int centered_ = 0;
 };
 
@@ -44,11 +45,11 @@ struct ValueSums {
 
 class ValueTile {
   public:
-    ValueTile(const Kernels & kernels, const ValueLayout & layout, const ValuePage & page, Scratch & scratch);
+    ValueTile(const Kernels & kernels, const ValueLayout & layout, const ValuePage & page, int rows, Scratch & scratch);
     // scratch.scores, by now weights, -> packed.
     void pack(int rows, PackedWeights & packed) const;
-    // Once all rows are packed: the levels -> scratch.levels.
-    void unpack();
+    // Once all rows are packed: the levels -> scratch.levels, where the product is by levels.
+    void unpack() const;
     void add(int rows, const PackedWeights & packed, const ValueSums & sums, Prefetch & soon) const;
 
   private:
@@ -59,7 +60,11 @@ class ValueTile {
     const ValueLayout & layout_;
     const ValuePage page_;
     Scratch & scratch_;
-    const int stride_; // bytes from quad to quad
+    const int stride_; // bytes from quad to quad of levels
+    const int groups_;
+    bool by_codes_ = false; // or by unpacked levels
+    LevelRun runs_[largest_groups][2]; // of a group; code none: ternary digits
+    int run_count_ = 0;
     const float * slot_scale_ = nullptr;
     const float * step_[largest_groups] = {}, * base_[largest_groups] = {}; // paper: a group
 };

@@ -23,6 +23,7 @@ class Prefetch {
             if (part.next >= part.end) ++at_;
         }
     }
+    void all() { worked(lines_ * units_a_line_); }
 
   private:
     static constexpr int line_bytes = 64;

@@ -25,6 +25,7 @@ template <typename T> AlignedArray<T> uninitialized(size_t n) {
 struct ScratchShape {
     int key_dim, value_dim;
     int rows, tokens; // of the largest query block
+    bool operator==(const ScratchShape &) const = default;
 };
 
 // What the quads of a key page are coded as.
@@ -76,8 +77,14 @@ class ScratchPool {
     };
 
   public:
-    ScratchPool(size_t count, const ScratchShape & shape) : count_(count), slots_(std::make_unique<Slot[]>(count)) {
+    ScratchPool(size_t count, const ScratchShape & shape) : shape_(shape), count_(count), slots_(std::make_unique<Slot[]>(count)) {
         for (size_t i = 0; i < count; ++i) slots_[i].scratch = std::make_unique<Scratch>(shape);
+    }
+
+    bool serves(size_t count, const ScratchShape & shape) const { return count <= count_ && shape == shape_; }
+    // Another store comes: what is known of the codes of the last one is void.
+    void forget() {
+        for (size_t i = 0; i < count_; ++i) slots_[i].scratch->codes.known = false;
     }
 
     // Held by one thread until it goes out of scope. At most `count` may be held at once.
@@ -99,8 +106,55 @@ class ScratchPool {
     };
 
   private:
+    ScratchShape shape_;
     size_t count_;
     std::unique_ptr<Slot[]> slots_;
+};
+
+// What a thread that calls attention keeps from call to call: fresh memory would cost a page fault every 4 KB.
+class Workspace {
+  public:
+    static Workspace & of_this_thread() {
+        thread_local Workspace workspace;
+        return workspace;
+    }
+
+    // Starts a call that takes at most `bytes` in pieces. What earlier calls took is void.
+    void begin(size_t bytes) {
+        used_ = 0;
+        if (bytes <= size_) return;
+        size_ = 0;
+        memory_ = uninitialized<uint8_t>(bytes);
+        size_ = bytes;
+    }
+    template <typename T> static size_t size_of(size_t n) { return (n * sizeof(T) + 63) / 64 * 64; }
+    template <typename T> T * take(size_t n) {
+        T * at = reinterpret_cast<T *>(memory_.get() + used_);
+        used_ += size_of<T>(n);
+        return at;
+    }
+
+    ScratchPool & scratch(size_t count, const ScratchShape & shape) {
+        if (!pool_ || !pool_->serves(count, shape)) {
+            pool_.reset();
+            pool_ = std::make_unique<ScratchPool>(count, shape);
+        }
+        pool_->forget();
+        return *pool_;
+    }
+
+    // Gives back what only a large prefill needs.
+    void end() {
+        if (size_ <= most_kept) return;
+        memory_.reset();
+        size_ = 0;
+    }
+
+  private:
+    static constexpr size_t most_kept = size_t{8} << 20;
+    AlignedArray<uint8_t> memory_;
+    size_t size_ = 0, used_ = 0;
+    std::unique_ptr<ScratchPool> pool_;
 };
 
 } // namespace vidkv

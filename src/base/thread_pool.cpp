@@ -9,6 +9,11 @@
 #include <thread>
 #include <vector>
 
+#if __has_include(<dlfcn.h>)
+#include <dlfcn.h>
+#define VIDKV_HAVE_DLSYM
+#endif
+
 namespace vidkv {
 
 namespace {
@@ -117,12 +122,40 @@ class ThreadPool {
     std::atomic<int64_t> next_{0}; // next index to hand out
 };
 
+// The entry point of the OpenMP runtime that the process has loaded already, as ggml and torch do: its threads wait for work in a
+// loop, so that others beside them would get half of a core. Null if there is none; none is loaded for it.
+using TeamParallel = void (*)(void (*)(void *), void *, unsigned threads, unsigned flags);
+TeamParallel host_team() {
+#if defined(VIDKV_HAVE_DLSYM)
+    static const auto found = reinterpret_cast<TeamParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    return found;
+#else
+    return nullptr;
+#endif
+}
+
+struct TeamJob {
+    const std::function<void(int64_t)> & task;
+    int64_t count;
+    std::atomic<int64_t> next{0};
+};
+
+void work_on(void * data) {
+    TeamJob & job = *static_cast<TeamJob *>(data);
+    for (int64_t i; (i = job.next.fetch_add(1, std::memory_order_relaxed)) < job.count;) job.task(i);
+}
+
 } // namespace
 
 void parallel_for(int64_t count, int threads, const std::function<void(int64_t)> & task) {
     const int64_t helpers = std::min<int64_t>(threads, count) - 1;
     if (helpers <= 0) {
         for (int64_t i = 0; i < count; ++i) task(i);
+        return;
+    }
+    if (const TeamParallel team = host_team()) {
+        TeamJob job{task, count};
+        team(work_on, &job, static_cast<unsigned>(threads), 0);
         return;
     }
     static ThreadPool pool;

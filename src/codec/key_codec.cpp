@@ -47,13 +47,18 @@ void trellis_affine(const KeyLayout & layout, const ChannelPlan & plan, const ui
 
 } // namespace
 
+const uint8_t * key_code_start(const KeyLayout & layout, const uint8_t * page, int head) {
+    if (layout.codec == VIDKV_CODEC_PAPER) return page;
+    return page + layout.head_codes + static_cast<size_t>(layout.kv_heads) * layout.head_meta + static_cast<size_t>(head) * sizeof(uint16_t);
+}
+
 KeyPage key_page(const KeyLayout & layout, const uint8_t * page, int head) {
     const size_t heads = static_cast<size_t>(layout.kv_heads), h = static_cast<size_t>(head);
     if (layout.codec == VIDKV_CODEC_PAPER) {
         return {page + h * layout.head_codes, page + heads * layout.head_codes + h * layout.head_meta};
     }
     const uint8_t * meta = page + layout.head_codes;
-    const size_t start = load_at<uint16_t>(meta + heads * layout.head_meta, h);
+    const size_t start = load_at<uint16_t>(key_code_start(layout, page, head), 0);
     return {page + start * quad_bit_bytes, meta + h * layout.head_meta};
 }
 

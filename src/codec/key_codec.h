@@ -17,6 +17,8 @@ struct KeyPage {
     const uint8_t * meta = nullptr;
 };
 KeyPage key_page(const KeyLayout & layout, const uint8_t * page, int head);
+// What key_page reads of the page to find its codes.
+const uint8_t * key_code_start(const KeyLayout & layout, const uint8_t * page, int head);
 
 QuadCode key_quad_code(const KeyLayout & layout, const uint8_t * meta, int quad);
 

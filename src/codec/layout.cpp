@@ -52,7 +52,7 @@ size_t ValueLayout::group_meta(bool ternary_group) const { return static_cast<si
 size_t ValueLayout::head_codes(int units) const {
     const size_t special = static_cast<size_t>(units), plain = static_cast<size_t>(page_tokens / unit() - units);
     if (codec == VIDKV_CODEC_PAPER) return special * group_codes(false) + plain * group_codes(ternary);
-    return special * quad_bytes(protected_code, head_dim) + plain * quad_bytes(plain_code, head_dim);
+    return special * protected_quad + plain * plain_quad;
 }
 
 size_t ValueLayout::head_meta(int units) const {
@@ -85,6 +85,8 @@ ValueLayout make_value_layout(const vidkv_params & params, int head_dim, int kv_
     } else {
         layout.plain_code = trellis_of(params.value_bits);
         layout.protected_code = trellis_of(params.value_bits < 2.0f ? 2.0f : 3.0f);
+        layout.plain_quad = quad_bytes(layout.plain_code, head_dim);
+        layout.protected_quad = quad_bytes(layout.protected_code, head_dim);
     }
     return layout;
 }

@@ -46,6 +46,7 @@ struct ValueLayout {
     bool ternary = false;                         // paper: the groups that are not protected
     QuadCode plain_code = QuadCode::none;         // trellis
     QuadCode protected_code = QuadCode::none;
+    size_t plain_quad = 0, protected_quad = 0;    // bytes of a quad
     int groups() const { return page_tokens / group; }
     // Protection goes by units: groups (paper) or quads (trellis). n tokens to protect take this many units.
     int unit() const { return codec == VIDKV_CODEC_PAPER ? group : 4; }

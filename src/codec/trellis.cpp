@@ -10,18 +10,6 @@ namespace vidkv {
 
 namespace {
 
-const TrellisTable tables[] = {
-    // bits, samples, step, mix, values
-    {1, 1, 0.40f, {7, 10, 0, 5, 14, 14, 11, 14, 12, 8, 5, 2, 11, 15, 1, 4},
-     {{{3, 8, 6, 9, 7, 12, 6, 9, 5, 9, 5, 10, 7, 10, 6, 8}, {}}}},
-    {3, 2, 0.30f, {0, 5, 10, 15, 4, 9, 14, 3, 8, 13, 2, 7, 12, 1, 6, 11},
-     {{{5, 8, 5, 8, 8, 2, 5, 6, 9, 9, 11, 11, 14, 12, 2, 6}, {6, 5, 3, 1, 9, 10, 10, 13, 6, 10, 13, 8, 8, 4, 6, 8}}}},
-    {2, 1, 0.40f, {7, 10, 0, 5, 14, 14, 11, 14, 12, 8, 5, 2, 11, 15, 1, 4},
-     {{{2, 6, 8, 10, 5, 7, 9, 11, 4, 6, 8, 13, 5, 7, 10, 8}, {}}}},
-    {3, 1, 0.35f, {0, 5, 10, 15, 4, 9, 14, 3, 8, 13, 2, 7, 12, 1, 6, 11},
-     {{{1, 4, 6, 6, 9, 10, 7, 11, 3, 5, 7, 8, 8, 9, 12, 14}, {}}}},
-};
-
 using Search = void (*)(const TrellisTable &, int, const float *, uint8_t *, uint8_t *);
 
 void search_baseline(const TrellisTable & table, int steps, const float * x, uint8_t * came, uint8_t * path) {
@@ -36,15 +24,6 @@ Search choose_search() {
 }
 
 } // namespace
-
-const TrellisTable & trellis_table(QuadCode code) {
-    switch (code) {
-    case QuadCode::trellis1: return tables[0];
-    case QuadCode::trellis1_5: return tables[1];
-    case QuadCode::trellis2: return tables[2];
-    default: return tables[3];
-    }
-}
 
 void encode_trellis_lane(QuadCode code, const float * x, int rows, int lane, uint8_t * packed, uint8_t * levels,
                          const float * weight) {

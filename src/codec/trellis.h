@@ -20,8 +20,27 @@ struct TrellisTable {
     uint8_t level(int sample, uint8_t state) const { return values[sample][(state & 15) ^ mix[state >> 4]]; }
 };
 
+inline constexpr TrellisTable trellis_tables[] = {
+    // bits, samples, step, mix, values
+    {1, 1, 0.40f, {7, 10, 0, 5, 14, 14, 11, 14, 12, 8, 5, 2, 11, 15, 1, 4},
+     {{{3, 8, 6, 9, 7, 12, 6, 9, 5, 9, 5, 10, 7, 10, 6, 8}, {}}}},
+    {3, 2, 0.30f, {0, 5, 10, 15, 4, 9, 14, 3, 8, 13, 2, 7, 12, 1, 6, 11},
+     {{{5, 8, 5, 8, 8, 2, 5, 6, 9, 9, 11, 11, 14, 12, 2, 6}, {6, 5, 3, 1, 9, 10, 10, 13, 6, 10, 13, 8, 8, 4, 6, 8}}}},
+    {2, 1, 0.40f, {7, 10, 0, 5, 14, 14, 11, 14, 12, 8, 5, 2, 11, 15, 1, 4},
+     {{{2, 6, 8, 10, 5, 7, 9, 11, 4, 6, 8, 13, 5, 7, 10, 8}, {}}}},
+    {3, 1, 0.35f, {0, 5, 10, 15, 4, 9, 14, 3, 8, 13, 2, 7, 12, 1, 6, 11},
+     {{{1, 4, 6, 6, 9, 10, 7, 11, 3, 5, 7, 8, 8, 9, 12, 14}, {}}}},
+};
+
 // code: one of the trellis codes.
-const TrellisTable & trellis_table(QuadCode code);
+constexpr const TrellisTable & trellis_table(QuadCode code) {
+    switch (code) {
+    case QuadCode::trellis1: return trellis_tables[0];
+    case QuadCode::trellis1_5: return trellis_tables[1];
+    case QuadCode::trellis2: return trellis_tables[2];
+    default: return trellis_tables[3];
+    }
+}
 
 // How the states of a lane lie in the bytes of a quad. The bits of a lane are a ring; the state of step t is the 8 bits from bit
 // bits * t on. A lane has n words of `planes` bytes (1, or 3 where 3 bits a step do not divide 8); byte p of word j of lane i is

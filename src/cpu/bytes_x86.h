@@ -72,6 +72,12 @@ template <int Quads> struct Bytes32 : Operations32 {
             store_16(p + stride, _mm256_extracti128_si256(v, 1));
         }
     }
+    static INLINE void store_neighbours(uint8_t * p, int stride, const V (&v)[4]) {
+        unroll<2>([&](auto i) ALWAYS_INLINE {
+            _mm256_storeu_si256(reinterpret_cast<__m256i *>(p + 32 * i), _mm256_permute2x128_si256(v[2 * i], v[2 * i + 1], 0x20));
+            _mm256_storeu_si256(reinterpret_cast<__m256i *>(p + stride + 32 * i), _mm256_permute2x128_si256(v[2 * i], v[2 * i + 1], 0x31));
+        });
+    }
     static INLINE V following(V a, V first) {
         if constexpr (Quads == 1) return _mm256_permutevar8x32_epi32(_mm256_blend_epi32(a, first, 1), _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 0));
         else return _mm256_shuffle_epi32(a, 0x39);

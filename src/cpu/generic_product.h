@@ -1,54 +1,72 @@
 // Products of levels and int8 factors, for any instruction set: included inside the anonymous namespace of kernels_<isa>.cpp, which
-// has defined P, product_lanes floats, and Sums<R, N>: R rows of factors on N vectors of levels, exact.
+// has defined P, product_lanes floats, Sum, as many int32, and add_quads, which adds `quads` quads of levels times factors to them:
+// R rows of factors on N vectors of levels, exact. Sums stay in
+// registers because the compiler sees every index as a constant (generic_unroll.h).
+
+template <int R, int N> INLINE void clear_sums(Sum (&sum)[R][N]) {
+    unroll<R * N>([&](auto k) ALWAYS_INLINE { clear(sum[k / N][k % N]); });
+}
 
 // Factors of row 0 for a quad; row r is r * operand_bytes on.
 INLINE const int8_t * factors_of(const int8_t * q, int quad) {
     return q + quad / slab_quads * (row_block * operand_bytes) + quad % slab_quads * 4;
 }
 
-template <int R, int N> void score_tokens(const KeyProduct & p, int row, int token) {
-    Sums<R, N> sums;
+template <int R, int N> INLINE void store_scores(const KeyProduct & p, int row, int token, Sum (&sum)[R][N]) {
+    if (p.soon) p.soon->worked(R * N * product_lanes);
+    unroll<R>([&](auto r) ALWAYS_INLINE {
+        const P offset = splat_p(p.folded->offset[row + r]), factor = splat_p(p.folded->scale[row + r]);
+        const P base = splat_p(p.folded->base[row + r]);
+        float * scores = p.scores + (row + r) * page_tokens + token;
+        unroll<N>([&](auto i) ALWAYS_INLINE { store(scores + i * product_lanes, fma(sub(to_float(sum[r][i]), offset), factor, base)); });
+    });
+}
+
+template <int R, int N> INLINE void add_sums(const ValueProduct & p, const ValueGroup & g, int row, int channel, Sum (&sum)[R][N]) {
+    if (p.soon) p.soon->worked(R * N * product_lanes / p.groups);
+    float * out = p.out + row * p.out_stride + channel;
+    P step[N];
+    unroll<N>([&](auto i) ALWAYS_INLINE { step[i] = g.step ? load_p(g.step + channel + i * product_lanes) : splat_p(1.0f); });
+    unroll<R>([&](auto r) ALWAYS_INLINE {
+        const P scale = splat_p(p.scale[row + r]), offset = splat_p(g.offset[row + r]);
+        unroll<N>([&](auto i) ALWAYS_INLINE {
+            float * at = out + r * p.out_stride + i * product_lanes;
+            store(at, fma(step[i], fma(to_float(sum[r][i]), scale, offset), load_p(at)));
+        });
+    });
+    if (!g.base) return;
+    unroll<N>([&](auto i) ALWAYS_INLINE {
+        const P base = load_p(g.base + channel + i * product_lanes);
+        unroll<R>([&](auto r) ALWAYS_INLINE {
+            float * at = out + r * p.out_stride + i * product_lanes;
+            store(at, fma(base, splat_p(g.total[row + r]), load_p(at)));
+        });
+    });
+}
+
+template <int R, int N> __attribute__((noinline)) void score_tokens(const KeyProduct & p, int row, int token) {
+    Sum sum[R][N];
+    clear_sums(sum);
     for (const LevelRun * run = p.runs; run != p.runs + p.run_count; ++run) {
         for (int quad = run->first, end = quad + run->quads; quad < end;) {
             const int left = slab_quads - quad % slab_quads, n = end - quad < left ? end - quad : left;
             const uint8_t * levels = p.levels + (static_cast<int64_t>(quad) * page_tokens + token) * 4;
-            sums.add_quads(levels, page_tokens * 4, n, run->largest, factors_of(p.folded->q, quad) + row * operand_bytes);
+            add_quads(sum, levels, page_tokens * 4, n, run->largest, factors_of(p.folded->q, quad) + row * operand_bytes);
             quad += n;
         }
     }
-    if (p.soon) p.soon->worked(R * N * product_lanes);
-    for (int r = 0; r < R; ++r) {
-        const P offset = splat_p(p.folded->offset[row + r]), factor = splat_p(p.folded->scale[row + r]);
-        const P base = splat_p(p.folded->base[row + r]);
-        float * scores = p.scores + (row + r) * page_tokens + token;
-        for (int i = 0; i < N; ++i) store(scores + i * product_lanes, fma(sub(sums.get(r, i), offset), factor, base));
-    }
+    store_scores(p, row, token, sum);
 }
 
-template <int R, int N> void add_channels(const ValueProduct & p, int row, int channel) {
-    P out[R][N];
-    for (int r = 0; r < R; ++r) {
-        for (int i = 0; i < N; ++i) out[r][i] = load_p(p.out + (row + r) * p.out_stride + channel + i * product_lanes);
-    }
+template <int R, int N> __attribute__((noinline)) void add_channels(const ValueProduct & p, int row, int channel) {
     for (const ValueGroup * g = p.group; g != p.group + p.groups; ++g) {
-        Sums<R, N> sums;
-        const uint8_t * levels = p.levels + static_cast<int64_t>(g->first_quad) * p.stride + channel * 4;
-        sums.add_quads(levels, p.stride, g->quads, g->largest, p.weights + row * operand_bytes + 4 * g->first_quad);
-        if (p.soon) p.soon->worked(R * N * product_lanes / p.groups);
-        for (int i = 0; i < N; ++i) {
-            const int c = channel + i * product_lanes;
-            const P step = g->step ? load_p(g->step + c) : splat_p(1.0f);
-            for (int r = 0; r < R; ++r) {
-                const P scaled = fma(sums.get(r, i), splat_p(p.scale[row + r]), splat_p(g->offset[row + r]));
-                out[r][i] = fma(step, scaled, out[r][i]);
-            }
-            if (!g->base) continue;
-            const P base = load_p(g->base + c);
-            for (int r = 0; r < R; ++r) out[r][i] = fma(base, splat_p(g->total[row + r]), out[r][i]);
+        Sum sum[R][N];
+        clear_sums(sum);
+        for (const LevelRun * run = g->runs; run != g->runs + g->run_count; ++run) {
+            const uint8_t * levels = p.levels + static_cast<int64_t>(run->first) * p.stride + channel * 4;
+            add_quads(sum, levels, p.stride, run->quads, run->largest, p.weights + row * operand_bytes + 4 * run->first);
         }
-    }
-    for (int r = 0; r < R; ++r) {
-        for (int i = 0; i < N; ++i) store(p.out + (row + r) * p.out_stride + channel + i * product_lanes, out[r][i]);
+        add_sums(p, *g, row, channel, sum);
     }
 }
 

@@ -60,18 +60,27 @@ template <class B, int Bit> INLINE typename B::V window(const typename B::V * pl
     return B::template window<Bit % 8>(plane[Bit / 8], plane[Bit % 8 > 4 ? Bit / 8 + 1 : Bit / 8]);
 }
 
-template <class B, int Bits, int Samples, int Step>
-INLINE void store_step(const UnpackJob & job, int bytes, int x, const typename B::V * plane, const typename B::Levels & levels) {
-    constexpr int bit = Step * Bits;
-    const typename B::V index = levels.index(window<B, bit>(plane), window<B, bit + 4>(plane));
-    B::store(job.levels + Step * Samples * bytes + x, job.stride, B::pick(levels.values[0], index));
-    if constexpr (Samples == 2) B::store(job.levels + (Step * 2 + 1) * bytes + x, job.stride, B::pick(levels.values[1], index));
+// Vector Index of the levels: step Index / Samples, sample Index % Samples.
+template <class B, int Bits, int Samples, int Index>
+INLINE typename B::V levels_at(const typename B::V * plane, const typename B::Levels & levels) {
+    constexpr int bit = Index / Samples * Bits;
+    return B::pick(levels.values[Index % Samples], levels.index(window<B, bit>(plane), window<B, bit + 4>(plane)));
 }
 
-template <class B, int Bits, int Samples, int... Step>
-INLINE void store_steps(const UnpackJob & job, int bytes, int x, const typename B::V * plane, const typename B::Levels & levels,
-                        std::integer_sequence<int, Step...>) {
-    (store_step<B, Bits, Samples, Step>(job, bytes, x, plane, levels), ...);
+// Four vectors that follow each other in the levels, `bytes` apart: whole stores where B takes several quads.
+template <class B> INLINE void store_4(uint8_t * p, int bytes, int stride, const typename B::V (&v)[4]) {
+    if constexpr (B::quads > 1) {
+        B::store_neighbours(p, stride, v); // bytes == span
+    } else {
+        unroll<4>([&](auto i) ALWAYS_INLINE { B::store(p + i * bytes, stride, v[i]); });
+    }
+}
+
+template <class B, int Bits, int Samples, int First>
+INLINE void store_steps(const UnpackJob & job, int bytes, int x, const typename B::V * plane, const typename B::Levels & levels) {
+    typename B::V v[4];
+    unroll<4>([&](auto i) ALWAYS_INLINE { v[i] = levels_at<B, Bits, Samples, First + i>(plane, levels); });
+    store_4<B>(job.levels + First * bytes + x, bytes, job.stride, v);
 }
 
 // Trellis codes: Planes planes of a ring of bytes; every step takes Bits bits and gives Samples rows.
@@ -86,7 +95,8 @@ template <class B, int Planes, int Bits, int Samples> void unpack_ring(UnpackJob
             for (int p = 0; p < Planes; ++p) plane[p] = B::load(job.packed + p * bytes + x, job.quad);
             plane[Planes] = x + B::span < bytes ? B::load(job.packed + x + 4, job.quad)
                                                 : B::following(plane[0], B::load(job.packed, job.quad));
-            store_steps<B, Bits, Samples>(job, bytes, x, plane, levels, std::make_integer_sequence<int, 8 * Planes / Bits>());
+            unroll<2 * Planes * Samples / Bits>(
+                [&](auto group) ALWAYS_INLINE { store_steps<B, Bits, Samples, 4 * group>(job, bytes, x, plane, levels); });
         }
     }
 }

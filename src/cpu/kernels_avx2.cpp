@@ -37,6 +37,8 @@ namespace vidkv {
 
 namespace {
 
+#include "cpu/generic_unroll.h"
+
 // ---- 16 floats in two registers
 
 struct F {
@@ -190,44 +192,37 @@ constexpr int float_sums = 6; // sums of F that fit into registers
 // sum += x in int16. GCC 12 spills some sums and copies the others when it may choose the registers.
 INLINE void add_in_place(__m256i & sum, __m256i x) { asm("vpaddw %1, %0, %0" : "+x"(sum) : "x"(x)); }
 
-// Products of bytes are added in int16, as many quads as cannot overflow, then in int32.
-template <int R, int N> class Sums {
-  public:
-    INLINE Sums() {
-        for (int r = 0; r < R; ++r) {
-            for (int i = 0; i < N; ++i) sum_[r][i] = _mm256_setzero_si256();
-        }
-    }
-    INLINE void add_quads(const uint8_t * levels, int64_t stride, int quads, int largest, const int8_t * factors) {
-        const int safe = 32767 / (2 * 127 * largest);
-        const __m256i one = _mm256_set1_epi16(1);
-        while (quads > 0) {
-            const int n = quads < safe ? quads : safe;
-            __m256i part[R][N];
-            for (int r = 0; r < R; ++r) {
-                for (int i = 0; i < N; ++i) part[r][i] = _mm256_setzero_si256();
-            }
-            for (int quad = 0; quad < n; ++quad, levels += stride, factors += 4) {
-                __m256i u[N];
-                for (int i = 0; i < N; ++i) u[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(levels + 32 * i));
-                for (int r = 0; r < R; ++r) {
-                    int32_t four;
-                    std::memcpy(&four, factors + r * operand_bytes, 4);
-                    const __m256i x = _mm256_set1_epi32(four);
-                    for (int i = 0; i < N; ++i) add_in_place(part[r][i], _mm256_maddubs_epi16(u[i], x));
-                }
-            }
-            for (int r = 0; r < R; ++r) {
-                for (int i = 0; i < N; ++i) sum_[r][i] = _mm256_add_epi32(sum_[r][i], _mm256_madd_epi16(part[r][i], one));
-            }
-            quads -= n;
-        }
-    }
-    INLINE P get(int r, int i) const { return to_float(sum_[r][i]); }
+using Sum = __m256i;
+template <int R, int N> INLINE void clear_sums(Sum (&sum)[R][N]);
+INLINE void clear(Sum & x) { x = _mm256_setzero_si256(); }
 
-  private:
-    __m256i sum_[R][N];
-};
+// Products of bytes are added in int16, as many quads as cannot overflow, then in int32.
+template <int R, int N>
+INLINE void add_quads(Sum (&sum)[R][N], const uint8_t * levels, int64_t stride, int quads, int largest, const int8_t * factors) {
+    const int safe = 32767 / (2 * 127 * largest);
+    const __m256i one = _mm256_set1_epi16(1);
+    while (quads > 0) {
+        const int n = quads < safe ? quads : safe;
+        __m256i part[R][N];
+        clear_sums(part);
+        for (int quad = 0; quad < n; ++quad, levels += stride, factors += 4) {
+            __m256i u[N];
+            unroll<N>([&](auto i) ALWAYS_INLINE { u[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(levels + 32 * i)); });
+            unroll<R>([&](auto r) ALWAYS_INLINE {
+                int32_t four;
+                std::memcpy(&four, factors + r * operand_bytes, 4);
+                const __m256i x = _mm256_set1_epi32(four);
+                unroll<N>([&](auto i) ALWAYS_INLINE { add_in_place(part[r][i], _mm256_maddubs_epi16(u[i], x)); });
+            });
+        }
+        unroll<R * N>([&](auto k) ALWAYS_INLINE {
+            Sum & to = sum[k / N][k % N];
+            to = _mm256_add_epi32(to, _mm256_madd_epi16(part[k / N][k % N], one));
+            asm("" : "+m"(to)); // in memory, so that the parts have the registers
+        });
+        quads -= n;
+    }
+}
 
 #include "cpu/bytes_x86.h"
 #include "cpu/generic_float.h"
@@ -242,7 +237,7 @@ void unpack_ternary(const uint8_t * packed, int bytes, uint8_t * levels) { unpac
 } // namespace
 
 const Kernels avx2_kernels = {"avx2",       unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_key_scales, load_mask, fold_queries,
-                              score_levels, score_halves, softmax,        pack_weights, add_levels,      add_halves, scale, add_scaled};
+                              score_levels, nullptr, score_halves, softmax, pack_weights, add_levels, nullptr, add_halves, scale, add_scaled};
 
 } // namespace vidkv
 

@@ -42,6 +42,8 @@ namespace vidkv {
 
 namespace {
 
+#include "cpu/generic_unroll.h"
+
 // ---- 16 floats
 
 using F = __m512;
@@ -169,9 +171,9 @@ constexpr int most_rows = row_block;
 // Vectors that go with R rows: sums must cover the latency of dot4 and leave registers for the rest.
 template <int R> constexpr int sums_wide = R <= 4 ? 4 : 2;
 
-using IntVector = I;
+using Sum = I;
 using LevelVector = __m512i;
-INLINE void clear(IntVector & x) { x = _mm512_setzero_si512(); }
+INLINE void clear(Sum & x) { x = _mm512_setzero_si512(); }
 INLINE P load_p(const float * p) { return load(p); }
 INLINE P splat_p(float x) { return splat(x); }
 INLINE LevelVector load_levels(const uint8_t * p) { return _mm512_loadu_si512(p); }
@@ -218,6 +220,23 @@ template <int Quads> struct Bytes64 : Operations64 {
             store_16(p + 3 * stride, _mm512_extracti32x4_epi32(v, 3));
         }
     }
+    // Four vectors whose parts of a quad lie side by side.
+    static INLINE void store_neighbours(uint8_t * p, int stride, const V (&v)[4]) {
+        if constexpr (Quads == 2) {
+            unroll<2>([&](auto i) ALWAYS_INLINE {
+                _mm512_storeu_si512(p + 64 * i, _mm512_shuffle_i64x2(v[2 * i], v[2 * i + 1], 0x44));
+                _mm512_storeu_si512(p + stride + 64 * i, _mm512_shuffle_i64x2(v[2 * i], v[2 * i + 1], 0xee));
+            });
+        }
+        if constexpr (Quads == 4) {
+            const V low[2] = {_mm512_shuffle_i64x2(v[0], v[1], 0x44), _mm512_shuffle_i64x2(v[2], v[3], 0x44)}; // quads 0 and 1
+            const V high[2] = {_mm512_shuffle_i64x2(v[0], v[1], 0xee), _mm512_shuffle_i64x2(v[2], v[3], 0xee)};
+            _mm512_storeu_si512(p, _mm512_shuffle_i64x2(low[0], low[1], 0x88));
+            _mm512_storeu_si512(p + stride, _mm512_shuffle_i64x2(low[0], low[1], 0xdd));
+            _mm512_storeu_si512(p + 2 * stride, _mm512_shuffle_i64x2(high[0], high[1], 0x88));
+            _mm512_storeu_si512(p + 3 * stride, _mm512_shuffle_i64x2(high[0], high[1], 0xdd));
+        }
+    }
     // The four bytes after each of a's; behind the last ones come the first of the ring.
     static INLINE V following(V a, V first) {
         if constexpr (Quads == 1) return _mm512_alignr_epi32(first, a, 1);
@@ -232,6 +251,7 @@ template <int Quads> struct Bytes64 : Operations64 {
 #include "cpu/generic_float.h"
 #include "cpu/generic_product.h"
 #include "cpu/generic_unpack.h"
+#include "cpu/decode_avx512.h"
 
 void unpack_quads(QuadCode code, const uint8_t * packed, int rows, int quads, int stride, uint8_t * levels) {
     unpack_quads_by<Bytes64<1>, Bytes64<2>, Bytes64<4>, Bytes32<1>, Bytes16>(code, packed, rows, quads, stride, levels);
@@ -241,7 +261,7 @@ void unpack_ternary(const uint8_t * packed, int bytes, uint8_t * levels) { unpac
 } // namespace
 
 const Kernels avx512_kernels = {"avx512",     unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_key_scales, load_mask, fold_queries,
-                                score_levels, score_halves, softmax,        pack_weights, add_levels,      add_halves, scale, add_scaled};
+                                score_levels, score_codes, score_halves, softmax, pack_weights, add_levels, add_codes, add_halves, scale, add_scaled};
 
 } // namespace vidkv
 

@@ -43,6 +43,8 @@ namespace vidkv {
 
 namespace {
 
+#include "cpu/generic_unroll.h"
+
 // ---- 16 floats in four registers
 
 using P = float32x4_t; // products go by 4
@@ -209,9 +211,9 @@ constexpr int most_rows = row_block;
 template <int R> constexpr int sums_wide = R <= 4 ? 4 : 2;
 constexpr int float_sums = 5; // sums of F that fit into registers
 
-using IntVector = int32x4_t;
+using Sum = int32x4_t;
 using LevelVector = int8x16_t;
-INLINE void clear(IntVector & x) { x = vdupq_n_s32(0); }
+INLINE void clear(Sum & x) { x = vdupq_n_s32(0); }
 INLINE LevelVector load_levels(const uint8_t * p) { return vreinterpretq_s8_u8(vld1q_u8(p)); }
 INLINE LevelVector splat_factors(const int8_t * p) {
     int32_t four;

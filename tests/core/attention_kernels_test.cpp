@@ -229,6 +229,86 @@ TEST(AttentionKernels, KeysScoreTheSameBits) {
     });
 }
 
+const std::vector<QuadCode> value_codes = {QuadCode::uniform2, QuadCode::trellis1, QuadCode::trellis1_5, QuadCode::trellis2, QuadCode::trellis3};
+const std::vector<QuadCode> key_codes = {QuadCode::uniform1, QuadCode::uniform2, QuadCode::trellis1,  QuadCode::trellis1_5, QuadCode::trellis2,
+                                         QuadCode::trellis3, QuadCode::uniform4, QuadCode::uniform5, QuadCode::uniform6};
+
+// A head's quads as packed codes of all kinds and as the levels in them. rows: of a quad.
+struct RandomCodes {
+    Aligned<uint8_t> packed, levels;
+    std::vector<LevelRun> runs;
+    RandomCodes(Random & rng, int quads, int rows, int most_runs, const std::vector<QuadCode> & kinds)
+        : packed(random_bytes(rng, static_cast<size_t>(quads * rows * 3) + level_slack, 255)),
+          levels(static_cast<size_t>(quads * rows * 4) + level_slack) {
+        const uint8_t * at = packed.data();
+        for (int quad = 0; quad < quads;) {
+            const bool last = static_cast<int>(runs.size()) + 1 == most_runs;
+            const int n = last ? quads - quad : rng.integer(1, quads - quad);
+            const QuadCode code = kinds[static_cast<size_t>(rng.integer(0, static_cast<int>(kinds.size()) - 1))];
+            runs.push_back({quad, n, largest_level(code), code, at});
+            for (const int end = quad + n; quad < end; ++quad, at += quad_bytes(code, rows)) {
+                unpack_quad(code, at, rows, &levels[static_cast<size_t>(quad * rows * 4)]);
+            }
+        }
+    }
+};
+
+TEST(AttentionKernels, KeysScoreTheSameBitsFromCodes) {
+    for_each_fast(200, [](const Kernels & kernels, Random & rng) {
+        if (!kernels.score_codes) return;
+        const int head_dim = head_dims[rng.integer(0, 10)], rows = rng.integer(1, row_block);
+        RandomCodes packed(rng, head_dim / 4, page_tokens, head_dim / 4, key_codes);
+        FoldedQueries folded{};
+        for (int8_t & q : folded.q) q = static_cast<int8_t>(rng.integer(-127, 127));
+        for (int r = 0; r < rows; ++r) folded.scale[r] = rng.normal(), folded.offset[r] = rng.normal(), folded.base[r] = rng.normal();
+        Aligned<float> want(row_block * page_tokens), got(row_block * page_tokens);
+        const int first = rng.integer(0, 3) * 32, tokens = rng.integer(1, (page_tokens - first) / 32) * 32;
+        KeyProduct product{packed.levels.data(), packed.runs.data(), static_cast<int>(packed.runs.size()), first, tokens, &folded, rows,
+                           want.data()};
+        scalar_kernels.score_levels(product);
+        product.levels = nullptr;
+        product.scores = got.data();
+        kernels.score_codes(product);
+        expect_same(got.copy(), want.copy());
+    });
+}
+
+TEST(AttentionKernels, ValuesAddUpToTheSameBitsFromCodes) {
+    for_each_fast(200, [](const Kernels & kernels, Random & rng) {
+        if (!kernels.add_codes) return;
+        const int channels = 64 * rng.integer(1, 2), rows = rng.integer(1, row_block), groups = 1 << rng.integer(0, 2);
+        RandomCodes packed(rng, page_tokens / 4, channels, 2, value_codes);
+        Aligned<int8_t> weights(row_block * operand_bytes);
+        for (size_t i = 0; i < row_block * operand_bytes; ++i) weights[i] = static_cast<int8_t>(rng.integer(0, 127));
+        const size_t sums = static_cast<size_t>(channels * row_block);
+        Aligned<float> step = random_floats(rng, sums), base = random_floats(rng, sums), want = random_floats(rng, sums), got(sums);
+        std::copy_n(want.data(), sums, got.data());
+        ValueProduct product{};
+        product.levels = packed.levels.data();
+        product.stride = channels * 4;
+        product.channels = channels;
+        product.weights = weights.data();
+        product.rows = rows;
+        product.groups = groups;
+        for (int r = 0; r < rows; ++r) product.scale[r] = rng.normal();
+        for (int g = 0; g < groups; ++g) {
+            ValueGroup & group = product.group[g];
+            std::ranges::copy(packed.runs, group.runs); // every group adds the same quads: what matters is what is done with the sums
+            group.run_count = static_cast<int>(packed.runs.size());
+            group.step = rng.integer(0, 1) ? &step[g * channels] : nullptr;
+            group.base = rng.integer(0, 1) ? &base[g * channels] : nullptr;
+            for (int r = 0; r < rows; ++r) group.offset[r] = rng.normal(), group.total[r] = rng.normal();
+        }
+        product.out_stride = channels;
+        product.out = want.data();
+        scalar_kernels.add_levels(product);
+        product.levels = nullptr;
+        product.out = got.data();
+        kernels.add_codes(product);
+        expect_same(got.copy(), want.copy());
+    });
+}
+
 TEST(AttentionKernels, HalfRowsScoreAndAddUpTheSameBits) {
     for_each_fast(60, [](const Kernels & kernels, Random & rng) {
         const int head_dim = head_dims[rng.integer(0, 10)], rows = rng.integer(1, row_block), padded = round_up(head_dim, 64);
@@ -341,7 +421,7 @@ TEST(AttentionKernels, ValuesAddUpToTheSameBits) {
             const int quads = 32 / groups, largest = (1 << rng.integer(1, 6)) - 1;
             for (int i = g * quads * stride; i < (g + 1) * quads * stride; ++i) levels[i] = static_cast<uint8_t>(rng.integer(0, 2) ? largest : rng.integer(0, largest));
             ValueGroup & group = product.group[g];
-            group = {g * quads, quads, largest, rng.integer(0, 1) ? &step[g * channels] : nullptr, rng.integer(0, 1) ? &base[g * channels] : nullptr, {}, {}};
+            group = {{{g * quads, quads, largest}}, 1, rng.integer(0, 1) ? &step[g * channels] : nullptr, rng.integer(0, 1) ? &base[g * channels] : nullptr, {}, {}};
             for (int r = 0; r < rows; ++r) group.offset[r] = rng.normal(), group.total[r] = rng.normal();
         }
         product.out_stride = channels;
