@@ -123,6 +123,12 @@ const uint8_t * vidkv_store_sealed_page(const vidkv_store * store, int32_t seque
     if (bytes) *bytes = size;
     return data;
 }
+vidkv_status vidkv_store_channel_plan(const vidkv_store * store, int32_t sequence, int32_t kv_head, uint16_t * order, uint16_t * means) {
+    return guarded([&] { return unwrap(store)->channel_plan(sequence, kv_head, order, means); }, store, order);
+}
+vidkv_status vidkv_store_release_page(vidkv_store * store, int32_t sequence, int64_t page) {
+    return guarded([&] { return unwrap(store)->release_page(sequence, page); }, store);
+}
 void vidkv_store_clear(vidkv_store * store) {
     if (store) unwrap(store)->clear();
 }

@@ -141,7 +141,7 @@ VIDKV_API vidkv_status vidkv_store_protect(vidkv_store * values, int32_t sequenc
  * statistics). scale: of attention, 1/sqrt(head_dim) as a rule. Call it before either store is sealed. */
 VIDKV_API vidkv_status vidkv_store_protect_by_queries(vidkv_store * values, const vidkv_store * keys, float scale);
 
-/* Forgets the cells first_cell.. of a sequence. A page that is cut through is reopened. */
+/* Forgets the cells first_cell.. of a sequence. A page that is cut through is reopened, and is not sealed before it has aged anew. */
 VIDKV_API vidkv_status vidkv_store_truncate(vidkv_store * store, int32_t sequence, int64_t first_cell);
 
 /* Makes `to` an exact copy of `from` (codes included). */
@@ -157,6 +157,15 @@ VIDKV_API vidkv_status vidkv_store_clone(const vidkv_store * store, vidkv_store 
 /* A sealed page as it is stored (docs/format.md), for readers that decode by themselves: NULL and 0 if that page is not sealed.
  * Valid until the next write to the store. */
 VIDKV_API const uint8_t * vidkv_store_sealed_page(const vidkv_store * store, int32_t sequence, int64_t page, uint64_t * bytes);
+
+/* The channel plan that sealed key pages of one KV head need beside their bytes: order [head_dim] and, with trellis keys, means
+ * [head_dim] (f16; otherwise it is left alone and may be NULL). Fails while the sequence has no sealed page. */
+VIDKV_API vidkv_status vidkv_store_channel_plan(const vidkv_store * store, int32_t sequence, int32_t kv_head, uint16_t * order,
+                                                uint16_t * means);
+
+/* Forgets a page that is read elsewhere from a copy, on another device say. Its cells are then as if never written, but the
+ * sequence keeps its channel plan for as long as any page is sealed or released. */
+VIDKV_API vidkv_status vidkv_store_release_page(vidkv_store * store, int32_t sequence, int64_t page);
 
 VIDKV_API void vidkv_store_clear(vidkv_store * store);
 

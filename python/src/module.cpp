@@ -90,6 +90,10 @@ void bind_store(nb::module_ & m) {
         .def("resize", &StoreHandle::resize, "cells"_a, "sequences"_a, "Changes the capacity; codes stay as they are.")
         .def("clone", &StoreHandle::clone, "A copy, codes included.")
         .def("sealed_page", &StoreHandle::sealed_page, "sequence"_a, "page"_a, "The packed bytes of a page; None if it is not sealed.")
+        .def("channel_plan", &StoreHandle::channel_plan, "sequence"_a,
+             "(order, means) of a key store: bytes of uint16 and of float16, [kv_heads, head_dim] each; means are 0 but for trellis keys.")
+        .def("release_page", &StoreHandle::release_page, "sequence"_a, "page"_a,
+             "Forgets a page that is read elsewhere from a copy; the channel plan stays.")
         .def("clear", &StoreHandle::clear, "Forgets everything.")
         .def("stats", &StoreHandle::stats);
 }

@@ -86,6 +86,16 @@ nb::object StoreHandle::sealed_page(int sequence, int64_t page) const {
     return nb::bytes(data, bytes);
 }
 
+nb::tuple StoreHandle::channel_plan(int sequence) const {
+    std::vector<uint16_t> order(channels_), means(channels_);
+    const auto kv_heads = static_cast<int32_t>(channels_ / head_dim_);
+    for (int32_t head = 0; head < kv_heads; ++head) {
+        const size_t first = static_cast<size_t>(head) * head_dim_;
+        check(vidkv_store_channel_plan(store_.get(), sequence, head, &order[first], &means[first]));
+    }
+    return nb::make_tuple(nb::bytes(order.data(), order.size() * 2), nb::bytes(means.data(), means.size() * 2));
+}
+
 vidkv_store_stats StoreHandle::stats() const {
     vidkv_store_stats stats{};
     vidkv_store_get_stats(store_.get(), &stats);

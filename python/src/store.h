@@ -26,6 +26,8 @@ class StoreHandle {
     void resize(int64_t cells, int sequences) { check(vidkv_store_resize(store_.get(), cells, sequences)); }
     std::unique_ptr<StoreHandle> clone() const;
     nb::object sealed_page(int sequence, int64_t page) const;
+    nb::tuple channel_plan(int sequence) const;
+    void release_page(int sequence, int64_t page) { check(vidkv_store_release_page(store_.get(), sequence, page)); }
     void clear() { vidkv_store_clear(store_.get()); }
     vidkv_store_stats stats() const;
 

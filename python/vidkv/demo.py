@@ -1,6 +1,7 @@
 """python -m vidkv.demo VIDEO QUESTION: asks a video model about a video, its keys and values packed by VidKV."""
 import argparse
 import json
+import os
 import sys
 import time
 
@@ -22,12 +23,32 @@ def parse(arguments=None):
     return parser.parse_args(arguments)
 
 
+def check(options):
+    """Says what is wrong with the options before a model is loaded, which takes long."""
+    from . import Params
+    from .video import check_video
+
+    check_video(options.video, options.frames)
+    if options.model and not os.path.isdir(options.model):
+        raise FileNotFoundError(f"--model {options.model}: there is no such folder")
+    if options.preset not in (None, "dynamic"):
+        try:
+            Params.from_preset(options.preset)
+        except ValueError as error:
+            raise ValueError(f"--preset {options.preset}: {error}") from None
+    if options.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens must be 1 or more, not {options.max_new_tokens}")
+
+
 def load(options):
     """(model, tokenizer or processor, whether it is the small model)."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+    from transformers.utils import logging
 
     from . import small_model
+
+    logging.disable_progress_bar()
 
     place = options.model or small_model.folder()
     dtype = options.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
@@ -79,11 +100,12 @@ def bytes_held(cache):
 
 def run(options):
     """The report: answer, tokens, seconds, bytes held."""
+    check(options)
     model, reader, small = load(options)
     inputs, frames = prepare(model, reader, small, options)
+    cache = cache_arguments(model, options)  # before `generate` is looked up: importing vidkv.transformers changes it
     started = time.perf_counter()
-    out = model.generate(**inputs, max_new_tokens=options.max_new_tokens, do_sample=False, return_dict_in_generate=True,
-                         **cache_arguments(model, options))
+    out = model.generate(**inputs, max_new_tokens=options.max_new_tokens, do_sample=False, return_dict_in_generate=True, **cache)
     seconds = time.perf_counter() - started
     prompt, cache = inputs["input_ids"].shape[1], out.past_key_values
     config = model.config.get_text_config(decoder=True)
@@ -101,6 +123,9 @@ def main(arguments=None):
     except (ImportError, OSError, ValueError, TypeError) as error:
         print(f"vidkv.demo: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("vidkv.demo: interrupted", file=sys.stderr)
+        return 130
     if options.json:
         print(json.dumps(report))
     else:

@@ -8,7 +8,7 @@ MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
-def folder():
+def folder() -> str:
     """Where its weights are: in the package, or in the source tree it runs from."""
     for place in (Path(__file__).parent / "models" / "tiny", Path(__file__).parents[2] / "models" / "tiny" / "hf"):
         if (place / "config.json").exists():

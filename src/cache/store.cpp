@@ -89,7 +89,7 @@ void Store::recount(Sequence & sequence) const {
     sequence.sealed_pages = 0;
     for (size_t i = 0; i < sequence.pages.size(); ++i) {
         if (sequence.pages[i].state == PageState::open) sequence.open.push_back(static_cast<int64_t>(i));
-        if (sequence.pages[i].state == PageState::sealed) ++sequence.sealed_pages;
+        if (sequence.pages[i].state == PageState::sealed || sequence.pages[i].released) ++sequence.sealed_pages;
     }
 }
 
@@ -106,6 +106,8 @@ uint16_t * Store::open_page(Sequence & sequence, int64_t index) {
         --sequence.sealed_pages;
         ++pages_reopened_;
     }
+    if (page.released) --sequence.sealed_pages;
+    page.released = false;
     page.data = std::move(data);
     page.bytes = static_cast<uint32_t>(open_bytes());
     page.state = PageState::open;
@@ -240,11 +242,13 @@ vidkv_status Store::truncate(int sequence, int64_t first_cell) {
             continue;
         }
         keep_below(page.marked, kept);
+        page.released = false;
         if (page.state == PageState::empty) continue;
         const size_t row_bytes = static_cast<size_t>(shape_.channels) * 2;
         open_page(seq, i);
         std::fill(page.data.get() + kept * row_bytes, page.data.get() + open_bytes(), uint8_t{0});
         keep_below(page.written, kept);
+        page.last_write = seq.writes; // it will be filled again: packing it now would only pack it twice
     }
     if (first_cell == 0) {
         seq.sink_rows.reset();

@@ -63,6 +63,8 @@ class Store {
     vidkv_status resize(int64_t cells, int sequences);
     std::unique_ptr<Store> clone() const;
     const uint8_t * sealed_page(int sequence, int64_t page, size_t & bytes) const; // null if it is not sealed
+    vidkv_status channel_plan(int sequence, int kv_head, uint16_t * order, uint16_t * means) const;
+    vidkv_status release_page(int sequence, int64_t index);
     void clear();
     vidkv_store_stats stats() const;
     static size_t page_entry_bytes() { return sizeof(Page); } // the table of pages is counted as held
@@ -80,6 +82,7 @@ class Store {
         int64_t last_write = 0; // the sequence's write count after this page's newest write
         uint32_t bytes = 0;     // of data
         PageState state = PageState::empty;
+        bool released = false;  // empty here, but its bytes are read elsewhere
     };
     struct Sequence {
         std::vector<Page> pages;
@@ -88,7 +91,7 @@ class Store {
         std::unique_ptr<uint16_t[]> sink_rows; // [sink_tokens][channels], while the first page is sealed
         std::unique_ptr<QueryStatistics> queries; // trellis keys, once queries were observed
         int64_t writes = 0;                    // rows written since the last clear
-        int64_t sealed_pages = 0;
+        int64_t sealed_pages = 0; // released ones too: they keep the plans
         bool host_marks = false;               // somebody called protect
     };
 

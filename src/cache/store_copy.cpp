@@ -1,5 +1,7 @@
 // Copies of sequences and stores, and changes of capacity: codes move as they are.
+#include <algorithm>
 #include <cstring>
+#include <string>
 
 #include "base/error.h"
 #include "cache/store.h"
@@ -25,6 +27,7 @@ Store::Sequence Store::copy_of(const Sequence & source) const {
         target.last_write = page.last_write;
         target.bytes = page.bytes;
         target.state = page.state;
+        target.released = page.released;
         if (page.state == PageState::empty) continue;
         target.data = make_page(page.bytes);
         std::memcpy(target.data.get(), page.data.get(), page.bytes);
@@ -83,6 +86,30 @@ const uint8_t * Store::sealed_page(int sequence, int64_t page, size_t & bytes) c
     if (p.state != PageState::sealed) return nullptr;
     bytes = p.bytes;
     return p.data.get();
+}
+
+vidkv_status Store::channel_plan(int sequence, int kv_head, uint16_t * order, uint16_t * means) const {
+    if (vidkv_status status = check_range(sequence, 0, 0)) return status;
+    const std::vector<ChannelPlan> & plans = sequences_[sequence].plans;
+    if (plans.empty()) return fail(VIDKV_E_ARGUMENT, "the sequence has no channel plan: no page of keys is sealed");
+    if (kv_head < 0 || kv_head >= kv_heads()) return fail(VIDKV_E_ARGUMENT, "no such KV head in the cache");
+    const ChannelPlan & plan = plans[kv_head];
+    if (!plan.mean.empty() && !means) return fail(VIDKV_E_ARGUMENT, "means must not be null: trellis keys have them");
+    std::copy(plan.order.begin(), plan.order.end(), order);
+    std::copy(plan.mean.begin(), plan.mean.end(), means);
+    return VIDKV_OK;
+}
+
+vidkv_status Store::release_page(int sequence, int64_t index) {
+    if (vidkv_status status = check_range(sequence, index * page_tokens, 1)) return status;
+    Page & page = sequences_[sequence].pages[index];
+    if (page.state == PageState::empty) return fail(VIDKV_E_ARGUMENT, "page " + std::to_string(index) + " is empty");
+    const PageBits marked = page.marked;
+    page = Page();
+    page.marked = marked;
+    page.released = true;
+    recount(sequences_[sequence]);
+    return VIDKV_OK;
 }
 
 } // namespace vidkv

@@ -1,6 +1,7 @@
 // Copies, changes of capacity and packed pages, through the C interface.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
 #include <numeric>
 #include <string>
@@ -120,6 +121,58 @@ TEST_P(StoreCopy, ResizeRefusesToLoseWrittenCells) {
     EXPECT_EQ(codes(store.get()), before);
 }
 
+TEST_P(StoreCopy, ReleasedPagesLeaveTheirPlan) {
+    SCOPED_TRACE(rng.trace());
+    StorePtr store = filled(), other = filled();
+    const auto before = codes(store.get());
+    vidkv_store_stats stats;
+    vidkv_store_get_stats(store.get(), &stats);
+    const uint64_t held = stats.bytes;
+    for (int64_t index = 0; !page(store.get(), 0, index).empty(); ++index) {
+        ASSERT_EQ(vidkv_store_release_page(store.get(), 0, index), VIDKV_OK);
+        EXPECT_TRUE(page(store.get(), 0, index).empty());
+    }
+    vidkv_store_get_stats(store.get(), &stats);
+    EXPECT_LT(stats.bytes, held);
+    EXPECT_EQ(page(store.get(), 1, 0), page(other.get(), 1, 0));
+    std::vector<uint16_t> zeros(static_cast<size_t>(128) * channels);
+    EXPECT_EQ(std::vector<uint16_t>(levels(store.get(), 0, 128)), zeros);
+    // The pages that follow are packed by the same plan as if nothing had been released.
+    append(store.get(), 0, 600, 100);
+    append(other.get(), 0, 600, 100);
+    EXPECT_FALSE(page(store.get(), 0, 3).empty());
+    EXPECT_EQ(page(store.get(), 0, 3), page(other.get(), 0, 3));
+    // Writing to a released page begins it anew.
+    append(store.get(), 0, 0, 1);
+    EXPECT_EQ(levels(store.get(), 0, 1), levels(other.get(), 0, 1));
+}
+
+TEST_P(StoreCopy, ChannelPlans) {
+    StorePtr store = filled();
+    std::vector<uint16_t> order(head_dim, 0xffff), means(head_dim);
+    const bool keys = std::get<1>(GetParam()) == VIDKV_KEYS;
+    ASSERT_EQ(vidkv_store_channel_plan(store.get(), 0, 0, order.data(), means.data()), keys ? VIDKV_OK : VIDKV_E_ARGUMENT);
+    if (keys) {
+        std::sort(order.begin(), order.end());
+        for (int c = 0; c < head_dim; ++c) EXPECT_EQ(order[c], c);
+    }
+    EXPECT_EQ(vidkv_store_channel_plan(store.get(), 0, -1, order.data(), means.data()), VIDKV_E_ARGUMENT);
+    EXPECT_EQ(vidkv_store_channel_plan(store.get(), 2, 0, order.data(), means.data()), VIDKV_E_ARGUMENT);
+    EXPECT_EQ(vidkv_store_channel_plan(store.get(), 0, 0, nullptr, means.data()), VIDKV_E_ARGUMENT);
+    EXPECT_EQ(vidkv_store_channel_plan(make().get(), 0, 0, order.data(), means.data()), VIDKV_E_ARGUMENT);
+}
+
+TEST_P(StoreCopy, APageThatIsCutThroughAgesAnew) {
+    SCOPED_TRACE(rng.trace());
+    StorePtr store = filled();
+    ASSERT_EQ(vidkv_store_truncate(store.get(), 0, 200), VIDKV_OK);
+    append(store.get(), 0, 200, 100); // the cut page is full again, and not old
+    EXPECT_FALSE(page(store.get(), 0, 0).empty());
+    EXPECT_TRUE(page(store.get(), 0, 1).empty());
+    append(store.get(), 0, 300, 100);
+    EXPECT_FALSE(page(store.get(), 0, 1).empty());
+}
+
 TEST_P(StoreCopy, BadArguments) {
     StorePtr store = filled();
     for (const int64_t n : {int64_t{0}, int64_t{-1}, int64_t{INT32_MAX} + 1}) {
@@ -136,6 +189,9 @@ TEST_P(StoreCopy, BadArguments) {
         uint64_t bytes = 1;
         EXPECT_EQ(vidkv_store_sealed_page(store.get(), sequence, index, &bytes), nullptr) << sequence << " " << index;
         EXPECT_EQ(bytes, 0u);
+    }
+    for (const auto & [sequence, index] : {std::pair{-1, int64_t{0}}, {2, 0}, {0, -1}, {0, pages}, {1, 4}}) {
+        EXPECT_EQ(vidkv_store_release_page(store.get(), sequence, index), VIDKV_E_ARGUMENT) << sequence << " " << index;
     }
     uint64_t bytes = 1;
     EXPECT_EQ(vidkv_store_sealed_page(nullptr, 0, 0, &bytes), nullptr);

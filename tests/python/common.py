@@ -22,15 +22,30 @@ def seeded(make):
     return model
 
 
+WINDOWS = dict(head_dim=64, sliding_window=64)
+# What each text model has beside TEXT, and why it is here.
+TEXT_CONFIGS = {
+    "llama": (transformers.LlamaConfig, {}),
+    "qwen2": (transformers.Qwen2Config, {}),
+    "qwen3": (transformers.Qwen3Config, dict(head_dim=64)),
+    "gemma3": (transformers.Gemma3TextConfig, dict(WINDOWS, num_hidden_layers=6, query_pre_attn_scalar=64)),
+    "gemma2": (transformers.Gemma2Config, dict(WINDOWS, query_pre_attn_scalar=64, num_hidden_layers=2)),  # caps its scores
+    "gpt_oss": (transformers.GptOssConfig, dict(WINDOWS, num_local_experts=4, num_experts_per_tok=2)),  # attention sinks
+    "llama4": (transformers.Llama4TextConfig, dict(head_dim=64, num_hidden_layers=4, num_local_experts=2, intermediate_size_mlp=256,
+                                                   attention_chunk_size=64)),  # attends in chunks
+    "gemma3n": (transformers.Gemma3nTextConfig, dict(WINDOWS, num_hidden_layers=10, num_kv_shared_layers=4, vocab_size_per_layer_input=300,
+                                                     hidden_size_per_layer_input=16, activation_sparsity_pattern=None,
+                                                     layer_types=2 * (["sliding_attention"] * 4 + ["full_attention"]))),  # layers share keys
+    "diffllama": (transformers.DiffLlamaConfig, {}),  # rearranges values on their way to attention
+    "phi3": (transformers.Phi3Config, {}),
+    "mistral": (transformers.MistralConfig, dict(sliding_window=None)),
+    "mqa, head_dim 80": (transformers.LlamaConfig, dict(head_dim=80, num_key_value_heads=1)),
+}
+
+
 def text_model(kind, **changes):
-    options = {**TEXT, **changes}
-    configs = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config,
-               "gemma3": transformers.Gemma3TextConfig}
-    if kind in ("qwen3", "gemma3"):
-        options["head_dim"] = 64
-    if kind == "gemma3":
-        options.update(num_hidden_layers=6, sliding_window=64, query_pre_attn_scalar=64)
-    return seeded(lambda: transformers.AutoModelForCausalLM.from_config(configs[kind](**options)))
+    config, options = TEXT_CONFIGS[kind]
+    return seeded(lambda: transformers.AutoModelForCausalLM.from_config(config(**{**TEXT, **options, **changes})))
 
 
 def _qwen_vision(patch_merge_size=2):
@@ -59,6 +74,24 @@ def vision_model(kind):
         vision = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14)
         config = transformers.SmolVLMConfig(text_config=dict(TEXT, model_type="llama"), vision_config=vision, image_token_id=IMAGE, scale_factor=2)
         return seeded(lambda: transformers.SmolVLMForConditionalGeneration(config)), smolvlm_inputs()
+    if kind == "qwen3_vl":  # visual features enter deeper layers too
+        rope = {"rope_type": "default", "mrope_section": [6, 5, 5], "mrope_interleaved": True, "rope_theta": 1e4}
+        vision = dict(_qwen_vision(), intermediate_size=128, out_hidden_size=128, deepstack_visual_indexes=[0], num_position_embeddings=144)
+        config = transformers.Qwen3VLConfig(text_config=dict(TEXT, head_dim=32, rope_parameters=rope), vision_config=vision, **ids)
+        return seeded(lambda: transformers.Qwen3VLForConditionalGeneration(config)), images_inputs(9, 36, torch.randn(9 * 144, 1176), 12)
+    if kind == "internvl":
+        vision = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=[84, 84], patch_size=[14, 14])
+        config = transformers.InternVLConfig(text_config=dict(TEXT, model_type="qwen2"), vision_config=vision, image_token_id=IMAGE,
+                                             image_seq_length=9, downsample_ratio=0.5)
+        return seeded(lambda: transformers.InternVLForConditionalGeneration(config)), images_inputs(32, 9, torch.randn(32, 3, 84, 84))
+    if kind == "gemma3_vl":  # image tokens see each other both ways; five layers of six have windows
+        vision = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=112, patch_size=14,
+                      vision_use_head=False)
+        text = dict(TEXT, model_type="gemma3_text", **TEXT_CONFIGS["gemma3"][1])
+        config = transformers.Gemma3Config(text_config=text, vision_config=vision, image_token_index=IMAGE, mm_tokens_per_image=16,
+                                           boi_token_index=START, eoi_token_index=END)
+        inputs = images_inputs(20, 16, torch.randn(20, 3, 112, 112))
+        return seeded(lambda: transformers.Gemma3ForConditionalGeneration(config)), dict(inputs, token_type_ids=(inputs["input_ids"] == IMAGE).int())
     raise ValueError(kind)
 
 
@@ -81,6 +114,15 @@ def qwen_inputs():
                 pixel_values_videos=torch.randn(8 * grid * grid, 1176), video_grid_thw=torch.tensor([[8, grid, grid]]))
 
 
+def images_inputs(images, tokens, pixels, grid=None):
+    """`images` images of `tokens` tokens each; grid: patches a side, for models that want to be told."""
+    ids = prompt(*[(IMAGE, tokens)] * images)
+    inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels)
+    if grid:
+        inputs.update(mm_token_type_ids=(ids == IMAGE).int(), image_grid_thw=torch.tensor([[1, grid, grid]] * images))
+    return inputs
+
+
 def llava_inputs():
     """A video of 32 frames, 9 tokens a frame and one newline token."""
     torch.manual_seed(1)
@@ -96,7 +138,9 @@ def smolvlm_inputs():
 
 
 TEXT_MODELS = ["llama", "qwen2", "qwen3", "gemma3"]
+OTHER_MODELS = [kind for kind in TEXT_CONFIGS if kind not in TEXT_MODELS]
 VISION_MODELS = ["qwen2_5_vl", "qwen2_vl", "llava_onevision", "smolvlm2"]
+OTHER_VISION_MODELS = ["qwen3_vl", "internvl", "gemma3_vl"]
 
 
 @pytest.fixture(scope="module", params=["vidkv", "sdpa", "eager"])

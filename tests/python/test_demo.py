@@ -58,6 +58,7 @@ def test_demo_takes_a_published_configuration(clip):
     config = json.dumps({"backend": "QuantizedCacheVLMSTP", "nbits": [1.5, 1.58], "vidkv_stp": 0.2})
     done = run("vidkv.demo", clip, "What colour is the square?", "--model", TINY, "--cache-config", config)
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    assert "cannot read the codes" not in done.stderr
 
 
 @pytest.mark.parametrize("arguments, says", [
@@ -65,17 +66,31 @@ def test_demo_takes_a_published_configuration(clip):
     (["CLIP", "?", "--preset", "t9"], "t9"),
     (["CLIP", "?", "--frames", "0"], "frames must be 1 or more"),
     (["CLIP", "?", "--cache-config", "{\"nbit\": 2}"], "nbit"),
+    (["CLIP", "?", "--max-new-tokens", "0"], "max-new-tokens must be 1 or more"),
+    (["CLIP", "?", "--model", "no/such/folder"], "no such folder"),
+    ([__file__, "?"], "Invalid data"),
 ])
 def test_demo_says_what_is_wrong(clip, arguments, says):
-    done = run("vidkv.demo", *[clip if a == "CLIP" else a for a in arguments], "--model", TINY)
+    done = run("vidkv.demo", "--model", TINY, *[clip if a == "CLIP" else a for a in arguments])
     assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr
 
 
 def test_bench():
-    done = run("vidkv.bench", "--model", "7b-shape", "--layers", "1", "--tokens", "600", "--new-tokens", "3", "--caches", "dynamic,vidkv:k2v2,fp8,quanto:4")
+    done = run("vidkv.bench", "--model", "7b-shape", "--layers", "1", "--tokens", "600", "--new-tokens", "3",
+               "--caches", "dynamic,vidkv:k2v2,fp8,quanto:4")
     assert done.returncode == 0, done.stderr
     results = {r["cache"]: r for r in json.loads(done.stdout)["results"]}
-    assert results["dynamic"]["kl_mean"] == 0 and results["dynamic"]["bytes_held"] == results["dynamic"]["bytes_f16"]
-    assert results["vidkv:k2v2"]["bytes_held"] < 0.6 * results["dynamic"]["bytes_held"]
+    assert results["dynamic"]["kl_mean"] == 0 and results["dynamic"]["bytes_held"] == 2 * results["dynamic"]["bytes_f16"]  # it is f32
+    assert results["vidkv:k2v2"]["bytes_held"] < 0.6 * results["vidkv:k2v2"]["bytes_f16"]
     assert 0 < results["vidkv:k2v2"]["kl_mean"] < 1
     assert "skipped" in results["quanto:4"] or results["quanto:4"]["kl_mean"] > 0
+
+
+def test_bench_at_depth():
+    done = run("vidkv.bench", "--model", "7b-shape", "--layers", "1", "--tokens", "32", "--depth", "500", "--new-tokens", "2", "--dtype", "bfloat16",
+               "--caches", "dynamic,vidkv-torch:t1.65")
+    assert done.returncode == 0, done.stderr
+    dynamic, ours = json.loads(done.stdout)["results"]
+    assert dynamic["tokens"] == ours["tokens"] == 534 and "kl_mean" not in ours  # the keys are random
+    assert dynamic["bytes_held"] == dynamic["bytes_f16"] > 1.5 * ours["bytes_held"]
+    assert "plain torch operations" in done.stderr

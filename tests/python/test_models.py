@@ -1,7 +1,8 @@
 """Each model in its real structure with random weights: what it generates with a VidKVCache, and what the cache holds."""
 import pytest
 import torch
-from common import PRESETS, PUBLISHED, TEXT_MODELS, VISION_MODELS, text_model, vision_model
+from common import (IMAGE, OTHER_MODELS, OTHER_VISION_MODELS, PRESETS, PUBLISHED, TEXT_MODELS, VIDEO, VISION_MODELS, text_model,
+                    vision_model)
 
 from transformers import DynamicCache
 from vidkv.transformers import VidKVCache
@@ -35,6 +36,22 @@ def test_text_models_with_f16_rows_are_exact(kind, attention):
     assert (got - want).abs().max() < 2e-3 * want.abs().max()
 
 
+@pytest.mark.parametrize("kind", OTHER_MODELS)
+def test_other_models(kind):
+    """f16 rows are exact, left padding and sliding windows included; codes are near, and the same read by the library and by torch."""
+    model = text_model(kind)
+    ids = torch.randint(3, 280, (2, 400), generator=torch.Generator().manual_seed(3))
+    ids[0, :37] = 0
+    inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
+    want, _ = generated_scores(model, inputs, past_key_values=DynamicCache(config=model.config))
+    model.set_attn_implementation("vidkv")
+    got, _ = generated_scores(model, inputs, past_key_values=VidKVCache(model.config, "f16"))
+    assert (got - want).abs().max() < 5e-3 * want.abs().max()
+    coded, by_torch = (generated_scores(model, inputs, past_key_values=VidKVCache(model.config, "k2v2", force_torch=force))[0] for force in (False, True))
+    assert 0 < torch.nn.functional.mse_loss(coded, want) / want.var() < 0.2
+    assert torch.nn.functional.mse_loss(by_torch, coded) / want.var() < 1e-3
+
+
 @pytest.mark.parametrize("kind", TEXT_MODELS)
 @pytest.mark.parametrize("preset", PRESETS[1:])
 def test_text_models_with_codes(kind, preset):
@@ -50,7 +67,7 @@ def test_text_models_with_codes(kind, preset):
     assert 0 < error < 0.25, f"relative error {error:.3f}"
 
 
-@pytest.mark.parametrize("kind", VISION_MODELS)
+@pytest.mark.parametrize("kind", VISION_MODELS + OTHER_VISION_MODELS)
 def test_vision_models_with_f16_rows_are_exact(kind):
     model, inputs = vision_model(kind)
     want, _ = generated_scores(model, inputs, past_key_values=DynamicCache(config=model.config))
@@ -60,10 +77,14 @@ def test_vision_models_with_f16_rows_are_exact(kind):
         assert (got - want).abs().max() < 5e-3 * want.abs().max(), attention
 
 
-@pytest.mark.parametrize("kind", VISION_MODELS)
-@pytest.mark.parametrize("backend", ["QuantizedCacheLM", "QuantizedCacheVLM", "QuantizedCacheVLMSTP"])
-def test_published_calls(kind, backend):
+@pytest.mark.parametrize("kind, backend", [
+    *((kind, backend) for kind in VISION_MODELS for backend in ("QuantizedCacheLM", "QuantizedCacheVLM", "QuantizedCacheVLMSTP")),
+    *((kind, "QuantizedCacheVLMSTP") for kind in OTHER_VISION_MODELS)])
+def test_published_calls(kind, backend, monkeypatch):
     model, inputs = vision_model(kind)
+    protected = []
+    protect = VidKVCache.protect
+    monkeypatch.setattr(VidKVCache, "protect", lambda *arguments: (protected.append(arguments[2]), protect(*arguments)))
     before = model.config.get_text_config()._attn_implementation
     config = {"backend": backend, **PUBLISHED}
     got, out = generated_scores(model, inputs, cache_implementation="quantized", cache_config=config)
@@ -77,7 +98,11 @@ def test_published_calls(kind, backend):
     mask = int.from_bytes(values.sealed_page(0, 0)[:16], "little")
     assert out.past_key_values.params.protect == pytest.approx(0.2 if backend.endswith("STP") else 0)
     if backend.endswith("STP"):
-        assert bin(mask).count("1") >= 20  # at least 32 visual tokens are protected, the first page has most
+        visual = torch.isin(inputs["input_ids"][0], torch.tensor([IMAGE, VIDEO]))
+        assert len(protected) == 2 and len(protected[0]) == max(32, int(0.2 * visual.sum()) // 32 * 32)  # a prefill each
+        assert visual[protected[0]].all()
+        in_first_page = sum(position < 128 for position in protected[0])
+        assert abs(bin(mask).count("1") - in_first_page) < 32  # groups of 32 are protected as a whole
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -1,9 +1,11 @@
-"""What transformers' own generation tests ask of a cache, asked of ours (tests/generation/test_utils.py, by behaviour)."""
+"""What transformers' own tests of generation and of caches ask, asked of ours. They came out of trying these calls with every kind of cache:
+what a cache must get right is to be fed in pieces, to be rolled back by negative counts after it was told to remember, to serve two
+prompts of one generate (guidance) and two models (assistants), and to stand for tensors of its shape where it is looked at."""
 import pytest
 import torch
 from common import text_model, vision_model
 
-from transformers import DynamicCache
+from transformers import CompileConfig, DynamicCache
 from transformers.cache_utils import Cache
 from vidkv.transformers import VidKVCache
 
@@ -27,6 +29,50 @@ def test_continuing_from_a_returned_cache(model, ids):
     assert isinstance(first.past_key_values, Cache)
     more = model.generate(first.sequences, past_key_values=first.past_key_values, max_new_tokens=5, do_sample=False)
     assert torch.equal(more, whole)
+
+
+CALLS = {
+    "a prompt in pieces": dict(prefill_chunk_size=100),
+    "penalties": dict(repetition_penalty=1.2, no_repeat_ngram_size=2),
+    "guidance": dict(guidance_scale=1.5),
+    "sampling with an assistant": dict(do_sample=True, assistant=True),
+    "a prefix of the model as assistant": dict(assistant_early_exit=1),
+    "several of the beams": dict(num_beams=3, num_return_sequences=2, early_stopping=True, length_penalty=2.0),
+    "an end that is met": dict(eos_token_id=list(range(150))),
+    "compiled decoding": dict(compile_config=CompileConfig(backend="eager")),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("force_torch", [False, True])
+def test_f16_rows_give_the_tokens_of_a_dynamic_cache(model, ids, call, force_torch):
+    options = dict(CALLS[call])
+    if options.pop("assistant", False):
+        options["assistant_model"] = text_model("llama", num_hidden_layers=1)
+
+    def run(cache):
+        torch.manual_seed(5)
+        return model.generate(ids, past_key_values=cache, max_new_tokens=8, **{"do_sample": False, **options})
+
+    assert torch.equal(run(VidKVCache(model.config, "f16", force_torch=force_torch)), run(DynamicCache(config=model.config)))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_rolling_back_what_was_recorded(kind, ids):
+    """activate_past_recording, then crop: windows included, the cache is as if the tokens had never been."""
+    model = text_model(kind)
+    model.set_attn_implementation("vidkv")
+    with torch.no_grad():
+        caches = [VidKVCache(model.config, "k2v2") for _ in range(2)]
+        for cache in caches:
+            model(ids, past_key_values=cache)
+        caches[0].activate_past_recording()
+        model(ids[:, :7], past_key_values=caches[0])
+        caches[0].crop(-7)
+        caches[0].crop(0)
+        assert caches[0].is_croppable and caches[0].get_seq_length() == ids.shape[1]
+        got, want = (model(ids[:, 20:25], past_key_values=cache).logits for cache in caches)
+        assert torch.allclose(got, want, atol=1e-4)
 
 
 def test_inputs_embeds(model, ids):

@@ -10,13 +10,19 @@ from .packed import PackedTensor
 NAME = "vidkv"
 
 
+def are_of_one_layer(key, value):
+    """Whether they stand for a layer's keys and values as they are. Some models change one of them first (DiffLlama its values)."""
+    packed = isinstance(key, PackedTensor) and isinstance(value, PackedTensor)
+    return packed and key.layer is value.layer and (key.side, value.side) == ("keys", "values")
+
+
 @torch.compiler.disable(reason="VidKV packs and reads codes outside of the graph")
 def vidkv_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, is_causal=None, softcap=None, s_aux=None, **kwargs):
     """query [batch, heads, n, head_dim]; key and value: what VidKVCache.update returned, or plain tensors
     -> ([batch, n, heads, head_dim], None)."""
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if not isinstance(key, PackedTensor):
+    if not are_of_one_layer(key, value):
         if softcap or s_aux is not None:
             return dense_attention(query, key, value, attention_mask, causal, scale, softcap or 0.0, s_aux), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs)
@@ -29,7 +35,7 @@ def vidkv_attention(module, query, key, value, attention_mask, dropout=0.0, scal
     return out, None
 
 
-def register_attention():
+def register_attention() -> None:
     """Makes attn_implementation="vidkv" known, with its mask function. Called by `import vidkv.transformers`."""
     AttentionInterface.register(NAME, vidkv_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)

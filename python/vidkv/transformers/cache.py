@@ -1,7 +1,11 @@
 """VidKVCache: what `generate(past_key_values=...)` takes."""
+from collections.abc import Iterable, Mapping
+
 import torch
+from transformers import PreTrainedConfig
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, get_layer_types_and_kwargs
 
+from .. import Params
 from .layer import VidKVLayer
 from .options import params_from_cache_config, params_from_preset
 
@@ -40,7 +44,8 @@ class VidKVCache(Cache):
     decoded when it is read, and that is said once.
     """
 
-    def __init__(self, config, preset=None, cache_config=None, max_length=None, force_torch=False):
+    def __init__(self, config: PreTrainedConfig, preset: str | Params | None = None, cache_config: Mapping | str | None = None,
+                 max_length: int | None = None, force_torch: bool = False) -> None:
         if preset is not None and cache_config is not None:
             raise ValueError("VidKVCache takes a preset or a cache_config, not both")
         if not hasattr(config, "get_text_config"):
@@ -66,30 +71,31 @@ class VidKVCache(Cache):
         super().__init__(layers=layers)
 
     @property
-    def packed_layers(self):
+    def packed_layers(self) -> list[VidKVLayer]:
+        """The layers whose codes are packed; sliding-window layers are not among them."""
         return [layer for layer in self.layers if isinstance(layer, VidKVLayer)]
 
     @torch.compiler.disable(reason="VidKV packs and reads codes outside of the graph")
-    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
         """Takes new states [batch, kv_heads, n, head_dim] of a layer; returns stand-ins for all its keys and values."""
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
-    def protect(self, row, positions):
+    def protect(self, row: int, positions: Iterable[int]) -> None:
         """Marks tokens of a batch row (positions as in input_ids): the values of all layers get more bits for them. Call it before
         the tokens are 128 tokens old; it has an effect where the preset protects (-stp)."""
         positions = [int(p) for p in positions]
         for layer in self.packed_layers:
             layer.protect(row, positions)
 
-    def offload(self, layer_idx, only_non_sliding=True):
+    def offload(self, layer_idx: int, only_non_sliding: bool = True) -> None:
         """Moves a layer's codes to the CPU."""
         self.layers[layer_idx].offload()
 
-    def prefetch(self, layer_idx, only_non_sliding=True):
+    def prefetch(self, layer_idx: int, only_non_sliding: bool = True) -> None:
         """Moves a layer's codes back to the device of its keys; layer_idx may run past the last layer."""
         self.layers[layer_idx % len(self.layers)].prefetch()
 
-    def bytes_held(self):
+    def bytes_held(self) -> int:
         """Bytes that keys and values take now: codes, windows, tables; sliding-window layers included."""
         total = 0
         for layer in self.layers:

@@ -48,7 +48,7 @@ def _generate(self, *args, **kwargs):
         _running.undo = outer
 
 
-def enable():
+def enable() -> None:
     """Registers attn_implementation="vidkv" and the published cache configurations. Called by `import vidkv.transformers`."""
     register_attention()
     if _original:
@@ -58,7 +58,7 @@ def enable():
         setattr(GenerationMixin, name, functools.wraps(_original[name])(ours))
 
 
-def disable():
+def disable() -> None:
     """`generate` is transformers' own again; attn_implementation="vidkv" stays registered."""
     for name, theirs in _original.items():
         setattr(GenerationMixin, name, theirs)

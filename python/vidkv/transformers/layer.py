@@ -49,7 +49,7 @@ class VidKVLayer(CacheLayerMixin):
         self.batch_size, self.kv_heads, self.key_dim, self.value_dim = batch, kv_heads, key_dim, value_dim
         self.dtype, self.device = key_states.dtype, key_states.device
         kind = NativeStorage if self.device.type == "cpu" and not self.force_torch else TorchStorage
-        self.storage = kind(self.params, batch, kv_heads, key_dim, value_dim, self.max_length or max(1024, 2 * tokens))
+        self.storage = kind(self.params, batch, kv_heads, key_dim, value_dim, self.max_length or max(1024, 2 * tokens), self.device)
         self.is_initialized = True
 
     def _check(self, keys, values):

@@ -84,7 +84,7 @@ def _protected_share(config, backend):
     return 0.0
 
 
-def params_from_cache_config(cache_config):
+def params_from_cache_config(cache_config: Mapping | str) -> Params:
     """Params of a published cache_config (dict or text). Keys: backend, nbits, q_group_size, residual_length, axis_key,
     axis_value, vidkv_stp; and preset, a name in the place of nbits and q_group_size, with the backend 'vidkv'."""
     config = parse_cache_config(cache_config)
@@ -121,7 +121,7 @@ def params_from_cache_config(cache_config):
     return params
 
 
-def params_from_preset(preset):
+def params_from_preset(preset: str | Params) -> Params:
     """Params of a preset's name, or a copy of the Params given."""
     if isinstance(preset, Params):
         preset.check()

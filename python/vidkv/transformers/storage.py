@@ -14,13 +14,19 @@ def _rows(states):
 class NativeStorage:
     """Keys and values of one layer of `batch` sequences; cells are counted from the row's first real token."""
 
-    def __init__(self, params, batch, kv_heads, key_dim, value_dim, cells):
+    def __init__(self, params, batch, kv_heads, key_dim, value_dim, cells, device):
         self.params, self.batch, self.cells, self.kv_heads = params, batch, cells, kv_heads
         self.key_dim, self.value_dim = key_dim, value_dim
-        self.keys = Store("keys", kv_heads * key_dim, key_dim, params, cells, batch)
-        self.values = Store("values", kv_heads * value_dim, value_dim, params, cells, batch)
+        self.keys, self.values = self._make_store("keys", key_dim), self._make_store("values", value_dim)
         self.sequences = batch            # in the stores; never falls
         self.rows = list(range(batch))    # batch row -> sequence
+
+    def _make_store(self, side, head_dim):
+        return Store(side, self.kv_heads * head_dim, head_dim, self.params, self.cells, self.batch)
+
+    def _reserve_for(self, cells):
+        if cells > self.cells:
+            self._reserve(max(cells, 2 * self.cells), self.sequences)
 
     def _reserve(self, cells, sequences):
         if cells > self.cells or sequences > self.sequences:
@@ -30,9 +36,7 @@ class NativeStorage:
 
     def write(self, row, first_cell, keys, values):
         """keys, values: [kv_heads, n, head_dim]."""
-        end = first_cell + keys.shape[1]
-        if end > self.cells:
-            self._reserve(max(end, 2 * self.cells), self.sequences)
+        self._reserve_for(first_cell + keys.shape[1])
         self.keys.write(self.rows[row], first_cell, _rows(keys))
         self.values.write(self.rows[row], first_cell, _rows(values))
 
@@ -93,7 +97,7 @@ class NativeStorage:
         self.values.clear()
 
     def clone(self):
-        copy = object.__new__(NativeStorage)
+        copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
         copy.keys, copy.values, copy.rows = self.keys.clone(), self.values.clone(), list(self.rows)
         return copy
