@@ -16,9 +16,9 @@ FLOOR = 1e-4  # of the logarithmic axis: an exact cache diverges by nothing
 
 def family(name):
     """Colour and legend of a codec."""
-    if name.startswith("t") and name[1:2].isdigit():
+    if name.startswith("kt") or name.startswith("t") and name[1:2].isdigit():
         return OURS, "trellis codes"
-    if name.startswith("k") and name[1:2].isdigit() or name.startswith(("kt", "k16")):
+    if name.startswith("k") and name[1:2].isdigit():
         return PAPER, "paper's formulas, corrected"
     return PEER, "others"
 
@@ -45,6 +45,7 @@ def plot_kl(document):
     for codec in shown(document):
         mark(axes, codec, bits(codec), max(codec["kld"], FLOOR), labels, codec["kld_se"])
     axes.set_yscale("log")
+    axes.margins(x=0.1)  # room for the last name
     axes.set_xlabel("true bits an element, all metadata included (mean of keys and values)")
     axes.set_ylabel("KL divergence from the f16 cache, nats")
     axes.set_title(f"{Path(document['model']).name}, {document['windows']} windows, protocol {document['protocol']}", fontsize=10)
@@ -58,6 +59,7 @@ def plot_accuracy(document):
     labels = set()
     for codec in (c for c in document["presets"] if not c["name"].endswith("-nosink")):
         mark(axes, codec, codec["kv_bytes"] / 2**20, 100 * codec["accuracy"], labels)
+    axes.margins(x=0.1)
     axes.set_xlabel("bytes held by the cache, MiB (mean of a clip)")
     axes.set_ylabel("answers that are right, %")
     axes.set_title(f"{document['clips']} clips, {document['visual_tokens_mean']:.0f} visual tokens a clip", fontsize=10)
