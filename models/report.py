@@ -39,6 +39,16 @@ def mark(axes, codec, x, y, labels, error=None):
     axes.annotate(codec["name"], (x, y), textcoords="offset points", xytext=(5, 4), fontsize=8, color=colour)
 
 
+def part_names(figure):
+    """Moves a name that covers an earlier one below its point."""
+    figure.canvas.draw()
+    placed = []
+    for name in figure.axes[0].texts:
+        if any(name.get_window_extent().overlaps(other) for other in placed):
+            name.set_position((5, -12))
+        placed.append(name.get_window_extent())
+
+
 def plot_kl(document):
     figure, axes = plt.subplots(figsize=(7.2, 4.6))
     labels = set()
@@ -51,6 +61,7 @@ def plot_kl(document):
     axes.set_title(f"{Path(document['model']).name}, {document['windows']} windows, protocol {document['protocol']}", fontsize=10)
     axes.grid(True, which="both", alpha=0.25)
     axes.legend(fontsize=8)
+    part_names(figure)
     return figure
 
 
@@ -65,6 +76,7 @@ def plot_accuracy(document):
     axes.set_title(f"{document['clips']} clips, {document['visual_tokens_mean']:.0f} visual tokens a clip", fontsize=10)
     axes.grid(True, alpha=0.25)
     axes.legend(fontsize=8)
+    part_names(figure)
     return figure
 
 
