@@ -16,9 +16,9 @@ FLOOR = 1e-4  # of the logarithmic axis: an exact cache diverges by nothing
 
 def family(name):
     """Colour and legend of a codec."""
-    if name.startswith("t") and name[1:2].isdigit():
+    if name.startswith("kt") or name.startswith("t") and name[1:2].isdigit():
         return OURS, "trellis codes"
-    if name.startswith("k") and name[1:2].isdigit() or name.startswith(("kt", "k16")):
+    if name.startswith("k") and name[1:2].isdigit():
         return PAPER, "paper's formulas, corrected"
     return PEER, "others"
 
@@ -39,17 +39,29 @@ def mark(axes, codec, x, y, labels, error=None):
     axes.annotate(codec["name"], (x, y), textcoords="offset points", xytext=(5, 4), fontsize=8, color=colour)
 
 
+def part_names(figure):
+    """Moves a name that covers an earlier one below its point."""
+    figure.canvas.draw()
+    placed = []
+    for name in figure.axes[0].texts:
+        if any(name.get_window_extent().overlaps(other) for other in placed):
+            name.set_position((5, -12))
+        placed.append(name.get_window_extent())
+
+
 def plot_kl(document):
     figure, axes = plt.subplots(figsize=(7.2, 4.6))
     labels = set()
     for codec in shown(document):
         mark(axes, codec, bits(codec), max(codec["kld"], FLOOR), labels, codec["kld_se"])
     axes.set_yscale("log")
+    axes.margins(x=0.1)  # room for the last name
     axes.set_xlabel("true bits an element, all metadata included (mean of keys and values)")
     axes.set_ylabel("KL divergence from the f16 cache, nats")
     axes.set_title(f"{Path(document['model']).name}, {document['windows']} windows, protocol {document['protocol']}", fontsize=10)
     axes.grid(True, which="both", alpha=0.25)
     axes.legend(fontsize=8)
+    part_names(figure)
     return figure
 
 
@@ -58,11 +70,13 @@ def plot_accuracy(document):
     labels = set()
     for codec in (c for c in document["presets"] if not c["name"].endswith("-nosink")):
         mark(axes, codec, codec["kv_bytes"] / 2**20, 100 * codec["accuracy"], labels)
+    axes.margins(x=0.1)
     axes.set_xlabel("bytes held by the cache, MiB (mean of a clip)")
     axes.set_ylabel("answers that are right, %")
     axes.set_title(f"{document['clips']} clips, {document['visual_tokens_mean']:.0f} visual tokens a clip", fontsize=10)
     axes.grid(True, alpha=0.25)
     axes.legend(fontsize=8)
+    part_names(figure)
     return figure
 
 

@@ -1,5 +1,6 @@
 #include "host_functions.h"
 
+#include <cmath>
 #include <cstring>
 #include <new>
 #include <numeric>
@@ -100,8 +101,17 @@ const char * write(int32_t index, int32_t sequence, int64_t first, int64_t n, co
     });
 }
 
+// What attention shows a value store otherwise: the keys of its layer, by which it finds the tokens to protect.
+void pair_values_with(const KvStore & keys) {
+    for (KvStore * store : KvStore::live()) {
+        if (store->side() != VIDKV_VALUES || store->layer() != keys.layer()) continue;
+        store->pair_with(keys, 1.0f / std::sqrt(static_cast<float>(keys.head_dim())));
+    }
+}
+
 const char * observe(int32_t index, int32_t sequence, const float * q, int64_t tokens, int32_t heads) {
     return with_store(index, [=](KvStore & store) {
+        if (store.side() == VIDKV_KEYS) pair_values_with(store);
         return store.observe_queries(sequence, q, tokens, heads, int64_t{heads} * store.head_dim(), store.head_dim());
     });
 }

@@ -20,7 +20,7 @@ constexpr int most_bits = 6;
 // Widths are QuadCodes: none, trellis1..3, uniform4..6 are numbered by their bits.
 constexpr QuadCode code_of_bits(int bits) { return static_cast<QuadCode>(bits); }
 
-constexpr double damping = 0.01; // of the mean diagonal, so that directions no query looked at stay bounded
+constexpr double damping = 0.7; // of the mean diagonal: a question looks where no query before it did
 constexpr float most_attention = 16.0f; // of the median token's: more, and the other tokens of the page pay too much
 constexpr float most_searched = 4.0f;   // in the trellis search, whose 16-bit costs would saturate
 

@@ -317,35 +317,59 @@ TEST(TrellisKeys, BitsGoWhereTheVarianceIs) {
     EXPECT_EQ(encoded.quads[16], QuadCode::uniform6) << "the first quad of head 1";
 }
 
-TEST(TrellisKeys, ErrorsGoWhereQueriesDoNotLook) {
-    Random rng(33);
-    SCOPED_TRACE(rng.trace());
-    const int dim = 64, directions = 6, tokens = 400;
-    const std::vector<float> basis = rng.normals(static_cast<size_t>(directions) * dim);
-    std::vector<float> queries(static_cast<size_t>(tokens) * dim);
-    for (int t = 0; t < tokens; ++t) {
-        for (int d = 0; d < directions; ++d) {
-            const float amount = rng.normal();
-            for (int c = 0; c < dim; ++c) queries[t * dim + c] += amount * basis[d * dim + c];
+// Queries that look along a few directions of a head, and the error of their scores on keys that are white noise.
+class Directions {
+  public:
+    Directions(Random & rng, int dim, int directions, int tokens) : dim_(dim), tokens_(tokens), queries_(static_cast<size_t>(tokens * dim)) {
+        const std::vector<float> basis = rng.normals(static_cast<size_t>(directions * dim));
+        for (int t = 0; t < tokens; ++t) {
+            for (int d = 0; d < directions; ++d) {
+                const float amount = rng.normal();
+                for (int c = 0; c < dim; ++c) queries_[t * dim + c] += amount * basis[d * dim + c];
+            }
         }
     }
-    QueryStatistics statistics(1, dim);
-    statistics.observe(queries.data(), tokens, 1, dim, dim);
-    const KeyLayout layout = make_key_layout(preset("t1.15"), dim, 1);
-    const std::vector<KeyRows> rows = gaussian_heads(rng, 1, dim);
-    const auto score_error = [&](const QueryStatistics * known) {
-        const std::vector<float> back = encode_key_page(layout, rows, all_used(), known).decode(0);
+    QueryStatistics statistics() const {
+        QueryStatistics out(1, dim_);
+        out.observe(queries_.data(), tokens_, 1, dim_, dim_);
+        return out;
+    }
+    // Of these queries on a page that was coded with what `known` saw.
+    double error(const KeyRows & rows, const QueryStatistics * known) const {
+        const std::vector<float> back = encode_key_page(make_key_layout(preset("t1.15"), dim_, 1), {rows}, all_used(), known).decode(0);
         double sum = 0;
-        for (int q = 0; q < tokens; ++q) {
+        for (int q = 0; q < tokens_; ++q) {
             for (int t = 0; t < page_tokens; ++t) {
                 double dot = 0;
-                for (int c = 0; c < dim; ++c) dot += queries[q * dim + c] * (back[c * page_tokens + t] - rows[0][c * page_tokens + t]);
+                for (int c = 0; c < dim_; ++c) dot += queries_[q * dim_ + c] * (back[c * page_tokens + t] - rows[c * page_tokens + t]);
                 sum += dot * dot;
             }
         }
         return sum;
-    };
-    EXPECT_LT(score_error(&statistics), 0.5 * score_error(nullptr));
+    }
+
+  private:
+    int dim_, tokens_;
+    std::vector<float> queries_;
+};
+
+TEST(TrellisKeys, ErrorsGoWhereQueriesDoNotLook) {
+    Random rng(33);
+    SCOPED_TRACE(rng.trace());
+    const Directions queries(rng, 64, 6, 400);
+    const KeyRows rows = gaussian_heads(rng, 1, 64)[0];
+    const QueryStatistics seen = queries.statistics();
+    EXPECT_LT(queries.error(rows, &seen), 0.5 * queries.error(rows, nullptr));
+}
+
+// A question asks for what the tokens before it did not look at.
+TEST(TrellisKeys, QueriesOfAnotherKindStillFindTheirKeys) {
+    Random rng(35);
+    SCOPED_TRACE(rng.trace());
+    const Directions queries(rng, 64, 6, 400), later(rng, 64, 6, 400);
+    const KeyRows rows = gaussian_heads(rng, 1, 64)[0];
+    const QueryStatistics seen = queries.statistics();
+    EXPECT_LT(later.error(rows, &seen), 1.5 * later.error(rows, nullptr));
 }
 
 TEST(TrellisKeys, AMeanFarFromThePlansIsKept) {
