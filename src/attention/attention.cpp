@@ -25,6 +25,8 @@ constexpr int rows_a_block = 64;       // query rows that share one unpacked pag
 constexpr int64_t pages_a_chunk = 4;   // at least: less is not worth a merge
 constexpr int64_t items_wanted = 64;  // chunks stop being cut finer here
 constexpr int64_t blocks_a_batch = 64; // bounds the memory for queries and partial results
+constexpr int64_t few_rows = 32;       // to prepare: done before a second thread has begun
+constexpr int64_t rows_a_merge = 8;    // partial results that are merged in the time that a row takes to prepare
 
 // Consecutive query tokens and the heads that read one KV head. Row r: token r / heads_a_group, head r % heads_a_group.
 struct Block {
@@ -84,6 +86,7 @@ class Attention {
   private:
     Block block_at(int64_t index) const;
     void prepare(int64_t slot);
+    int threads_for(int64_t rows) const { return rows > few_rows ? args_.threads : 1; }
     int64_t share_of_items(int64_t items) const;
     void accumulate(int64_t slot, int64_t chunk, bool cold);
     void finish(int64_t slot);
@@ -185,12 +188,12 @@ void Attention::run() {
             });
             continue;
         }
-        parallel_for(slots, args_.threads, [this](int64_t slot) { prepare(slot); });
+        parallel_for(slots, threads_for(slots * block_rows_), [this](int64_t slot) { prepare(slot); });
         const int64_t items = slots * chunks_, share = share_of_items(items), shares = (items + share - 1) / share;
         parallel_for(shares, args_.threads, [&](int64_t s) {
             for (int64_t i = s * share; i < std::min(items, (s + 1) * share); ++i) accumulate(i / chunks_, i % chunks_, i == s * share);
         });
-        parallel_for(slots, args_.threads, [this](int64_t slot) { finish(slot); });
+        parallel_for(slots, threads_for(slots * block_rows_ * chunks_ / rows_a_merge), [this](int64_t slot) { finish(slot); });
     }
 }
 

@@ -1,7 +1,7 @@
 // Products of levels and int8 factors, for any instruction set: included inside the anonymous namespace of kernels_<isa>.cpp, which
 // has defined P, product_lanes floats, Sum, as many int32, and add_quads, which adds `quads` quads of levels times factors to them:
-// R rows of factors on N vectors of levels, exact. Sums stay in
-// registers because the compiler sees every index as a constant (generic_unroll.h).
+// R rows of factors on N vectors of levels, exact. Sums stay in registers because the compiler sees every index as a constant
+// (generic_unroll.h).
 
 template <int R, int N> INLINE void clear_sums(Sum (&sum)[R][N]) {
     unroll<R * N>([&](auto k) ALWAYS_INLINE { clear(sum[k / N][k % N]); });
