@@ -274,8 +274,7 @@ void unpack_ternary(const uint8_t * packed, int bytes, uint8_t * levels) { unpac
 } // namespace
 
 const Kernels neon_kernels = {"neon",       unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_key_scales, load_mask,  fold_queries,
-                              score_levels, score_halves, softmax,        pack_weights, add_levels,      add_halves, scale,
-                              add_scaled};
+                              score_levels, nullptr, score_halves, softmax, pack_weights, add_levels, nullptr, add_halves, scale, add_scaled};
 
 } // namespace vidkv
 
