@@ -13,9 +13,5 @@ void add_ask(CLI::App & app, Command & run);
 void add_chat(CLI::App & app, Command & run);
 void add_presets(CLI::App & app, Command & run);
 void add_data(CLI::App & app, Command & run);
-void add_report(CLI::App & app, Command & run);
-void add_eval_kl(CLI::App & eval, Command & run);
-void add_eval_video(CLI::App & eval, Command & run);
-void add_bench(CLI::App & app, Command & run);
 
 } // namespace vidkv::cli

@@ -10,6 +10,10 @@
 #include "interrupt.h"
 #include "vidkv/vidkv.h"
 
+#if defined(VIDKV_MEASURE)
+#include "measurements.h"
+#endif
+
 namespace vidkv::cli {
 
 namespace {
@@ -82,12 +86,9 @@ int run(int argc, char ** argv) {
     add_chat(app, command);
     add_presets(app, command);
     add_data(app, command);
-    add_report(app, command);
-    CLI::App * eval = app.add_subcommand("eval", "Measure presets");
-    eval->require_subcommand(1);
-    add_eval_kl(*eval, command);
-    add_eval_video(*eval, command);
-    add_bench(app, command);
+#if defined(VIDKV_MEASURE)
+    add_measurements(app, command);
+#endif
     try {
         app.parse(argc, argv);
     } catch (const CLI::Success & success) {

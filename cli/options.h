@@ -5,9 +5,9 @@
 
 #include <CLI/CLI.hpp>
 
-#include "encode.h"
-#include "model.h"
-#include "session.h"
+#include "video/encode.h"
+#include "engine/model.h"
+#include "engine/session.h"
 
 namespace vidkv::cli {
 

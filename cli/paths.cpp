@@ -16,10 +16,10 @@ fs::path program_folder() {
     return failed ? fs::current_path() : program.parent_path();
 }
 
-// Folders that may hold models/: the tree the program was built in, its source, and an installation's share.
-std::vector<fs::path> model_roots() {
+// Folders that may hold models/ and measure/: the tree the program was built in, its source, and an installation's share.
+std::vector<fs::path> data_roots() {
     const fs::path program = program_folder();
-    return {program / ".." / ".." / "models", VIDKV_SOURCE_MODELS, program / ".." / "share" / "vidkv" / "models"};
+    return {program / ".." / "..", VIDKV_SOURCE_DIR, program / ".." / "share" / "vidkv"};
 }
 
 bool is_file(const fs::path & path) {
@@ -41,8 +41,8 @@ ModelFiles default_model() {
             throw Error(std::string("no vidkv-tiny.gguf and mmproj-vidkv-tiny.gguf in VIDKV_MODEL_DIR (") + folder + ")");
         return files;
     }
-    for (const fs::path & root : model_roots()) {
-        ModelFiles files = model_in((root / "tiny").lexically_normal());
+    for (const fs::path & root : data_roots()) {
+        ModelFiles files = model_in((root / "models" / "tiny").lexically_normal());
         if (!files.text.empty()) return files;
     }
     throw Error("the small video model is not installed beside this program: set VIDKV_MODEL_DIR, or name a model with -m "
@@ -72,9 +72,9 @@ std::string plugin_path() {
 }
 
 std::string script_path(const std::string & name) {
-    for (const fs::path & root : model_roots())
+    for (const fs::path & root : data_roots())
         if (is_file(root / name)) return (root / name).lexically_normal().string();
-    throw Error("models/" + name + " is not installed beside this program");
+    throw Error(name + " is not installed beside this program");
 }
 
 std::string cached_text_model() {

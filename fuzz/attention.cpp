@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "attention/attention.h"
-#include "cpu/dispatch.h"
+#include "kernels/dispatch.h"
 
 namespace vidkv {
 namespace {

@@ -7,9 +7,9 @@
 #include <cmath>
 #include <optional>
 
-#include "attention/page_kernels.h"
+#include "attention/tiles.h"
 #include "attention/scratch.h"
-#include "attention/weight.h"
+#include "kernels/softmax_math.h"
 #include "base/half.h"
 #include "base/thread_pool.h"
 #include "codec/real_dft.h"

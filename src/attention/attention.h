@@ -1,7 +1,7 @@
 // softmax(scale * Q K^T + mask) V on a key store and a value store: f16 rows and packed groups alike.
 #pragma once
 
-#include "attention/kernels.h"
+#include "kernels/kernels.h"
 #include "cache/store.h"
 
 namespace vidkv {

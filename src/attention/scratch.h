@@ -9,7 +9,7 @@
 #include <memory>
 #include <new>
 
-#include "attention/kernels.h"
+#include "kernels/kernels.h"
 
 namespace vidkv {
 

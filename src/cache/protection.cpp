@@ -7,7 +7,7 @@
 #include "base/error.h"
 #include "base/half.h"
 #include "cache/store.h"
-#include "codec/affine2.h"
+#include "codec/two_bit.h"
 
 namespace vidkv {
 

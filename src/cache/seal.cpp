@@ -6,10 +6,10 @@
 #include "base/bytes.h"
 #include "base/half.h"
 #include "base/thread_pool.h"
-#include "codec/affine2.h"
-#include "codec/key_codec.h"
+#include "codec/two_bit.h"
+#include "codec/key_page.h"
 #include "codec/trellis_keys.h"
-#include "codec/value_codec.h"
+#include "codec/value_page.h"
 
 namespace vidkv {
 

@@ -7,7 +7,7 @@
 
 #include "base/error.h"
 #include "base/half.h"
-#include "codec/affine2.h"
+#include "codec/two_bit.h"
 #include "codec/presets.h"
 
 namespace vidkv {

@@ -9,10 +9,10 @@
 #include "base/bytes.h"
 #include "cache/seal.h"
 #include "codec/channel_plan.h"
-#include "codec/key_codec.h"
+#include "codec/key_page.h"
 #include "codec/layout.h"
 #include "codec/query_statistics.h"
-#include "codec/value_codec.h"
+#include "codec/value_page.h"
 #include "vidkv/vidkv.h"
 
 namespace vidkv {

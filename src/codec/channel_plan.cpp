@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "codec/affine2.h"
+#include "codec/two_bit.h"
 #include "codec/layout.h"
 
 namespace vidkv {

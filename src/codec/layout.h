@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "codec/quad_code.h"
+#include "codec/quad.h"
 #include "vidkv/vidkv.h"
 
 namespace vidkv {

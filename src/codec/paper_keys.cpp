@@ -3,8 +3,8 @@
 #include <vector>
 
 #include "base/bytes.h"
-#include "codec/affine2.h"
-#include "codec/key_codec.h"
+#include "codec/two_bit.h"
+#include "codec/key_page.h"
 #include "codec/real_dft.h"
 
 namespace vidkv {
@@ -12,7 +12,7 @@ namespace vidkv {
 namespace {
 
 // One anomalous channel of one group: range over the tokens in use, then 2-bit levels. levels: every fourth byte.
-Affine2 encode_wide(const float * x, const uint8_t * use, int tokens, uint8_t * levels) {
+TwoBit encode_wide(const float * x, const uint8_t * use, int tokens, uint8_t * levels) {
     float low = 0, high = 0;
     bool first = true;
     for (int t = 0; t < tokens; ++t) {
@@ -22,7 +22,7 @@ Affine2 encode_wide(const float * x, const uint8_t * use, int tokens, uint8_t * 
         high = first ? v : std::max(high, v);
         first = false;
     }
-    const Affine2 affine = Affine2::between(low, high);
+    const TwoBit affine = TwoBit::between(low, high);
     for (int t = 0; t < tokens; ++t) levels[4 * t] = affine.code(sanitize(x[t]));
     return affine;
 }
@@ -51,7 +51,7 @@ void encode_paper_keys(const KeyLayout & layout, const ChannelPlan & plan, const
         const float * row = x + plan.order[c] * page_tokens;
         for (int g = 0; g < layout.groups(); ++g) {
             const int first = g * group;
-            const Affine2 affine = encode_wide(row + first, use + first, group, levels + 4 * first + c % 4);
+            const TwoBit affine = encode_wide(row + first, use + first, group, levels + 4 * first + c % 4);
             store_at(meta + g * group_meta, c, affine.scale);
             store_at(meta + g * group_meta + 2 * wide, c, affine.minimum);
         }

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "codec/viterbi.h"
-#include "cpu/viterbi_avx2.h"
+#include "codec/viterbi_avx2.h"
 
 namespace vidkv {
 

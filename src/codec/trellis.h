@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "codec/quad_code.h"
+#include "codec/quad.h"
 
 namespace vidkv {
 

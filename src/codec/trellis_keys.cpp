@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "base/half.h"
-#include "codec/affine2.h"
+#include "codec/two_bit.h"
 #include "codec/log_scale.h"
 #include "codec/trellis.h"
 

@@ -7,11 +7,11 @@
 #include <limits>
 #include <numeric>
 
-#include "attention/weight.h"
+#include "kernels/softmax_math.h"
 #include "base/half.h"
 #include "codec/trit.h"
 #include "core/random.h"
-#include "cpu/dispatch.h"
+#include "kernels/dispatch.h"
 
 namespace vidkv {
 namespace {

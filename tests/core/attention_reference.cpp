@@ -7,8 +7,8 @@
 #include <numbers>
 
 #include "base/half.h"
-#include "codec/key_codec.h"
-#include "codec/value_codec.h"
+#include "codec/key_page.h"
+#include "codec/value_page.h"
 
 namespace vidkv::test {
 namespace {

@@ -11,7 +11,7 @@
 #include "base/half.h"
 #include "core/attention_reference.h"
 #include "core/random.h"
-#include "cpu/dispatch.h"
+#include "kernels/dispatch.h"
 
 namespace vidkv {
 namespace {

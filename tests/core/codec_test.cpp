@@ -7,7 +7,7 @@
 #include <string>
 
 #include "base/half.h"
-#include "codec/affine2.h"
+#include "codec/two_bit.h"
 #include "codec/presets.h"
 #include "codec/real_dft.h"
 #include "codec/trit.h"

@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "base/bytes.h"
-#include "codec/key_codec.h"
+#include "codec/key_page.h"
 #include "codec/layout.h"
 #include "codec/trellis_keys.h"
-#include "codec/value_codec.h"
+#include "codec/value_page.h"
 
 namespace vidkv::test {
 

@@ -21,8 +21,8 @@ fi
 mkdir -p "$build"
 flags="-std=c++20 -O2 -ffp-contract=off -DVIDKV_VERSION=\"neon\" -I$source/src -I$source/include -I$source/tests -I$googletest -I$googletest/include"
 objects=
-for file in "$source"/src/*.cpp "$source"/src/base/*.cpp "$source"/src/codec/*.cpp "$source"/src/cache/*.cpp "$source"/src/attention/*.cpp \
-    "$source"/src/cpu/*.cpp "$source"/tests/core/attention_kernels_test.cpp "$source"/tests/core/attention_reference.cpp \
+for file in "$source"/src/base/*.cpp "$source"/src/codec/*.cpp "$source"/src/cache/*.cpp "$source"/src/attention/*.cpp \
+    "$source"/src/kernels/*.cpp "$source"/src/api/*.cpp "$source"/tests/core/attention_kernels_test.cpp "$source"/tests/core/attention_reference.cpp \
     "$source"/tests/core/attention_test.cpp "$googletest"/src/gtest-all.cc "$googletest"/src/gtest_main.cc; do
     object="$build/$(echo "${file#"$source"/}" | tr / -).o"
     objects="$objects $object"

@@ -10,7 +10,7 @@
 #include "codec/viterbi.h"
 #include "core/encoding.h"
 #include "core/random.h"
-#include "cpu/viterbi_avx2.h"
+#include "codec/viterbi_avx2.h"
 
 namespace vidkv {
 namespace {

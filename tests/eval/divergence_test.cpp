@@ -3,7 +3,8 @@
 #include <cmath>
 #include <vector>
 
-#include "divergence.h"
+#include "engine/log_softmax.h"
+#include "eval/divergence.h"
 
 namespace vidkv::cli {
 

@@ -1,0 +1,58 @@
+#include "engine/kv_choice.h"
+
+#include <array>
+#include <cstdio>
+
+#include "error.h"
+
+namespace vidkv::cli {
+
+namespace {
+
+struct StockType {
+    const char * name;
+    ggml_type type;
+};
+constexpr std::array<StockType, 3> STOCK_TYPES = {
+    {{"stock", GGML_TYPE_F16}, {"q8_0", GGML_TYPE_Q8_0}, {"q4_0", GGML_TYPE_Q4_0}}};
+
+} // namespace
+
+KvChoice parse_kv(const std::string & name) {
+    KvChoice kv;
+    kv.name = name;
+    for (const StockType & stock : STOCK_TYPES) {
+        if (name == stock.name) {
+            kv.stock = true;
+            kv.type = stock.type;
+            return kv;
+        }
+    }
+    if (vidkv_params_from_preset(name.c_str(), &kv.params) != VIDKV_OK)
+        throw Error("no preset '" + name + "': --kv takes one of " + kv_names());
+    return kv;
+}
+
+void protect_share(KvChoice & kv, double share) {
+    if (kv.stock) throw Error("--protect needs a packed cache: --kv " + kv.name + " is llama.cpp's own");
+    kv.params.protect = static_cast<float>(share);
+    if (vidkv_params_check(&kv.params, 0) != VIDKV_OK)
+        throw Error("preset " + kv.name + " with --protect: " + vidkv_last_error());
+    std::array<char, 32> suffix;
+    std::snprintf(suffix.data(), suffix.size(), "-stp%g", share);
+    if (kv.name.find("-stp") == std::string::npos) kv.name += suffix.data();
+}
+
+double true_bits(const KvChoice & kv, int head_dim) {
+    if (kv.stock) return 8.0 * static_cast<double>(ggml_type_size(kv.type)) / static_cast<double>(ggml_blck_size(kv.type));
+    return (vidkv_true_bits(&kv.params, VIDKV_KEYS, head_dim) + vidkv_true_bits(&kv.params, VIDKV_VALUES, head_dim)) / 2;
+}
+
+std::string kv_names() {
+    std::string names;
+    for (size_t i = 0; const char * name = vidkv_preset_name(i); ++i) names += std::string(name) + ", ";
+    for (const StockType & stock : STOCK_TYPES) names += std::string(stock.name) + ", ";
+    return names.substr(0, names.size() - 2);
+}
+
+} // namespace vidkv::cli

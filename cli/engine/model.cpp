@@ -1,0 +1,121 @@
+#include "engine/model.h"
+
+#include <array>
+#include <fstream>
+
+#include "error.h"
+#include "engine/logs.h"
+#include "engine/plugin.h"
+
+namespace vidkv::cli {
+
+namespace {
+
+// llama.cpp's own words, in brackets, or nothing.
+std::string because() {
+    const std::string reason = logged_error();
+    return reason.empty() ? "" : " (" + reason + ")";
+}
+
+void check_gguf(const std::string & path) {
+    std::ifstream file(path, std::ios::binary);
+    if (!file) throw Error("cannot read the model '" + path + "': no such file, or no permission");
+    std::array<char, 4> magic = {};
+    file.read(magic.data(), magic.size());
+    if (!file || std::string(magic.data(), 4) != "GGUF")
+        throw Error("'" + path + "' is not a GGUF model: convert it with llama.cpp's convert_hf_to_gguf.py");
+}
+
+std::string metadata(const llama_model * model, const std::string & key) {
+    std::array<char, 128> value = {};
+    return llama_model_meta_val_str(model, key.c_str(), value.data(), value.size()) < 0 ? "" : value.data();
+}
+
+} // namespace
+
+void check_fits(const KvChoice & kv, const Model & model) {
+    if (kv.stock || vidkv_params_check(&kv.params, model.head_dim()) == VIDKV_OK) return;
+    throw Error("preset " + kv.name + " does not fit this model (head_dim " + std::to_string(model.head_dim()) +
+                "): " + vidkv_last_error() + "; use --kv f16");
+}
+
+Model::Model(const ModelOptions & options, const KvChoice & kv) : options_(options) {
+    check_gguf(options_.files.text);
+    if (!options_.files.mmproj.empty()) check_gguf(options_.files.mmproj);
+    forget_logged_error();
+    load_text(kv);
+    forget_logged_error();
+    if (!options_.files.mmproj.empty()) load_vision();
+}
+
+void Model::load_text(const KvChoice & kv) {
+    std::array<ggml_backend_dev_t, 2> devices = {kv.stock ? nullptr : kv_device(), nullptr};
+    llama_model_params params = llama_model_default_params();
+    params.devices = devices.data();
+    params.n_gpu_layers = kv.stock ? 0 : 999; // the device takes the cache; weights stay with the CPU
+    text_.reset(llama_model_load_from_file(options_.files.text.c_str(), params));
+    if (!text_) throw Error("cannot load the model '" + options_.files.text + "'" + because());
+    if (llama_vocab_n_tokens(vocab()) == 0 || !llama_model_has_decoder(text_.get())) {
+        throw Error("'" + options_.files.text +
+                    "' is not a language model: -m takes the text model, --mmproj its vision tower");
+    }
+    check_fits(kv, *this);
+}
+
+void Model::load_vision() {
+    mtmd_context_params params = mtmd_context_params_default();
+    params.use_gpu = false;
+    params.print_timings = false;
+    params.warmup = false;
+    params.n_threads = options_.threads;
+    if (options_.frame_tokens > 0) params.image_max_tokens = options_.frame_tokens;
+    vision_.reset(mtmd_init_from_file(options_.files.mmproj.c_str(), text_.get(), params));
+    if (!vision_) {
+        throw Error("'" + options_.files.mmproj + "' does not fit the model '" + options_.files.text + "'" + because() +
+                    "; name the mmproj made for that model");
+    }
+    if (!mtmd_support_vision(vision_.get()))
+        throw Error("'" + options_.files.mmproj + "' has no vision tower: it cannot take video");
+}
+
+int Model::head_dim() const {
+    const std::string stated = metadata(text(), metadata(text(), "general.architecture") + ".attention.key_length");
+    if (!stated.empty()) return std::atoi(stated.c_str());
+    const int heads = llama_model_n_head(text());
+    return heads > 0 ? llama_model_n_embd(text()) / heads : 0;
+}
+
+Turn Model::format(const std::string & question) const {
+    const std::string marker = mtmd_default_marker();
+    const std::string content = marker + question;
+    const char * own = llama_model_chat_template(text(), nullptr);
+    const char * chat_template = own ? own : "chatml";
+    const llama_chat_message message = {"user", content.c_str()};
+    std::string buffer(content.size() + 1024, '\0');
+    const int length =
+        llama_chat_apply_template(chat_template, &message, 1, true, buffer.data(), static_cast<int>(buffer.size()));
+    if (length < 0 || length > static_cast<int>(buffer.size()))
+        throw Error("llama.cpp does not know the chat template of '" + options_.files.text + "'");
+    buffer.resize(static_cast<size_t>(length));
+    const size_t at = buffer.find(marker);
+    if (at == std::string::npos) throw Error("the chat template of '" + options_.files.text + "' drops the user's message");
+    return {buffer.substr(0, at), buffer.substr(at + marker.size())};
+}
+
+std::vector<llama_token> Model::tokenize(const std::string & words, bool start) const {
+    std::vector<llama_token> tokens(words.size() + 8);
+    const int n = llama_tokenize(vocab(), words.data(), static_cast<int>(words.size()), tokens.data(),
+                                 static_cast<int>(tokens.size()), start, true);
+    if (n < 0) throw Error("the question could not be split into tokens");
+    tokens.resize(static_cast<size_t>(n));
+    return tokens;
+}
+
+std::string Model::piece(llama_token token) const {
+    std::string text(256, '\0');
+    const int n = llama_token_to_piece(vocab(), token, text.data(), static_cast<int>(text.size()), 0, false);
+    text.resize(n > 0 ? static_cast<size_t>(n) : 0);
+    return text;
+}
+
+} // namespace vidkv::cli

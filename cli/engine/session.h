@@ -1,0 +1,85 @@
+// One video in the cache, and questions about it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "video/encode.h"
+#include "engine/kv_choice.h"
+#include "engine/model.h"
+#include "progress.h"
+
+namespace vidkv::cli {
+
+struct SessionOptions {
+    int64_t context = 0;   // cells; 0: as many as the video, the question and the answer need
+    int max_tokens = 256;  // of an answer
+    int spare_tokens = 0;  // cells kept for questions that are not known yet
+    float temperature = 0; // 0: the likeliest token
+    uint32_t seed = 0;
+    int threads = 1;
+};
+
+// What is in the cache besides its cells.
+struct VideoPrefix {
+    std::string video;
+    int64_t frames = 0, visual_tokens = 0;
+    int64_t tokens = 0;     // cells
+    llama_pos position = 0; // of the next token (M-RoPE advances differently from the cells)
+};
+
+class Session {
+  public:
+    // Makes room for `tokens` of video and for the longest of the questions with its answer.
+    Session(const Model & model, const KvChoice & kv, const SessionOptions & options, int64_t tokens,
+            const std::vector<std::string> & questions);
+
+    // Puts the video into the cache. protected_cells: where the preset protects a share of the tokens, which (salient_cells);
+    // empty: those that attention goes to.
+    void prefill(const EncodedVideo & video, const std::string & name, const std::vector<int64_t> & protected_cells,
+                 Progress & progress);
+    // Answers a question about the video alone: earlier questions are forgotten. on_text gets the answer as it grows.
+    std::string ask(const std::string & question, const std::function<void(const std::string &)> & on_text);
+
+    // The tokens of the last answer, without the one that ends it.
+    const std::vector<llama_token> & answer_tokens() const { return answer_tokens_; }
+    // Log-probabilities of the next token after the question and after each token of this answer: [1 + tokens][vocabulary].
+    std::vector<float> answer_distributions(const std::string & question, const std::vector<llama_token> & answer);
+
+    const VideoPrefix & prefix() const { return prefix_; }
+    int64_t used() const { return used_; } // cells
+    int64_t cells() const { return llama_n_ctx(context_.get()); }
+    KvReport kv_report() const;
+    double tokens_per_second() const { return seconds_ > 0 ? static_cast<double>(generated_) / seconds_ : 0; }
+
+    // The video's cells, as llama.cpp saves them, and back.
+    std::vector<uint8_t> state() const;
+    void restore(const VideoPrefix & prefix, const std::vector<uint8_t> & state);
+
+  private:
+    struct ContextDeleter {
+        void operator()(llama_context * context) const { llama_free(context); }
+    };
+
+    void decode(const std::vector<llama_token> & tokens, bool want_logits);
+    void decode(const Piece & piece);
+    void begin_question(const std::string & question);
+    void check_decoded(int status) const;
+    void forget_question();
+
+    const Model & model_;
+    KvChoice kv_;
+    SessionOptions options_;
+    std::unique_ptr<llama_context, ContextDeleter> context_;
+    VideoPrefix prefix_;
+    llama_pos position_ = 0;
+    int64_t used_ = 0; // cells
+    std::vector<llama_token> answer_tokens_;
+    int64_t generated_ = 0;
+    double seconds_ = 0; // spent on generated_
+};
+
+} // namespace vidkv::cli

@@ -1,0 +1,131 @@
+#include "video/encode.h"
+
+#include <array>
+#include <cstdio>
+
+#include "error.h"
+#include "interrupt.h"
+#include "engine/logs.h"
+
+namespace vidkv::cli {
+
+namespace {
+
+constexpr const char * VIDEO_PROMPT = "Video:"; // what libmtmd puts before the frames
+
+struct BitmapDeleter {
+    void operator()(mtmd_bitmap * bitmap) const { mtmd_bitmap_free(bitmap); }
+};
+using Bitmap = std::unique_ptr<mtmd_bitmap, BitmapDeleter>;
+
+struct ChunksDeleter {
+    void operator()(mtmd_input_chunks * chunks) const { mtmd_input_chunks_free(chunks); }
+};
+
+class VideoEncoder {
+  public:
+    VideoEncoder(const Model & model, EncodedVideo & video) : model_(model), video_(video) {}
+
+    void add_text(const std::string & words, bool start) { add_tokens(model_.tokenize(words, start)); }
+
+    // Up to two frames that follow each other; models with temporal patches merge them.
+    void add_frames(const std::vector<Bitmap> & frames);
+
+  private:
+    void add_tokens(const std::vector<llama_token> & tokens);
+    void add_image(const mtmd_input_chunk * chunk);
+
+    const Model & model_;
+    EncodedVideo & video_;
+};
+
+void VideoEncoder::add_tokens(const std::vector<llama_token> & tokens) {
+    if (tokens.empty()) return;
+    if (video_.pieces.empty() || video_.pieces.back().chunk) video_.pieces.emplace_back();
+    auto & last = video_.pieces.back().tokens;
+    last.insert(last.end(), tokens.begin(), tokens.end());
+    video_.tokens += static_cast<int64_t>(tokens.size());
+}
+
+void VideoEncoder::add_image(const mtmd_input_chunk * chunk) {
+    if (mtmd_encode_chunk(model_.vision(), chunk) != 0)
+        throw Error("the vision tower failed on a frame: " + logged_error());
+    Piece piece;
+    piece.chunk.reset(mtmd_input_chunk_get_placeholder(chunk));
+    const size_t n = mtmd_input_chunk_get_n_tokens(chunk) * static_cast<size_t>(llama_model_n_embd_inp(model_.text()));
+    const float * embeddings = mtmd_get_output_embd(model_.vision());
+    piece.embeddings.assign(embeddings, embeddings + n);
+    video_.visual_tokens += piece.size();
+    video_.tokens += piece.size();
+    video_.pieces.push_back(std::move(piece));
+}
+
+void VideoEncoder::add_frames(const std::vector<Bitmap> & frames) {
+    std::vector<mtmd_input_part> parts;
+    for (const Bitmap & frame : frames) parts.push_back({nullptr, frame.get()});
+    std::vector<const mtmd_input_part *> pointers;
+    for (const mtmd_input_part & part : parts) pointers.push_back(&part);
+    const std::unique_ptr<mtmd_input_chunks, ChunksDeleter> chunks(mtmd_input_chunks_init());
+    if (mtmd_tokenize_from_parts(model_.vision(), chunks.get(), pointers.data(), pointers.size(), false) != 0)
+        throw Error("the vision tower does not take a frame: " + logged_error());
+    for (size_t i = 0; i < mtmd_input_chunks_size(chunks.get()); ++i) {
+        const mtmd_input_chunk * chunk = mtmd_input_chunks_get(chunks.get(), i);
+        if (mtmd_input_chunk_get_type(chunk) == MTMD_INPUT_CHUNK_TYPE_TEXT) {
+            size_t n = 0;
+            const llama_token * tokens = mtmd_input_chunk_get_tokens_text(chunk, &n);
+            add_tokens({tokens, tokens + n});
+        } else {
+            add_image(chunk);
+        }
+    }
+}
+
+Bitmap to_bitmap(const Frame & frame) {
+    Bitmap bitmap(mtmd_bitmap_init(frame.width, frame.height, frame.rgb.data()));
+    mtmd_bitmap_set_mergeable(bitmap.get(), true);
+    return bitmap;
+}
+
+// "[1m2.50s]", as libmtmd writes it.
+std::string timestamp(double seconds) {
+    std::array<char, 32> text;
+    const int minutes = static_cast<int>(seconds / 60);
+    std::snprintf(text.data(), text.size(), "[%dm%.2fs]", minutes, seconds - minutes * 60.0);
+    return text.data();
+}
+
+} // namespace
+
+int64_t Piece::size() const {
+    return chunk ? static_cast<int64_t>(mtmd_input_chunk_get_n_tokens(chunk.get())) : static_cast<int64_t>(tokens.size());
+}
+
+EncodedVideo encode_video(const Model & model, const std::string & path, const WatchOptions & options,
+                          Progress & progress) {
+    FrameReader reader(path, options.sampling);
+    EncodedVideo video;
+    VideoEncoder encoder(model, video);
+    encoder.add_text(model.format("").before, true);
+    encoder.add_text(VIDEO_PROMPT, false);
+    std::vector<Bitmap> waiting;
+    double next_stamp = 0;
+    while (const std::optional<Frame> frame = reader.next()) {
+        check_interrupt();
+        waiting.push_back(to_bitmap(*frame));
+        const double seconds = static_cast<double>(video.frames++) / reader.fps();
+        progress.show("reading video", video.frames, reader.expected(), "frames");
+        const bool stamp = options.timestamp_seconds > 0 && seconds >= next_stamp;
+        if (stamp || waiting.size() == 2) {
+            encoder.add_frames(waiting);
+            waiting.clear();
+        }
+        if (stamp) {
+            encoder.add_text(timestamp(seconds), false);
+            next_stamp += options.timestamp_seconds;
+        }
+    }
+    if (!waiting.empty()) encoder.add_frames(waiting);
+    return video;
+}
+
+} // namespace vidkv::cli

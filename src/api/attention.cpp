@@ -1,0 +1,110 @@
+// The C API of attention.
+#include <algorithm>
+#include <cmath>
+#include <new>
+#include <string>
+
+#include "attention/attention.h"
+#include "base/error.h"
+#include "kernels/dispatch.h"
+
+namespace vidkv {
+
+namespace {
+
+vidkv_status refuse(std::string message) { return fail(VIDKV_E_ARGUMENT, "attention: " + std::move(message)); }
+
+// Threads that are worth waking: a job of fewer multiply-adds than this is done before a sleeping thread has begun.
+int worthwhile_threads(const vidkv_attention_args & args, int dims) {
+    constexpr int64_t work_a_thread = 1 << 20;
+    const int64_t work = args.tokens * args.heads * args.cells * dims;
+    return static_cast<int>(std::clamp<int64_t>(work / work_a_thread, 1, args.threads));
+}
+
+vidkv_status check_stores(const Store & keys, const Store & values) {
+    if (keys.side() != VIDKV_KEYS || values.side() != VIDKV_VALUES) {
+        return refuse("the first store must hold keys and the second values");
+    }
+    if (keys.head_dim() == 0 || values.head_dim() == 0) {
+        return refuse("a store does not know its head_dim yet: call vidkv_store_set_head_dim first");
+    }
+    for (const Store * store : {&keys, &values}) {
+        if (store->head_dim() % 8 == 0) continue;
+        return refuse("head_dim must be a multiple of 8, not " + std::to_string(store->head_dim()));
+    }
+    if (keys.kv_heads() != values.kv_heads()) {
+        return refuse("the key store has " + std::to_string(keys.kv_heads()) + " KV heads and the value store " +
+                      std::to_string(values.kv_heads()) + ": they must be equal");
+    }
+    return VIDKV_OK;
+}
+
+vidkv_status check_sequence(const Store & store, int32_t sequence, int64_t cells) {
+    if (sequence < 0 || sequence >= store.shape().sequences) {
+        return refuse("sequence " + std::to_string(sequence) + " does not exist: the store has " +
+                      std::to_string(store.shape().sequences));
+    }
+    if (cells < 0 || cells > store.cells()) {
+        return refuse(std::to_string(cells) + " cells were asked for, a sequence has " + std::to_string(store.cells()));
+    }
+    return VIDKV_OK;
+}
+
+// Rows must not overlap: one index apart means at least one row apart.
+bool stride_fits(int64_t count, int64_t stride, int64_t row) { return count <= 1 || stride >= row; }
+
+vidkv_status check_memory(const Store & keys, const Store & values, const vidkv_attention_args & args) {
+    if (args.tokens < 0) return refuse("the number of query tokens is negative");
+    if (args.tokens > 0 && (!args.q || !args.out)) return refuse("q and out must not be null");
+    if (!stride_fits(args.heads, args.q_head_stride, keys.head_dim()) ||
+        !stride_fits(args.tokens, args.q_token_stride, keys.head_dim())) {
+        return refuse("the strides of q must be at least the keys' head_dim, " + std::to_string(keys.head_dim()));
+    }
+    if (!stride_fits(args.heads, args.out_head_stride, values.head_dim()) ||
+        !stride_fits(args.tokens, args.out_token_stride, values.head_dim())) {
+        return refuse("the strides of out must be at least the values' head_dim, " + std::to_string(values.head_dim()));
+    }
+    if (args.mask && !stride_fits(args.tokens, args.mask_stride, args.cells)) {
+        return refuse("mask_stride must be at least the number of cells, " + std::to_string(args.cells));
+    }
+    return VIDKV_OK;
+}
+
+} // namespace
+
+vidkv_status check_attention(const Store & keys, const Store & values, const vidkv_attention_args & args) {
+    if (vidkv_status status = check_stores(keys, values)) return status;
+    if (args.heads < 1 || args.heads % keys.kv_heads() != 0) {
+        return refuse(std::to_string(args.heads) + " query heads cannot share " + std::to_string(keys.kv_heads()) +
+                      " KV heads: heads must be a positive multiple");
+    }
+    if (vidkv_status status = check_sequence(keys, args.sequence, args.cells)) return status;
+    if (vidkv_status status = check_sequence(values, args.value_sequence, args.cells)) return status;
+    if (vidkv_status status = check_memory(keys, values, args)) return status;
+    if (!std::isfinite(args.scale)) return refuse("scale must be finite");
+    if (!(args.softcap >= 0.0f) || !std::isfinite(args.softcap)) return refuse("softcap must be finite and not negative");
+    if (!(args.max_bias >= 0.0f) || !std::isfinite(args.max_bias))
+        return refuse("max_bias must be finite and not negative");
+    if (args.threads < 1) return refuse("threads must be at least 1");
+    return VIDKV_OK;
+}
+
+} // namespace vidkv
+
+vidkv_status vidkv_attention(const vidkv_store * keys, const vidkv_store * values, const vidkv_attention_args * args) {
+    if (!keys || !values || !args) return vidkv::refuse("keys, values and args must not be null");
+    const auto & key_store = *reinterpret_cast<const vidkv::Store *>(keys);
+    const auto & value_store = *reinterpret_cast<const vidkv::Store *>(values);
+    try {
+        if (vidkv_status status = vidkv::check_attention(key_store, value_store, *args)) return status;
+        vidkv_attention_args call = *args;
+        call.threads = vidkv::worthwhile_threads(*args, key_store.head_dim() + value_store.head_dim());
+        vidkv::attend(key_store, value_store, call, vidkv::active_kernels());
+        return VIDKV_OK;
+    } catch (const std::bad_alloc &) {
+        return vidkv::fail(VIDKV_E_MEMORY, "attention: not enough memory for the scratch space; use fewer threads");
+    }
+}
+
+const char * vidkv_isa(void) { return vidkv::active_kernels().name; }
+const char * vidkv_isa_error(void) { return vidkv::kernels_error(); }

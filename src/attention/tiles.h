@@ -1,0 +1,72 @@
+// A sealed page of one KV head and a block of query rows: what the codecs' metadata mean for the kernels.
+#pragma once
+
+#include "kernels/kernels.h"
+#include "kernels/prefetch.h"
+#include "attention/scratch.h"
+#include "codec/key_page.h"
+#include "codec/value_page.h"
+
+namespace vidkv {
+
+// Queries of up to row_block rows in plan order, scaled: [rows][stride], zeros up to a multiple of 64 channels.
+struct QueryRows {
+    const float * q;
+    int64_t stride;
+    int rows;
+    const float * base; // a row: what every sealed page adds to the score
+};
+
+// Finds the codes of a key page and brings its steps into scratch.step and scratch.center. For more query rows (`rows`) than one
+// product takes the levels are unpacked, once, into scratch.levels.
+class KeyTile {
+  public:
+    KeyTile(const Kernels & kernels, const KeyLayout & layout, const KeyPage & page, int rows, Scratch & scratch);
+    void score(const QueryRows & queries, Prefetch & soon) const; // -> scratch.scores
+
+  private:
+    void learn_paper(const KeyPage & page);
+    void learn_trellis(const KeyPage & page);
+
+    const Kernels & kernels_;
+    const KeyLayout & layout_;
+    Scratch & scratch_;
+    const bool by_codes_; // or by unpacked levels
+    const int padded_;    // channels
+    int centered_ = 0;
+};
+
+// Weighted sums of a block of rows: in natural channels, and of trellis values in the rotated ones.
+struct ValueSums {
+    float * natural;
+    float * rotated;
+    int64_t stride;
+};
+
+class ValueTile {
+  public:
+    ValueTile(const Kernels & kernels, const ValueLayout & layout, const ValuePage & page, int rows, Scratch & scratch);
+    // scratch.scores, by now weights, -> packed.
+    void pack(int rows, PackedWeights & packed) const;
+    // Once all rows are packed: the levels -> scratch.levels, where the product is by levels.
+    void unpack() const;
+    void add(int rows, const PackedWeights & packed, const ValueSums & sums, Prefetch & soon) const;
+
+  private:
+    void learn_paper();
+    void learn_trellis();
+
+    const Kernels & kernels_;
+    const ValueLayout & layout_;
+    const ValuePage page_;
+    Scratch & scratch_;
+    const int stride_; // bytes from quad to quad of levels
+    const int groups_;
+    bool by_codes_ = false; // or by unpacked levels
+    LevelRun runs_[largest_groups][2]; // of a group; code none: ternary digits
+    int run_count_ = 0;
+    const float * slot_scale_ = nullptr;
+    const float * step_[largest_groups] = {}, * base_[largest_groups] = {}; // paper: a group
+};
+
+} // namespace vidkv

@@ -1,0 +1,165 @@
+// The inner loops of attention, as a table of functions: one table an instruction set. attention.cpp does everything else.
+// src/kernels/scalar.cpp is the specification, src/kernels/ holds the fast ones; all give the same bits (docs/numerics.md).
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include "kernels/prefetch.h"
+#include "codec/layout.h"
+
+namespace vidkv {
+
+constexpr int row_block = 8;       // kernels take up to 8 query rows at once
+constexpr int operand_bytes = 128; // int8 factors of one row: 32 quads of four lanes, a slab; keys have up to 4 slabs
+constexpr int slab_quads = operand_bytes / 4;
+constexpr int largest_head_dim = 512;
+constexpr int level_slack = 64; // bytes behind unpacked levels that kernels may read and overwrite
+
+constexpr int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
+
+// Unpacked levels: [quad][rows][4 lanes], one byte each.
+
+// Neighbouring quads of one code, whose levels are at most `largest`.
+struct LevelRun {
+    int first, quads, largest;
+    QuadCode code;
+    const uint8_t * packed; // the first one's codes, for kernels that unpack as they multiply
+};
+
+constexpr int largest_groups = page_tokens / 32; // of a page
+
+// What an element of packed keys means, in plan-ordered channels: step * (level - offset / 2) + center.
+struct KeySteps {
+    const float * step;     // [groups][channels]
+    const uint8_t * offset; // [channels], at most 63
+    const float * center;   // [groups][channels]
+    int channels;           // a multiple of 64
+    int centered;           // so many may have a center that is not 0; a multiple of 16
+    int groups;
+};
+
+// Query rows times the keys' steps, rounded to int8: the score of a token is scale * (sum of q * level - offset) + base.
+struct FoldedQueries {
+    alignas(64) int8_t q[largest_head_dim / operand_bytes * row_block * operand_bytes]; // [slab][row][operand_bytes]
+    float scale[row_block], offset[row_block], base[row_block];
+};
+
+struct KeyProduct {
+    const uint8_t * levels; // [quad][page_tokens][4]
+    const LevelRun * runs;
+    int run_count;
+    int first_token, tokens; // multiples of 32
+    const FoldedQueries * folded;
+    int rows;
+    float * scores; // [rows][page_tokens]
+    Prefetch * soon = nullptr;
+};
+
+// Online softmax of one query row. weights are exp(score - reference): the reference is raised to the largest score only when
+// that is more than `reference_slack` above it.
+struct SoftmaxState {
+    float reference = -std::numeric_limits<float>::infinity();
+    float sum = 0.0f;
+};
+constexpr float reference_slack = 8.0f;
+
+struct SoftmaxTile {
+    float * scores; // [rows][page_tokens], become weights
+    int rows;
+    const float * const * bias; // a row: [page_tokens] to add, -inf hides; null: none
+    const float * slopes;       // a row: multiplies the bias
+    float softcap;              // not 0: scores become softcap * tanh(score)
+    SoftmaxState * states;      // a row
+    float * factors;            // a row: what was accumulated so far must be multiplied by it (1 as a rule)
+};
+
+// Softmax weights as int8 factors; the slots of a page fall into 1, 2 or 4 groups.
+struct PackedWeights {
+    alignas(64) int8_t w[row_block * operand_bytes]; // [row][slot]
+    float scale[row_block];                          // weight = scale * w
+    float sum[row_block][largest_groups];            // of w over a group: whole numbers
+    float total[row_block][largest_groups];          // of the weights before rounding, if asked for
+};
+
+struct WeightRule {
+    const uint8_t * token;
+    const float * slot_scale;
+    int groups;
+    bool totals; // wanted
+};
+
+// One group of a page's values, and what it adds to the sums:
+// out[row][c] += step[c] * (scale[row] * dot + offset[row]) + base[c] * total[row]
+struct ValueGroup {
+    LevelRun runs[2];
+    int run_count;
+    const float * step; // null: 1
+    const float * base; // null: 0
+    float offset[row_block], total[row_block];
+};
+struct ValueProduct {
+    const uint8_t * levels; // [quad][..][4], `stride` bytes from quad to quad
+    int stride;
+    int channels;         // rounded up to a multiple of 16: levels and outputs are there
+    const int8_t * weights; // PackedWeights::w
+    int rows;
+    float scale[row_block];
+    int groups;
+    ValueGroup group[largest_groups];
+    float * out;
+    int64_t out_stride;
+    Prefetch * soon = nullptr;
+};
+
+// f16 rows of `count` cells, `stride` elements apart.
+struct HalfRows {
+    const uint16_t * rows;
+    int64_t stride;
+    int count, head_dim;
+};
+
+enum class MaskKind { hidden, zero, mixed }; // all -inf, all 0, anything
+
+// head_dim: a multiple of 8. Arrays that kernels write are aligned to 64 bytes.
+struct Kernels {
+    const char * name;
+
+    // `quads` quads of one code, one after the other -> levels, `stride` bytes from quad to quad.
+    void (*unpack_quads)(QuadCode code, const uint8_t * packed, int rows, int quads, int stride, uint8_t * levels);
+    // Ternary digits (trit.h): byte j holds digits j, j + bytes, .. -> 5 * bytes levels.
+    void (*unpack_ternary)(const uint8_t * packed, int bytes, uint8_t * levels);
+    void (*load_halves)(const uint8_t * halves, int n, float * out);
+    void (*load_log_scales)(const uint8_t * codes, int n, float * out); // log_scale.h
+    // Trellis keys: n log scales, n signed bytes of means in eighths of the scale -> step = unit * scale, center = mean * scale.
+    void (*load_key_scales)(const uint8_t * meta, int n, const float * unit, float * step, float * center);
+    MaskKind (*load_mask)(const uint16_t * mask, int n, float * bias);
+
+    // queries: [rows][stride], zeros up to a multiple of 64 channels. base: a row, added to what comes from the centers.
+    // out: a group.
+    void (*fold_queries)(const float * queries, int64_t stride, int rows, const KeySteps & keys, const float * base,
+                         FoldedQueries * out);
+    void (*score_levels)(const KeyProduct & product);
+    // The same from packed codes, for up to row_block rows. Null where unpacking first is as fast.
+    void (*score_codes)(const KeyProduct & product);
+    // scores[row][0 .. count) = query . key; queries as above.
+    void (*score_halves)(const float * queries, int64_t stride, int rows, const HalfRows & keys, float * scores);
+
+    void (*softmax)(const SoftmaxTile & tile);
+
+    // weights [rows][page_tokens]; slot s takes token token[s] (null: token s), times slot_scale[s] (null: 1).
+    void (*pack_weights)(const float * weights, int rows, const WeightRule & rule, PackedWeights & out);
+    void (*add_levels)(const ValueProduct & product);
+    // The same from packed codes, for up to row_block rows and 64 or 128 channels; may be null.
+    void (*add_codes)(const ValueProduct & product);
+    // out[row][c] += sum of weights[row][t] * value[t][c]; cells of weight 0 are left out. out: channels up to a multiple of 16.
+    void (*add_halves)(const float * weights, int rows, const HalfRows & values, float * out, int64_t out_stride);
+
+    // n: a multiple of 16
+    void (*scale)(float * x, int n, float factor);
+    void (*add_scaled)(const float * x, float factor, int n, float * out); // out += factor * x
+};
+
+extern const Kernels scalar_kernels;
+
+} // namespace vidkv

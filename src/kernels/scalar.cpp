@@ -1,0 +1,269 @@
+// The specification of the kernels: plain loops. Sums of floats run in 16 lanes, which are added up in a fixed tree, and products
+// are added with one rounding: what vector registers do.
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/kernels.h"
+#include "kernels/softmax_math.h"
+#include "base/bytes.h"
+#include "base/half.h"
+#include "codec/log_scale.h"
+#include "codec/trit.h"
+
+namespace vidkv {
+
+namespace {
+
+constexpr float infinity = std::numeric_limits<float>::infinity();
+constexpr int lanes = 16;
+constexpr float smallest_factor = 1e-30f; // below it a row of factors counts as 0
+
+// Lane i takes elements i, i + 16, ..; then lanes i and i + 8 are added, i and i + 4, and so on.
+struct LaneSum {
+    float lane[lanes] = {};
+    float total() const {
+        float s[lanes];
+        std::copy_n(lane, lanes, s);
+        for (int half = lanes / 2; half > 0; half /= 2) {
+            for (int i = 0; i < half; ++i) s[i] += s[i + half];
+        }
+        return s[0];
+    }
+};
+
+void unpack_quads(QuadCode code, const uint8_t * packed, int rows, int quads, int stride, uint8_t * levels) {
+    const size_t bytes = quad_bytes(code, rows);
+    for (int q = 0; q < quads; ++q) unpack_quad(code, packed + q * bytes, rows, levels + static_cast<int64_t>(q) * stride);
+}
+
+void unpack_ternary(const uint8_t * packed, int bytes, uint8_t * levels) {
+    for (int j = 0; j < bytes; ++j) {
+        uint8_t digits[5];
+        unpack_trits(packed[j], digits);
+        for (int d = 0; d < 5; ++d) levels[d * bytes + j] = digits[d];
+    }
+}
+
+void load_halves(const uint8_t * halves, int n, float * out) {
+    for (int i = 0; i < n; ++i) out[i] = half_to_float(load_at<uint16_t>(halves, static_cast<size_t>(i)));
+}
+
+void load_log_scales(const uint8_t * codes, int n, float * out) {
+    for (int i = 0; i < n; ++i) out[i] = log_scale_value(codes[i]);
+}
+
+void load_key_scales(const uint8_t * meta, int n, const float * unit, float * step, float * center) {
+    for (int c = 0; c < n; ++c) {
+        const float scale = log_scale_value(meta[c]), mean = 0.125f * static_cast<float>(static_cast<int8_t>(meta[n + c]));
+        step[c] = scale * unit[c];
+        center[c] = scale * mean;
+    }
+}
+
+MaskKind load_mask(const uint16_t * mask, int n, float * bias) {
+    int hidden = 0, zero = 0;
+    for (int i = 0; i < n; ++i) {
+        bias[i] = half_to_float(mask[i]);
+        hidden += mask[i] == 0xfc00;
+        zero += mask[i] == 0;
+    }
+    return hidden == n ? MaskKind::hidden : zero == n ? MaskKind::zero : MaskKind::mixed;
+}
+
+// The nearest whole number, ties to even; what is not a number becomes some number.
+float round_factor(float x) { return std::fabs(x) < 128.0f ? std::nearbyintf(x) : -127.0f; }
+
+// What 127 stands for, and what to multiply with to get there; both 0 for nothing but zeros.
+struct FactorScale {
+    float scale, inverse;
+    explicit FactorScale(float largest)
+        : scale(largest / 127.0f), inverse(largest > smallest_factor ? 127.0f / largest : 0.0f) {}
+};
+
+// A row's scale, the same for all groups of the page.
+FactorScale fold_scale(const float * q, const KeySteps & keys) {
+    float largest = 0.0f;
+    for (int g = 0; g < keys.groups; ++g) {
+        for (int c = 0; c < keys.channels; ++c) {
+            const float p = std::fabs(q[c] * keys.step[g * keys.channels + c]);
+            largest = p > largest ? p : largest;
+        }
+    }
+    return FactorScale(largest);
+}
+
+void fold_row(const float * q, int row, const KeySteps & keys, int group, const FactorScale & factor, float base,
+              FoldedQueries & out) {
+    const float * step = keys.step + group * keys.channels, * center = keys.center + group * keys.channels;
+    LaneSum centers;
+    int32_t offset = 0;
+    for (int c = 0; c < keys.centered; ++c) {
+        float & lane = centers.lane[c % lanes];
+        lane = std::fma(q[c], center[c], lane);
+    }
+    for (int c = 0; c < keys.channels; ++c) {
+        const float rounded = round_factor(q[c] * step[c] * factor.inverse);
+        offset += static_cast<int32_t>(rounded) * keys.offset[c];
+        out.q[(c / operand_bytes * row_block + row) * operand_bytes + c % operand_bytes] = static_cast<int8_t>(rounded);
+    }
+    out.scale[row] = factor.scale;
+    out.offset[row] = 0.5f * static_cast<float>(offset);
+    out.base[row] = centers.total() + base;
+}
+
+void fold_queries(const float * queries, int64_t stride, int rows, const KeySteps & keys, const float * base, FoldedQueries * out) {
+    for (int r = 0; r < rows; ++r) {
+        const float * q = queries + r * stride;
+        const FactorScale factor = fold_scale(q, keys);
+        for (int g = 0; g < keys.groups; ++g) fold_row(q, r, keys, g, factor, base[r], out[g]);
+    }
+}
+
+void score_levels(const KeyProduct & p) {
+    for (int r = 0; r < p.rows; ++r) {
+        for (int t = p.first_token; t < p.first_token + p.tokens; ++t) {
+            int32_t dot = 0;
+            for (const LevelRun * run = p.runs; run != p.runs + p.run_count; ++run) {
+                for (int c = 4 * run->first; c < 4 * (run->first + run->quads); ++c) {
+                    const int q = p.folded->q[(c / operand_bytes * row_block + r) * operand_bytes + c % operand_bytes];
+                    dot += q * p.levels[(c / 4 * page_tokens + t) * 4 + c % 4];
+                }
+            }
+            const float centered = static_cast<float>(dot) - p.folded->offset[r];
+            p.scores[r * page_tokens + t] = std::fma(centered, p.folded->scale[r], p.folded->base[r]);
+        }
+    }
+}
+
+void score_halves(const float * queries, int64_t stride, int rows, const HalfRows & keys, float * scores) {
+    for (int r = 0; r < rows; ++r) {
+        for (int t = 0; t < keys.count; ++t) {
+            LaneSum dot;
+            for (int c = 0; c < keys.head_dim; ++c) {
+                float & lane = dot.lane[c % lanes];
+                lane = std::fma(queries[r * stride + c], half_to_float(keys.rows[t * keys.stride + c]), lane);
+            }
+            scores[r * page_tokens + t] = dot.total();
+        }
+    }
+}
+
+float score(float x, float softcap, const float * bias, float slope) {
+    if (softcap != 0.0f) x = softcap * tanh_score(x);
+    if (!bias) return x;
+    return *bias == -infinity ? -infinity : std::fma(slope, *bias, x);
+}
+
+// A score of +infinity takes all the weight, several share it.
+void only_infinities(float * scores) {
+    for (int t = 0; t < page_tokens; ++t) {
+        if (scores[t] == scores[t]) scores[t] = scores[t] == infinity ? 0.0f : -infinity;
+    }
+}
+
+// Returns what weights are taken relative to; factor: for what was accumulated relative to the old reference.
+float raise_reference(SoftmaxState & state, float largest, float & factor) {
+    factor = 1.0f;
+    if (largest == infinity) {
+        if (state.reference != infinity) factor = 0.0f;
+        state.reference = infinity;
+    } else if (largest > state.reference + reference_slack) {
+        factor = exp_weight(state.reference - largest);
+        state.reference = largest;
+    }
+    return state.reference == -infinity || largest == infinity ? 0.0f : state.reference;
+}
+
+void softmax(const SoftmaxTile & tile) {
+    for (int r = 0; r < tile.rows; ++r) {
+        float * scores = tile.scores + r * page_tokens;
+        float largest = -infinity;
+        for (int t = 0; t < page_tokens; ++t) {
+            scores[t] = score(scores[t], tile.softcap, tile.bias[r] ? tile.bias[r] + t : nullptr, tile.slopes[r]);
+            largest = scores[t] > largest ? scores[t] : largest;
+        }
+        if (largest == infinity) only_infinities(scores);
+        const float reference = raise_reference(tile.states[r], largest, tile.factors[r]);
+        LaneSum sum;
+        for (int t = 0; t < page_tokens; ++t) {
+            scores[t] = exp_weight(scores[t] - reference);
+            sum.lane[t % lanes] += scores[t];
+        }
+        tile.states[r].sum = std::fma(tile.states[r].sum, tile.factors[r], sum.total());
+    }
+}
+
+void pack_weights(const float * weights, int rows, const WeightRule & rule, PackedWeights & out) {
+    for (int r = 0; r < rows; ++r) {
+        float scaled[page_tokens];
+        float largest = 0.0f;
+        for (int s = 0; s < page_tokens; ++s) {
+            scaled[s] = weights[r * page_tokens + (rule.token ? rule.token[s] : s)];
+            if (rule.slot_scale) scaled[s] *= rule.slot_scale[s];
+            largest = scaled[s] > largest ? scaled[s] : largest;
+        }
+        const FactorScale factor(largest);
+        out.scale[r] = factor.scale;
+        const int size = page_tokens / rule.groups;
+        for (int group = 0; group < rule.groups; ++group) {
+            LaneSum sum, total;
+            for (int s = group * size; s < (group + 1) * size; ++s) {
+                const float rounded = round_factor(scaled[s] * factor.inverse);
+                out.w[r * operand_bytes + s] = static_cast<int8_t>(rounded);
+                sum.lane[s % lanes] += rounded;
+                total.lane[s % lanes] += scaled[s];
+            }
+            out.sum[r][group] = sum.total();
+            if (rule.totals) out.total[r][group] = total.total();
+        }
+    }
+}
+
+void add_group(const ValueProduct & p, const ValueGroup & g) {
+    for (int r = 0; r < p.rows; ++r) {
+        float * out = p.out + r * p.out_stride;
+        for (int c = 0; c < p.channels; ++c) {
+            int32_t dot = 0;
+            for (const LevelRun * run = g.runs; run != g.runs + g.run_count; ++run) {
+                for (int s = 4 * run->first; s < 4 * (run->first + run->quads); ++s) {
+                    dot += p.weights[r * operand_bytes + s] * p.levels[static_cast<int64_t>(s / 4) * p.stride + c * 4 + s % 4];
+                }
+            }
+            const float scaled = std::fma(static_cast<float>(dot), p.scale[r], g.offset[r]);
+            out[c] = g.step ? std::fma(g.step[c], scaled, out[c]) : out[c] + scaled;
+            if (g.base) out[c] = std::fma(g.base[c], g.total[r], out[c]);
+        }
+    }
+}
+
+void add_levels(const ValueProduct & p) {
+    for (int g = 0; g < p.groups; ++g) add_group(p, p.group[g]);
+}
+
+void add_halves(const float * weights, int rows, const HalfRows & values, float * out, int64_t out_stride) {
+    for (int r = 0; r < rows; ++r) {
+        for (int t = 0; t < values.count; ++t) {
+            const float w = weights[r * page_tokens + t];
+            if (w == 0.0f) continue; // 0 * infinity would be seen by who does not see the cell
+            for (int c = 0; c < values.head_dim; ++c) {
+                float & sum = out[r * out_stride + c];
+                sum = std::fma(w, half_to_float(values.rows[t * values.stride + c]), sum);
+            }
+        }
+    }
+}
+
+void scale(float * x, int n, float factor) {
+    for (int i = 0; i < n; ++i) x[i] *= factor;
+}
+
+void add_scaled(const float * x, float factor, int n, float * out) {
+    for (int i = 0; i < n; ++i) out[i] = std::fma(x[i], factor, out[i]);
+}
+
+} // namespace
+
+const Kernels scalar_kernels = {"scalar",     unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_key_scales, load_mask, fold_queries,
+                                score_levels, nullptr, score_halves, softmax, pack_weights, add_levels, nullptr, add_halves, scale, add_scaled};
+
+} // namespace vidkv
