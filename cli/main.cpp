@@ -18,7 +18,7 @@ namespace vidkv::cli {
 
 namespace {
 
-constexpr const char * DESCRIPTION = R"(vidkv - ask a video, with a KV cache of 1.x bits an element
+constexpr const char * DESCRIPTION = R"(vidkv - ask a video, with a KV cache of 1.x bits per element
 
 Decodes a video file, shows it to a video language model through llama.cpp, and answers questions about it. The cache
 that holds the video is packed by VidKV's codecs. The answer goes to standard output, everything else to standard error.)";

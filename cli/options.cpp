@@ -34,14 +34,14 @@ void Options::add_model(CLI::App & app) {
 }
 
 void Options::add_video(CLI::App & app) {
-    app.add_option("--fps", fps, "frames taken a second (default 4)")
+    app.add_option("--fps", fps, "frames taken per second (default 4)")
         ->envname("VIDKV_FPS")
         ->check(CLI::Range(0.001, 1000.0));
     app.add_option("--frames", frames, "at most this many frames, evenly over the video (default: no limit)")
         ->envname("VIDKV_FRAMES")
         ->check(CLI::Range(int64_t(1), std::numeric_limits<int64_t>::max() / 2));
     app.add_option("--frame-tokens", frame_tokens,
-                   "at most this many visual tokens a frame or frame pair, for models of any resolution")
+                   "at most this many visual tokens per frame or frame pair, for models of any resolution")
         ->check(CLI::Range(1, 65536));
     app.add_option("--timestamps", timestamps,
                    "seconds between time stamps in the prompt, 0: none (default 5; the small model: 0)")

@@ -18,7 +18,7 @@ ModelFiles default_model();
 std::string mmproj_beside(const std::string & model);
 // libggml-vidkv.so: VIDKV_PLUGIN, or beside the program; "" if there is none.
 std::string plugin_path();
-// A Python script of models/; throws Error if it is not there.
+// A Python script of models/ or measure/; throws Error if it is not there.
 std::string script_path(const std::string & name);
 // Where the text model that measurements take by default is kept: in VIDKV_CACHE_DIR, or ~/.cache/vidkv.
 std::string cached_text_model();

@@ -15,7 +15,7 @@ class Progress {
     Progress(const Progress &) = delete;
     Progress & operator=(const Progress &) = delete;
 
-    // done of total (0: not known) of the named stage.
+    // The named stage has done `done` of `total` units (total 0: not known).
     void show(const std::string & stage, int64_t done, int64_t total, const char * unit);
     // Wipes the bar, so that other text can follow.
     void clear();

@@ -5,7 +5,8 @@
 
 namespace vidkv::cli {
 
-// The first that can import `module`: VIDKV_PYTHON (taken as it is), the one in PATH, Debian's. Throws Error.
+// The first of these that can import `module`: VIDKV_PYTHON (if set, no other is tried), python3 in PATH, Debian's. Throws
+// Error.
 std::string find_python(const std::string & module);
 
 } // namespace vidkv::cli

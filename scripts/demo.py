@@ -52,8 +52,8 @@ def print_table(split, reports):
     row("right", (f"{sum(a['answer'] == a['expected'] for a in r['answers'])} of {len(r['answers'])}" for r in reports))
     row("KV bytes held", (f"{r['kv_bytes']:,}" for r in reports))
     row("  of what f16 takes", (f"{r['kv_bytes'] / r['kv_bytes_f16']:.0%}" for r in reports))
-    row("true bits an element", (f"{r['true_bits']:.2f}" for r in reports))
-    row("tokens a second", (f"{r['tokens_per_s']:.0f}" for r in reports))
+    row("true bits per element", (f"{r['true_bits']:.2f}" for r in reports))
+    row("tokens per second", (f"{r['tokens_per_s']:.0f}" for r in reports))
 
 
 def main():

@@ -195,7 +195,7 @@ void add_ask(CLI::App & app, Command & run) {
 
 void add_chat(CLI::App & app, Command & run) {
     auto options = std::make_shared<AskOptions>();
-    CLI::App * chat = app.add_subcommand("chat", "Keep asking about a video file, a question a line");
+    CLI::App * chat = app.add_subcommand("chat", "Keep asking about a video file, one question per line");
     chat->add_option("VIDEO", options->video, "the video file");
     add_shared(*chat, *options);
     chat->add_option("--save-cache", options->save, "keep the video's cache in this file, for --load-cache");

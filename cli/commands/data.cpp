@@ -41,7 +41,8 @@ std::vector<std::string> generator_command(const DataOptions & options) {
 void add_data_options(CLI::App & app, DataOptions & options) {
     app.add_option("--seed", options.seed, "the same seed makes the same clips (default 0)")
         ->check(CLI::Range(int64_t(0), INT64_MAX));
-    app.add_option("--split", options.split, "short: up to 300 visual tokens a clip; long: 2,000 to 4,000 (default short)")
+    app.add_option("--split", options.split,
+                   "short: up to 300 visual tokens per clip; long: 2,000 to 4,000 (default short)")
         ->check(CLI::IsMember({"short", "long"}));
     app.add_option("--count", options.count, "clips")->check(CLI::Range(1, 100000));
 }

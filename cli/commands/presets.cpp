@@ -30,7 +30,7 @@ PresetBits bits_of(const char * name) {
 void run_presets(bool as_json) {
     Json presets = Json::array();
     if (!as_json) {
-        std::printf("Bits an element of a sealed group, all metadata included.\n\n%-16s %17s %17s\n", "", "head_dim 64",
+        std::printf("Bits per element of a sealed page, all metadata included.\n\n%-16s %17s %17s\n", "", "head_dim 64",
                     "head_dim 128");
         std::printf("%-16s %8s %8s %8s %8s\n", "preset", "K", "V", "K", "V");
     }

@@ -20,7 +20,7 @@ struct KvChoice {
 struct KvReport {
     uint64_t bytes = 0;     // held for the tokens in the cache
     uint64_t bytes_f16 = 0; // what they would take in f16
-    double true_bits = 0;   // an element of a sealed group, mean of K and V
+    double true_bits = 0;   // per element of a sealed page, mean of K and V
 };
 
 // A preset ("k2v2"), or "stock", "q8_0", "q4_0": llama.cpp's own cache types. Throws Error for another name.

@@ -23,7 +23,7 @@ struct ModelOptions {
     ModelFiles files;
     bool small = false; // the project's own model, whose frames, sizes and timestamps are known
     int threads = 1;
-    int frame_tokens = 0; // most visual tokens a frame pair or frame; 0: what the model says
+    int frame_tokens = 0; // most visual tokens per frame pair or frame; 0: what the model says
 };
 
 // What surrounds the video and the question in the model's chat format.

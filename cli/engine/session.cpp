@@ -13,7 +13,7 @@ namespace vidkv::cli {
 
 namespace {
 
-constexpr int BATCH = 512; // tokens a call of llama_decode
+constexpr int BATCH = 512; // tokens per call of llama_decode
 
 struct SamplerDeleter {
     void operator()(llama_sampler * sampler) const { llama_sampler_free(sampler); }

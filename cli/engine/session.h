@@ -28,7 +28,7 @@ struct VideoPrefix {
     std::string video;
     int64_t frames = 0, visual_tokens = 0;
     int64_t tokens = 0;     // cells
-    llama_pos position = 0; // of the next token (M-RoPE advances differently from the cells)
+    llama_pos position = 0; // of the next token; with M-RoPE it is not the number of cells
 };
 
 class Session {

@@ -25,7 +25,7 @@ struct Frame {
 };
 
 struct Sampling {
-    double fps = 4;              // frames taken a second
+    double fps = 4;              // frames taken per second
     int64_t max_frames = 0;      // 0: all; else at most this many, evenly over the video
     bool accept_damaged = false; // take what can be decoded of a broken file
     bool blank = false;          // frames of the same number and size with nothing on them

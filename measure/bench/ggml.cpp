@@ -56,7 +56,7 @@ class GgmlContender : public Contender {
     std::vector<uint16_t> content(vidkv_side side) const override;
 
   private:
-    // Bytes from a cell to the next, and from a KV head to the next.
+    // Bytes from one cell to the next, and from one KV head to the next.
     size_t cell_stride() const;
     size_t head_stride() const;
     void fill(ggml_tensor * cache, const float * rows);

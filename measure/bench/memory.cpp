@@ -1,4 +1,4 @@
-// vidkv bench memory: what a process really holds for a cache, against what the preset promises. One process a preset.
+// vidkv bench memory: what a process really holds for a cache, against what the preset promises. One process per preset.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -86,7 +86,7 @@ void MemoryRun::seal(int layer) {
     check(vidkv_store_seal(values, threads_));
 }
 
-// Up to `length` cells in every layer, a batch at a time through layer after layer, each sealed when it is done.
+// Up to `length` cells in every layer, one batch at a time through layer after layer, each sealed when it is done.
 void MemoryRun::fill(int64_t length) {
     for (int64_t at = vidkv_cache_length(cache_, 0, 0); at < length;) {
         check_interrupt();
@@ -174,7 +174,7 @@ void add_savings(Json & rows) {
 
 void print_table(const MemoryOptions & options, const Json & rows) {
     constexpr double MIB = 1 << 20;
-    std::printf("%s, %s tokens, %d layers; a process a preset, MiB over what it held with a small cache\n\n",
+    std::printf("%s, %s tokens, %d layers; one process per preset, MiB over what it held with a small cache\n\n",
                 options.shape.c_str(), options.tokens.c_str(), options.layers);
     std::printf("%-16s %10s %10s %10s %8s %12s %10s %10s\n", "preset", "promised", "peak", "counted", "peak/pr.",
                 "less, prom.", "less, seen", "grown");

@@ -62,7 +62,7 @@ class Runner {
     Runner(llama_model * model, const KvChoice & kv, const ModelBenchOptions & options, int64_t cells);
     const std::string & name() const { return name_; }
     void fill(int64_t depth);
-    // Seconds a token of a prompt, and of tokens one by one, at the depth that fill() reached. Forgets them again.
+    // Seconds per token of a prompt, and of tokens one by one, at the depth that fill() reached. Forgets them again.
     double prefill(int tokens);
     double decode(int tokens);
 

@@ -39,7 +39,7 @@ def draw(machine, rows, out):
         axes.plot([], [], "o", color=colour, label=name)
     for (isa, phase), marker in markers.items():
         axes.plot([], [], marker, color="grey", label=f"{isa}, {phase}")
-    axes.set(xscale="log", yscale="log", xlabel="multiply-adds a byte of keys and values", ylabel="10^9 multiply-adds a second",
+    axes.set(xscale="log", yscale="log", xlabel="multiply-adds per byte of keys and values", ylabel="10^9 multiply-adds per second",
              title=f"{machine['cpu']}, {threads} threads")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small", ncols=2)

@@ -39,7 +39,7 @@ struct CacheFree {
     void operator()(vidkv_cache * cache) const { vidkv_cache_free(cache); }
 };
 
-// Seconds a token of one layer, in batches of a prefill: observing its queries and sealing, without writing the rows.
+// Seconds per token of one layer, in batches of a prefill: observing its queries and sealing, without writing the rows.
 double seal_seconds(const std::string & preset, const AttentionShape & shape, int64_t tokens, int threads,
                     const TokenRows & rows) {
     vidkv_params params;

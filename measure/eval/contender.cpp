@@ -13,7 +13,7 @@ namespace {
 constexpr const char * WITHOUT_SINKS = "-nosink";
 constexpr int64_t PAGE = VIDKV_PAGE;
 
-// Rows 0 .. n - 1 of a store through the peer's codec; the sink tokens stay, and take no part in the scales of others.
+// Rows 0 .. n - 1 of a store through the reference codec; the sink tokens stay, and take no part in the scales of others.
 void pack_store(const Contender & contender, int store, const vidkv_kv_info & info, int64_t n) {
     const int64_t row = info.channels, sinks = std::min<int64_t>(contender.kv.params.sink_tokens, n);
     std::vector<float> rows = read_rows(store, 0, n, info.channels);

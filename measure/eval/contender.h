@@ -1,4 +1,5 @@
-// What a measurement compares: a preset of VidKV in the plug-in, or a peer's codec simulated on the rows of an f16 cache.
+// What a measurement compares: a preset of VidKV in the plug-in, or a reference codec (another project's) simulated on the
+// rows of an f16 cache.
 #pragma once
 
 #include <cstdint>
@@ -12,28 +13,28 @@ namespace vidkv::cli {
 
 struct Contender {
     std::string name;
-    KvChoice kv;                // of the cache that runs; f16 for a peer
+    KvChoice kv; // of the cache that runs; f16 for a reference codec
     const ReferenceCodec * reference = nullptr;
 };
 
-// A preset, a peer ("kivi2"), "stock", or a preset or peer without sink tokens ("kivi2-nosink").
-// ReferenceCodecs take their sink tokens and residual window from kv.params, as presets do. Throws Error for another name.
+// A preset, a reference codec ("kivi2"), "stock", or one of these without sink tokens ("kivi2-nosink").
+// Sink tokens and residual window are those of kv.params for both kinds. Throws Error for another name.
 Contender parse_contender(const std::string & name);
-// Every listed preset and every peer, the peers also without sink tokens.
+// Every listed preset and every reference codec, these also without sink tokens.
 std::vector<std::string> all_contender_names();
 
 // What packing a cache came to, at this moment.
 struct Packed {
-    double k_bits = 16, v_bits = 16; // an element of what is packed; 16 if nothing is
+    double k_bits = 16, v_bits = 16; // per element of what is packed; 16 if nothing is
     uint64_t bytes = 0;              // held by the whole cache
 };
 
-// Packs what is old enough of the one live cache, whose first `cells` cells are written: the preset's stores seal, a peer's
-// rows are replaced by what its codes decode to. Nothing to do for stock.
+// Packs what is old enough of the one live cache, whose first `cells` cells are written: a preset's stores seal; for a
+// reference codec, rows are replaced by what its codes decode to; stock has nothing to do.
 void pack(const Contender & contender, int64_t cells, int threads);
-// To be asked when the cache holds `cells` cells, the first `packed_cells` of them written before pack().
+// Of a cache that holds `cells` cells, the first `packed_cells` of which were written before pack().
 Packed measure(const Contender & contender, int64_t packed_cells, int64_t cells);
-// Cells, from 0 on, that pack() packs of so many; sink tokens are among them.
+// How many of the first `cells` cells pack() packs, counted from cell 0; the sink tokens are among them.
 int64_t packed_prefix(const Contender & contender, int64_t cells);
 
 // f16 rows of a live store as f32, [cells][channels].

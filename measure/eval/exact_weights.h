@@ -8,7 +8,7 @@ namespace vidkv::cli {
 
 class ExactWeights {
   public:
-    // Writes the copy into the folder for temporary files, if the model has quantized weights and at most a milliard
+    // Writes the copy into the folder for temporary files, if the model has quantized weights and at most 10^9
     // of them. Throws Error.
     explicit ExactWeights(const std::string & model);
     ~ExactWeights();

@@ -42,7 +42,7 @@ CODECS
     q8_0, q4_0       ggml's cache types         kivi2           KIVI, 2 bits (arXiv 2402.02750)
     turbo2, turbo3   after TurboQuant (arXiv 2504.19874)
     vidkv-released   VidKV's released code, with its defects (arXiv 2503.16257)
-  NAME-nosink is NAME without sink tokens; stock is llama.cpp's own f16 cache; all is every preset and peer.)";
+  NAME-nosink is NAME without sink tokens; stock is llama.cpp's own f16 cache; all is every preset and reference codec.)";
 
 struct KlOptions {
     std::string model, text, csv;
@@ -254,14 +254,15 @@ void add_eval_kl(CLI::App & eval, Command & run) {
     kl->add_option("--kv", options->kv, "codecs, separated by commas; see below (default all)")->delimiter(',');
     kl->add_option("--windows", options->windows, "windows of the text (default 6; fewer if it is short)")
         ->check(CLI::Range(1, 1000));
-    kl->add_option("--window-length", options->length, "tokens a window (default 2048)")->check(CLI::Range(1, 1 << 20));
+    kl->add_option("--window-length", options->length, "tokens per window (default 2048)")->check(CLI::Range(1, 1 << 20));
     kl->add_option("--protocol", options->protocol, "near or far (default near)")->check(CLI::IsMember({"near", "far"}));
     kl->add_option("--sink", options->sinks, "sink tokens kept in f16 (default: the preset's, 4)")->check(CLI::Range(0, 32));
     kl->add_option("--residual", options->residual, "newest tokens kept in f16 (default 128)")
         ->check(CLI::Range(0, 1 << 20));
-    kl->add_option("--weights", options->weights,
-                   "f32 (default): quantized weights of a model of up to a milliard are written out as f32 (a temporary "
-                   "file), as llama.cpp rounds activations to 8 bits otherwise, which alone costs a KLD of about 0.004; as-is")
+    kl->add_option(
+          "--weights", options->weights,
+          "f32 (default): quantized weights of a model of up to 10^9 weights are written out as f32 (a temporary "
+          "file), as llama.cpp rounds activations to 8 bits otherwise, which alone costs a KLD of about 0.004; as-is")
         ->check(CLI::IsMember({"f32", "as-is"}));
     kl->add_option("-t,--threads", options->threads, "threads (default: all cores)")->check(CLI::Range(1, 1024));
     kl->add_flag("--json", options->json, "print one JSON document instead of a table");

@@ -56,7 +56,7 @@ def plot_kl(document):
         mark(axes, codec, bits(codec), max(codec["kld"], FLOOR), labels, codec["kld_se"])
     axes.set_yscale("log")
     axes.margins(x=0.1)  # room for the last name
-    axes.set_xlabel("true bits an element, all metadata included (mean of keys and values)")
+    axes.set_xlabel("true bits per element, all metadata included (mean of keys and values)")
     axes.set_ylabel("KL divergence from the f16 cache, nats")
     axes.set_title(f"{Path(document['model']).name}, {document['windows']} windows, protocol {document['protocol']}", fontsize=10)
     axes.grid(True, which="both", alpha=0.25)
@@ -71,9 +71,9 @@ def plot_accuracy(document):
     for codec in (c for c in document["presets"] if not c["name"].endswith("-nosink")):
         mark(axes, codec, codec["kv_bytes"] / 2**20, 100 * codec["accuracy"], labels)
     axes.margins(x=0.1)
-    axes.set_xlabel("bytes held by the cache, MiB (mean of a clip)")
+    axes.set_xlabel("bytes held by the cache, MiB (mean per clip)")
     axes.set_ylabel("answers that are right, %")
-    axes.set_title(f"{document['clips']} clips, {document['visual_tokens_mean']:.0f} visual tokens a clip", fontsize=10)
+    axes.set_title(f"{document['clips']} clips, {document['visual_tokens_mean']:.0f} visual tokens per clip", fontsize=10)
     axes.grid(True, alpha=0.25)
     axes.legend(fontsize=8)
     part_names(figure)
@@ -137,7 +137,7 @@ def kl_section(document):
 
 
 def video_section(document):
-    note = f"{document['clips']} clips, {document['visual_tokens_mean']:.0f} visual tokens a clip; blanked video: {100 * document['blank_accuracy']:.1f} %."
+    note = f"{document['clips']} clips, {document['visual_tokens_mean']:.0f} visual tokens per clip; blanked video: {100 * document['blank_accuracy']:.1f} %."
     return "Video questions", note, [("accuracy", "Accuracy against bytes held", plot_accuracy(document))], table(document, VIDEO_COLUMNS)
 
 

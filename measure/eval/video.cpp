@@ -26,10 +26,11 @@ using Json = nlohmann::ordered_json;
 constexpr const char * FOOTER = R"(
 Every question of a clip is asked by itself; an answer counts if it is the right one, word for word. KLD is the mean KL
 divergence, in nats, of the f16 cache's next-token distributions from the codec's, over the tokens of the f16 cache's answer.
-Presets pack while the video is read, as they do for a user. ReferenceCodecs (vidkv eval kl --help) are simulated: the video is read at
-full precision, and their codec is applied then to all but the sink tokens and the residual window, which favours them.
+Presets pack while the video is read, as they do for a user. Reference codecs (vidkv eval kl --help) are simulated: the
+video is read at full precision, and their codec is applied then to all but the sink tokens and the residual window, which
+favours them.
 stock, q8_0 and q4_0 are llama.cpp's own caches here. -stp<share> and --protect take the visual tokens nearest to the questions.
-all is every preset and every peer.)";
+all is every preset and reference codec.)";
 
 struct EvalOptions {
     Options common;
@@ -54,7 +55,7 @@ struct Result {
     Tally all;
     std::map<std::string, Tally> by_type;
     std::map<int, Tally> by_candidates;
-    double bytes = 0; // mean of a clip
+    double bytes = 0; // mean per clip
     double true_bits = 0;
     Divergence divergence; // of the answers
 };
@@ -190,7 +191,7 @@ void Evaluation::run(const std::vector<Clip> & clips) {
 
 void Evaluation::print_table(size_t clips) const {
     const Result & first = results_.front();
-    std::printf("%zu clips, %d questions, %.0f visual tokens a clip; exact match in %%\n\n", clips, first.all.asked,
+    std::printf("%zu clips, %d questions, %.0f visual tokens per clip; exact match in %%\n\n", clips, first.all.asked,
                 visual_tokens_mean_);
     std::printf("%-20s %7s %7s %8s", "codec", "all", "drop", "KLD");
     for (const auto & [type, tally] : first.by_type) std::printf(" %7s", type.c_str());

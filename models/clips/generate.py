@@ -3,7 +3,7 @@
 
     python3 generate.py --seed S --split short|long --count N [--blank] OUT
 
-writes OUT/clip-00000.mp4 ... (H.264, 4 frames a second, 84x84) and OUT/questions.jsonl. Needs numpy and the
+writes OUT/clip-00000.mp4 ... (H.264, 4 frames per second, 84x84) and OUT/questions.jsonl. Needs numpy and the
 ffmpeg program; no torch. The same seed gives the same clips.
 
 A clip is a timeline of events on a dark, noisy background with drifting grey clutter:
@@ -28,7 +28,7 @@ try:
 except ImportError:
     sys.exit("generate.py: numpy is missing: install python3-numpy")
 
-SIZE = 84                 # pixels a side: 6x6 patches of 14, merged 2x2 -> 9 visual tokens a frame pair
+SIZE = 84                 # pixels per side: 6x6 patches of 14, merged 2x2 -> 9 visual tokens per frame pair
 TOKENS_PER_PAIR = 9
 FPS = 4
 COLOURS = {"red": (225, 40, 40), "green": (40, 190, 60), "blue": (60, 90, 245),

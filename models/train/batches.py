@@ -182,9 +182,9 @@ def sample_questions(rng, pool, count):
 @dataclass
 class Batch:
     layout: Layout
-    tables: list                # frame tables, one a clip
+    tables: list                # frame tables, one per clip
     ids: torch.Tensor           # [b, n]
-    outputs: torch.Tensor       # [b, 3*questions] three positions a question: the key word, and those that predict answer and end
+    outputs: torch.Tensor       # [b, 3*questions] three positions per question: the key word, and those that predict answer and end
     targets: torch.Tensor       # [b, 3*questions] answer, answer, end
     questions: list             # [b][questions] (type, question, answer, candidates, evidence)
     evidence: torch.Tensor      # [b, questions, prefix] where the key word's attention should go, rows sum to 1

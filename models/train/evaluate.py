@@ -5,7 +5,7 @@
     python evaluate.py SET [--model tiny/hf] [--noise 0,0.25,0.5,1] [--blank] [--stamps] [--json]
 
 An answer is right when its text is exactly the expected one (greedy decoding). Frames are decoded from the mp4 files and paired
-as libmtmd pairs them. --noise S adds Gaussian noise of S times their root mean square (a layer and a head at a time)
+as libmtmd pairs them. --noise S adds Gaussian noise of S times their root mean square (per layer and head)
 to the video's keys and values, as a lossy cache does. --stamps inserts libmtmd's default timestamps.
 """
 import argparse
@@ -80,7 +80,7 @@ def noise_hook(scale, prefix, generator):
 
 
 def answers(model, encode, frames, questions, stamps, scales):
-    """Per noise scale a list of booleans, one a question: is the greedy answer exactly right?"""
+    """Per noise scale a list of booleans, one per question: is the greedy answer exactly right?"""
     texts = [(encode(q["question"] + tokens.REPLY), encode(q["answer"] + tokens.END)) for q in questions]
     segment = max(len(q) + len(a) for q, a in texts)
     layout = batches.make_layout(encode, model.c.grid, len(frames), stamps, len(texts), segment)

@@ -29,7 +29,7 @@ from network import Config, VideoModel, rotate
 
 DOMAIN = "vidkv train v1"        # user sets use another: no training clip can appear in them
 
-# recall: (pairs, clips a step, questions a clip, accuracy that ends the level, most steps)
+# recall: (pairs, clips per step, questions per clip, accuracy that ends the level, most steps)
 LEVELS = [(12, 20, 10, 0.85, 300), (20, 12, 14, 0.86, 400), (40, 6, 24, 0.89, 200), (90, 3, 28, 0.90, 150), (220, 1, 40, 0.90, 120), (444, 1, 40, 0.95, 300)]
 
 
@@ -261,7 +261,7 @@ class TowerClips(torch.utils.data.Dataset):
         return batch, torch.stack(visual)
 
 
-# mix and join: (share of steps, clips a step, fewest pairs, most pairs, questions a clip)
+# mix and join: (share of steps, clips per step, fewest pairs, most pairs, questions per clip)
 BLEND = [(0.45, 4, 20, 33, 32), (0.2, 2, 34, 150, 36), (0.35, 1, 200, 444, 48)]
 
 

@@ -51,7 +51,7 @@ ggml_status compute_graph(ggml_backend_t backend, ggml_cgraph * graph) {
     return GGML_STATUS_SUCCESS;
 }
 
-// The host wants the results: this batch has been attended to, and what became old by it is packed before the next one is waited for.
+// The host waits for its results, so the batch has been attended to: the pages that it made old enough are packed now.
 void finish_batch(ggml_backend_t backend) {
     std::vector<KvStore *> & read = context_of(backend).read;
     if (read.empty()) return;

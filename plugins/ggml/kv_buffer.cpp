@@ -58,7 +58,7 @@ int whole_stream(const ggml_tensor * tensor, const KvStore & store) {
     return whole ? static_cast<int>(tensor->view_offs / store.stream_bytes()) : -1;
 }
 
-// Copies of whole streams keep their packed groups; ggml does the others through get_tensor and set_tensor.
+// Copies of whole streams keep their packed pages; ggml does the others through get_tensor and set_tensor.
 bool copy_tensor(ggml_backend_buffer_t, const ggml_tensor * from, ggml_tensor * to) {
     KvStore * store = store_of(to);
     if (store_of(from) != store) return false;

@@ -1,4 +1,4 @@
-// The ggml buffer behind a KV cache: addresses for the host to compute with, and one store a tensor that holds the data.
+// The ggml buffer behind a KV cache: addresses for the host to compute with, and one store per tensor that holds the data.
 #pragma once
 
 #include <memory>
@@ -42,7 +42,7 @@ class KvBuffer {
     bool sliding_window_;
     bool announced_ = false;
     std::vector<ggml_tensor *> tensors_;
-    std::vector<std::unique_ptr<KvStore>> stores_; // one a tensor; empty when plain
+    std::vector<std::unique_ptr<KvStore>> stores_; // one per tensor; empty when plain
 };
 
 // Wraps a KvBuffer for ggml, which owns it from then on. reported_size is what the host sees as the buffer's size.

@@ -232,7 +232,7 @@ ggml_status rope(ggml_tensor * node, HostCpu & cpu) {
             ids[i] = first_row + moved[done + i];
             shifts[i] = shift[moved[done + i]];
         }
-        // Neighbours are read together: reading one row of a sealed group decodes the whole group.
+        // Neighbours are read together: reading one row of a sealed page decodes the whole page.
         for (size_t i = 0, end; i < n; i = end) {
             for (end = i + 1; end < n && ids[end] == ids[end - 1] + 1;) ++end;
             uint16_t * to = &rows[i * static_cast<size_t>(channels)];

@@ -37,8 +37,9 @@ std::string describe(const vidkv_params & p) {
 
 void bind_params(nb::module_ & m) {
     nb::class_<vidkv_params>(m, "Params", "How keys and values are stored; the fields are those of vidkv_params.")
-        .def_static("from_preset", &params_from_preset, "name"_a,
-                    "The parameters of a preset such as 't1.65' or 'k1.5v1.58-stp0.2'. ValueError if there is no such preset.")
+        .def_static(
+            "from_preset", &params_from_preset, "name"_a,
+            "The parameters of a preset such as 't1.65' or 'k1.5v1.58-stp0.2'. ValueError if there is no such preset.")
         .def_rw("key_bits", &vidkv_params::key_bits, "Bits of a key's code; 16: f16.")
         .def_rw("value_bits", &vidkv_params::value_bits, "Bits of a value's code; 16: f16.")
         .def_rw("key_codec", &vidkv_params::key_codec, "0: the paper's, 1: trellis.")
@@ -47,13 +48,18 @@ void bind_params(nb::module_ & m) {
         .def_rw("residual_length", &vidkv_params::residual_length, "Newest tokens kept in f16.")
         .def_rw("sink_tokens", &vidkv_params::sink_tokens, "First tokens kept in f16.")
         .def_rw("protect", &vidkv_params::protect, "Share of tokens whose values get more bits.")
-        .def("check", [](const vidkv_params & p, int head_dim) { check(vidkv_params_check(&p, head_dim)); }, "head_dim"_a = 0,
-             "ValueError if the parameters do not fit together, or do not fit this head_dim (0: any).")
-        .def("true_bits", [](const vidkv_params & p, const std::string & side, int head_dim) {
-                 return vidkv_true_bits(&p, side_from(side), head_dim);
-             }, "side"_a, "head_dim"_a, "Bits an element of a sealed page, all metadata included. side: 'keys' or 'values'.")
+        .def(
+            "check", [](const vidkv_params & p, int head_dim) { check(vidkv_params_check(&p, head_dim)); },
+            "head_dim"_a = 0, "ValueError if the parameters do not fit together, or do not fit this head_dim (0: any).")
+        .def(
+            "true_bits",
+            [](const vidkv_params & p, const std::string & side, int head_dim) {
+                return vidkv_true_bits(&p, side_from(side), head_dim);
+            },
+            "side"_a, "head_dim"_a, "Bits per element of a sealed page, all metadata included. side: 'keys' or 'values'.")
         .def("__copy__", [](const vidkv_params & p) { return p; })
-        .def("__deepcopy__", [](const vidkv_params & p, nb::handle) { return p; }, "memo"_a)
+        .def(
+            "__deepcopy__", [](const vidkv_params & p, nb::handle) { return p; }, "memo"_a)
         .def("__repr__", &describe);
 }
 

@@ -1,4 +1,4 @@
-"""VidKV: a packed KV cache of 1.x bits an element, and attention that reads the codes.
+"""VidKV: a packed KV cache of 1.x bits per element, and attention that reads the codes.
 
 `vidkv.transformers` plugs it into Hugging Face transformers; this module is the library itself, for arrays of any kind
 that speak DLPack (NumPy, torch). Shapes are written [like, this].

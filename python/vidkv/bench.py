@@ -1,4 +1,4 @@
-"""python -m vidkv.bench: transformers' caches and VidKV's on one prompt: peak memory, bytes held, time a token, KL divergence. JSON.
+"""python -m vidkv.bench: transformers' caches and VidKV's on one prompt: peak memory, bytes held, time per token, KL divergence. JSON.
 
 Every cache runs in a process of its own, so that its peak memory is its own. The first one writes a continuation greedily; the others
 are given the same tokens and their next-token distributions are compared with the first one's."""

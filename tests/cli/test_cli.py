@@ -197,14 +197,14 @@ class Divergence(unittest.TestCase):
         _, found = self.run_kl("--kv", "k2v2,k1.5v1.58,t1.65")
         listed = {p["name"]: p for p in json.loads(vidkv("presets", "--json").stdout)["presets"]}
         for name, preset in found.items():
-            # the plan: 4 bytes a channel, spread over the 640 packed tokens
+            # the plan: 4 bytes per channel, spread over the 640 packed tokens
             self.assertAlmostEqual(preset["k_bits"], listed[name]["k_bits_128"], delta=32 / 640 + 0.001)
             self.assertAlmostEqual(preset["v_bits"], listed[name]["v_bits_128"], places=3)
 
     def test_tokens_are_protected_by_the_queries_of_the_text(self):
         _, found = self.run_kl("--kv", "t1.15,t1.15-stp0.25")
         plain, protects = found["t1.15"], found["t1.15-stp0.25"]
-        self.assertAlmostEqual(protects["v_bits"], plain["v_bits"] + 0.25, delta=0.03)  # whole quads a page, and the mask
+        self.assertAlmostEqual(protects["v_bits"], plain["v_bits"] + 0.25, delta=0.03)  # whole quads per page, and the mask
         self.assertLess(protects["kld"], plain["kld"])
 
     def test_stock_agrees_with_the_f16_preset(self):

@@ -95,7 +95,7 @@ class Problem {
                 }
                 ASSERT_EQ(store->seal(1), VIDKV_OK);
             }
-            const int64_t again = case_.cells / 3; // a rewritten cell: its group is open once more
+            const int64_t again = case_.cells / 3; // a rewritten cell: its page is open once more
             if (in_gap(again / 23 * 23)) continue;
             ASSERT_EQ(store->write(sequence, &again, 1, rows.data(), 0), VIDKV_OK);
         }

@@ -28,8 +28,9 @@ TEST(Presets, TrueBitsAreTheStatedOnes) {
         const char * name;
         double k64, v64, k128, v128;
     };
-    // Paper, 2-bit: 2 + 16 scale bits and 16 minimum bits in a group; sign: 1 + 16; ternary: 8/5 + 16. Trellis keys: quads of 64
-    // bytes a bit, then 8 scale bits and 8 mean bits a channel, 4 bits a quad, 16 bits a head; trellis values: 8 bits a token.
+    // Paper, 2-bit: 2 + 16 scale bits and 16 minimum bits in a group; sign: 1 + 16; ternary: 8/5 + 16. Trellis keys: quads
+    // of 64 bytes per bit, then 8 scale bits and 8 mean bits per channel, 4 bits per quad, 16 bits per head; trellis
+    // values: 8 bits per token.
     const Row rows[] = {{"f16", 16, 16, 16, 16},
                         {"k2v2", 3, 3, 3, 3},
                         {"k1.5v2", 2.25, 3, 2.25, 3},

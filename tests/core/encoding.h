@@ -22,7 +22,7 @@ inline vidkv_params preset(const std::string & name, int group = 0) {
     return params;
 }
 
-// One page of keys, all heads. rows: one [head_dim][128] a head; use: [128].
+// One page of keys, all heads. rows: one [head_dim][128] per head; use: [128].
 struct EncodedKeys {
     KeyLayout layout;
     std::vector<ChannelPlan> plans;

@@ -21,7 +21,7 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
 def read_frames(video):
-    """uint8 [n, SIZE, SIZE, 3]: every frame of a clip at 4 frames a second."""
+    """uint8 [n, SIZE, SIZE, 3]: every frame of a clip at 4 frames per second."""
     raw = subprocess.run(["ffmpeg", "-nostdin", "-loglevel", "error", "-i", video, "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"],
                          capture_output=True, check=True).stdout
     return np.frombuffer(raw, np.uint8).reshape(-1, SIZE, SIZE, 3)

@@ -1,4 +1,4 @@
-// Each peer's codec against what its formula promises: bits, distortion, and the defects it is known for.
+// Each reference codec against what its formula promises: bits, distortion, and the defects it is known for.
 #include <gtest/gtest.h>
 
 #include <algorithm>

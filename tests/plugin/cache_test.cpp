@@ -138,7 +138,7 @@ TEST(KvCache, RestoredPackedStateContinuesAlike) {
     restore(s, 0);
     const double error = relative_error(s.feed(410, 1, 410), before);
     std::printf("  relative error %.2e\n", error);
-    EXPECT_LT(error, 0.15); // the packed groups are packed a second time
+    EXPECT_LT(error, 0.15); // the packed pages are packed a second time
 }
 
 TEST(KvCache, StreamsAreApart) {

@@ -124,7 +124,7 @@ def images_inputs(images, tokens, pixels, grid=None):
 
 
 def llava_inputs():
-    """A video of 32 frames, 9 tokens a frame and one newline token."""
+    """A video of 32 frames, 9 tokens per frame and one newline token."""
     torch.manual_seed(1)
     ids = prompt((VIDEO, 32 * 9 + 1))
     return dict(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values_videos=torch.randn(1, 32, 3, 84, 84))

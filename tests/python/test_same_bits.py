@@ -17,7 +17,7 @@ PRESETS = ["f16", "k2v2", "k1.5v1.58", "k1.5v1.58-g128", "t2.2", "t1.65", "t1.0"
 
 @pytest.fixture(scope="module")
 def rows():
-    """[(keys, values, queries)] a layer: float32 [tokens, heads, head_dim], as f16 holds them."""
+    """[(keys, values, queries)] per layer: float32 [tokens, heads, head_dim], as f16 holds them."""
     random = np.random.default_rng(20261123)
     spread = np.exp(random.normal(size=HEAD_DIM)).astype(np.float32)
     draw = lambda heads, scale: (random.standard_normal((TOKENS, heads, HEAD_DIM)).astype(np.float32) * scale).astype(np.float16).astype(np.float32)

@@ -1,5 +1,5 @@
-// KIVI (arXiv 2402.02750) at 2 bits: keys a channel at a time in groups of 32 tokens, values a token at a time in groups of
-// 32 channels; asymmetric, f16 scale and zero point a group.
+// KIVI (arXiv 2402.02750) at 2 bits: keys per channel in groups of 32 tokens, values per token in groups of
+// 32 channels; asymmetric, one f16 scale and one zero point per group.
 #include <algorithm>
 
 #include "eval/reference_codecs/reference_codec.h"

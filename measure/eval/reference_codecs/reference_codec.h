@@ -1,5 +1,5 @@
-// Codecs of others, as plain reference code to measure VidKV against. Each takes rows, replaces them by what its packed form
-// decodes to, and says how many bits an element that form would take.
+// Codecs of others, as plain reference code to measure VidKV against. Each takes rows, replaces them by what its packed
+// form decodes to, and says how many bits per element that form would take.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // VidKV's released code (arXiv 2503.16257) at 1.5 / 1.58 bits, its defects included: the 1-bit keys decode to {0, s}, the
-// transform is a complex FFT (two numbers a channel), the ternary values come back without their scale, and every group
+// transform is a complex FFT (two numbers per channel), the ternary values come back without their scale, and every group
 // carries an f16 scale and an f16 minimum. VidKV's own preset k1.5v1.58 is the paper's formulas, corrected.
 #include <algorithm>
 #include <cmath>
@@ -14,7 +14,7 @@ namespace vidkv::cli {
 namespace {
 
 constexpr int GROUP = 32;
-constexpr double METADATA = 32.0 / GROUP; // two f16 a group
+constexpr double METADATA = 32.0 / GROUP; // two f16 per group
 constexpr double PLAIN_SHARE = 0.5;       // of the channels: the anomalous ones, at 2 bits
 
 using Complex = std::complex<float>;

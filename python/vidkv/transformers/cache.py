@@ -21,7 +21,7 @@ def check_model(config):
     if getattr(text, "cross_attention_layers", None) or getattr(text, "add_cross_attention", False):
         raise ValueError("VidKVCache: the model has cross-attention layers, which are not supported; allowed: self-attention")
     if getattr(text, "kv_lora_rank", None):
-        raise ValueError(f"VidKVCache: kv_lora_rank={text.kv_lora_rank}: latent attention (MLA) keeps no keys and values a head; "
+        raise ValueError(f"VidKVCache: kv_lora_rank={text.kv_lora_rank}: latent attention (MLA) keeps no keys and values per head; "
                          "allowed: multi-head and grouped-query attention")
     if getattr(text, "rope_parameters", None) is None and getattr(text, "rope_theta", None) is None:
         raise ValueError(f"VidKVCache: model_type={text.model_type!r} has no rope_parameters; allowed: models with rotary keys")

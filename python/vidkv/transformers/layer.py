@@ -32,7 +32,7 @@ class VidKVLayer(CacheLayerMixin):
     def _forget(self):
         self.length = 0             # tokens, padding included
         self._pending = None        # (keys, values) of the newest update, not written yet
-        self._padding = None        # tokens of left padding a row; None until known
+        self._padding = None        # tokens of left padding per row; None until known
         self._marks = []            # (row, positions) to protect, not handed to the storage yet
         self._scale = None
 
@@ -57,7 +57,7 @@ class VidKVLayer(CacheLayerMixin):
             raise ValueError(f"VidKVCache: keys and values must be float32, float16 or bfloat16, both the same, not {keys.dtype} and {values.dtype}")
         if keys.device != values.device or (self.is_initialized and keys.device != self.device):
             raise ValueError(f"VidKVCache: this layer lives on {getattr(self, 'device', keys.device)}, but got keys on {keys.device} and values "
-                             f"on {values.device}: one device a layer is allowed")
+                             f"on {values.device}: one device per layer is allowed")
         if keys.dim() != 4 or keys.shape[:3] != values.shape[:3]:
             raise ValueError(f"VidKVCache: keys and values must be [batch, kv_heads, n, head_dim], not {tuple(keys.shape)} and {tuple(values.shape)}")
         if not self.is_initialized:
@@ -134,7 +134,7 @@ class VidKVLayer(CacheLayerMixin):
             self._select([row for row in range(self.batch_size) for _ in range(repeats)])
 
     def batch_select_indices(self, indices):
-        """indices: row numbers, or a bool a row."""
+        """indices: row numbers, or one bool per row."""
         if indices.dtype == torch.bool:
             indices = indices.nonzero().flatten()
         self._select(indices.tolist())
@@ -261,7 +261,7 @@ class VidKVLayer(CacheLayerMixin):
             cells = self.length - padding
             row_mask = None if mask is None else _row_mask(mask, row, padding, cells)
             queries = q[row].detach().float()
-            if row_mask is not None and row_mask.shape[0] > 1:  # a mask a head
+            if row_mask is not None and row_mask.shape[0] > 1:  # one mask per head
                 self._attend_by_head(out[row], queries, row, cells, row_mask, causal, scale, softcap, sinks)
                 continue
             shared = None if row_mask is None else row_mask[0]

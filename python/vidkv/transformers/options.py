@@ -66,7 +66,7 @@ def _check_axes(config):
     for key in ("axis_key", "axis_value"):
         axis = config.pop(key, -1)
         if axis != -1:
-            raise ValueError(f"cache_config['{key}'] must be -1 (scales a channel), not {axis!r}: keys and values have no other axis here")
+            raise ValueError(f"cache_config['{key}'] must be -1 (one scale per channel), not {axis!r}: keys and values have no other axis here")
 
 
 def _protected_share(config, backend):

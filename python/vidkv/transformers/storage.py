@@ -1,4 +1,4 @@
-"""Where a layer's rows live on the CPU: a key store and a value store of libvidkv, one sequence a batch row."""
+"""Where a layer's rows live on the CPU: a key store and a value store of libvidkv, one sequence per batch row."""
 import torch
 
 from .. import Store, attention

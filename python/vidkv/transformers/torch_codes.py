@@ -11,7 +11,7 @@ import torch
 PAGE = 128
 LANES = 4  # of a quad: four channels of keys, four tokens of values
 NONE, SIGN, AFFINE = 0, 8, 9
-# Code number -> (bits a step, step size, mix, values of each sample of a step), as in docs/format.md.
+# Code number -> (bits per step, step size, mix, values of each sample of a step), as in docs/format.md.
 _MIX_A = (7, 10, 0, 5, 14, 14, 11, 14, 12, 8, 5, 2, 11, 15, 1, 4)
 _MIX_B = (0, 5, 10, 15, 4, 9, 14, 3, 8, 13, 2, 7, 12, 1, 6, 11)
 TRELLIS = {
