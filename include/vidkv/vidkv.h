@@ -1,9 +1,9 @@
-/* libvidkv: a packed KV cache of 1.x bits an element, and attention that reads it. C API.
+/* libvidkv: a packed KV cache of 1.x bits per element, and attention that reads it. C API.
  *
  * Words: a *cell* is one token's slot. A *page* is 128 consecutive cells of one sequence. A page is *open* (rows in f16)
  * until it is *sealed* (packed once, never re-quantized); writing to a sealed cell reopens its page. A *group* is
  * group_size tokens of a page that share a scale. A *store* holds the keys or the values of one layer; a *cache* is a
- * stack of layers, a key store and a value store each.
+ * stack of layers, each with a key store and a value store.
  *
  * Conventions: every function that can fail returns a vidkv_status; vidkv_last_error() then holds one line for people.
  * The library never prints, never aborts and never throws through this API. f16 is IEEE binary16 in a uint16_t.
@@ -51,11 +51,11 @@ VIDKV_API const char * vidkv_isa_error(void);
 
 /* How one side is coded; docs/format.md describes both to the byte. */
 typedef enum vidkv_codec {
-    /* arXiv 2503.16257, section 3, corrected: scales a channel and group. Keys: the (bits - 1) share of channels at 2 bits,
+    /* arXiv 2503.16257, section 3, corrected: one scale per channel and group. Keys: the (bits - 1) share of channels at 2 bits,
      * the rest by DFT + 1 bit. Values: 2 bits or ternary. */
     VIDKV_CODEC_PAPER = 0,
-    /* Keys: a trellis or uniform code of 0..6 bits a channel, allotted over all heads of a layer by what the queries weigh.
-     * Values: rotated, a scale a token, a trellis code. A group is a page. */
+    /* Keys: a trellis or uniform code of 0..6 bits per channel, allotted over all heads of a layer by what the queries weigh.
+     * Values: rotated, one scale per token, a trellis code. A group is a page. */
     VIDKV_CODEC_TRELLIS = 1
 } vidkv_codec;
 
@@ -86,8 +86,8 @@ VIDKV_API vidkv_status vidkv_params_check(const vidkv_params * params, int32_t h
 
 typedef enum vidkv_side { VIDKV_KEYS = 0, VIDKV_VALUES = 1 } vidkv_side;
 
-/* Bits an element of a sealed page, all metadata included; 0 if the parameters do not fit. The channel plan of a sequence
- * (4 bytes a channel and sequence at most) is the only thing outside: bytes held counts it. */
+/* Bits per element of a sealed page, all metadata included; 0 if the parameters do not fit. The channel plan of a sequence
+ * (at most 4 bytes per channel and sequence) is the only thing outside: bytes held counts it. */
 VIDKV_API double vidkv_true_bits(const vidkv_params * params, vidkv_side side, int32_t head_dim);
 
 /* ---- store: keys or values of one layer -------------------------------------------------------------------------- */
@@ -115,7 +115,7 @@ VIDKV_API vidkv_status vidkv_store_write_f32(vidkv_store * store, int32_t sequen
 VIDKV_API vidkv_status vidkv_store_write_f16(vidkv_store * store, int32_t sequence, const int64_t * cells, int64_t n,
                                              const uint16_t * rows, int64_t stride);
 
-/* Reads n cells from first_cell on as f16 rows (dense, `channels` a row). Cells never written read as zero. */
+/* Reads n cells from first_cell on as f16 rows (dense, `channels` elements per row). Cells never written read as zero. */
 VIDKV_API vidkv_status vidkv_store_read_f16(const vidkv_store * store, int32_t sequence, int64_t first_cell, int64_t n,
                                             uint16_t * rows);
 
@@ -127,7 +127,7 @@ VIDKV_API vidkv_status vidkv_store_seal(vidkv_store * store, int32_t threads);
 VIDKV_API void vidkv_store_keep_open(vidkv_store * store);
 
 /* Tells a key store which queries its keys are read by: q [tokens][heads][head_dim], strides in elements, heads a multiple of
- * kv_heads. Trellis keys spend their bits where these queries look (study of E[q q^T] a KV head, newer queries counting more);
+ * kv_heads. Trellis keys spend their bits where these queries look (E[q q^T] of each KV head, newer queries counting more);
  * without any, all channels weigh the same. Does nothing for other codecs. Call it before vidkv_store_seal. */
 VIDKV_API vidkv_status vidkv_store_observe_queries(vidkv_store * store, int32_t sequence, const float * q, int64_t tokens,
                                                    int32_t heads, int64_t token_stride, int64_t head_stride);
@@ -147,7 +147,7 @@ VIDKV_API vidkv_status vidkv_store_truncate(vidkv_store * store, int32_t sequenc
 /* Makes `to` an exact copy of `from` (codes included). */
 VIDKV_API vidkv_status vidkv_store_copy_sequence(vidkv_store * store, int32_t from, int32_t to);
 
-/* Changes the capacity, in cells a sequence and in sequences; what is kept stays bit for bit. Cells that would be lost must
+/* Changes the capacity, in cells per sequence and in sequences; what is kept stays bit for bit. Cells that would be lost must
  * not have been written; sequences beyond the new number are forgotten. */
 VIDKV_API vidkv_status vidkv_store_resize(vidkv_store * store, int64_t cells, int32_t sequences);
 

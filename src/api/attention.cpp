@@ -14,11 +14,11 @@ namespace {
 
 vidkv_status refuse(std::string message) { return fail(VIDKV_E_ARGUMENT, "attention: " + std::move(message)); }
 
-// Threads that are worth waking: a job of fewer multiply-adds than this is done before a sleeping thread has begun.
+// Multiply-adds that make one more thread worth waking: a smaller job ends before a sleeping thread has begun.
 int worthwhile_threads(const vidkv_attention_args & args, int dims) {
-    constexpr int64_t work_a_thread = 1 << 20;
+    constexpr int64_t work_per_thread = 1 << 20;
     const int64_t work = args.tokens * args.heads * args.cells * dims;
-    return static_cast<int>(std::clamp<int64_t>(work / work_a_thread, 1, args.threads));
+    return static_cast<int>(std::clamp<int64_t>(work / work_per_thread, 1, args.threads));
 }
 
 vidkv_status check_stores(const Store & keys, const Store & values) {
@@ -50,7 +50,7 @@ vidkv_status check_sequence(const Store & store, int32_t sequence, int64_t cells
     return VIDKV_OK;
 }
 
-// Rows must not overlap: one index apart means at least one row apart.
+// Rows must not overlap: the stride is at least one row.
 bool stride_fits(int64_t count, int64_t stride, int64_t row) { return count <= 1 || stride >= row; }
 
 vidkv_status check_memory(const Store & keys, const Store & values, const vidkv_attention_args & args) {

@@ -1,4 +1,4 @@
-// The C API over the C++ classes: checks pointers, turns exceptions into statuses. Attention is in attention/api.cpp.
+// The C API over the C++ classes: checks pointers, turns exceptions into statuses. Attention is in api/attention.cpp.
 #include <memory>
 #include <new>
 #include <stdexcept>

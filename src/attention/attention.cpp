@@ -21,22 +21,22 @@ namespace {
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
 
-constexpr int rows_a_block = 64;       // query rows that share one unpacked page, unless one token alone has more
-constexpr int64_t pages_a_chunk = 4;   // at least: less is not worth a merge
-constexpr int64_t items_wanted = 64;  // chunks stop being cut finer here
-constexpr int64_t blocks_a_batch = 64; // bounds the memory for queries and partial results
-constexpr int64_t few_rows = 32;       // to prepare: done before a second thread has begun
-constexpr int64_t rows_a_merge = 8;    // partial results that are merged in the time that a row takes to prepare
+constexpr int rows_per_block = 64;       // query rows that share one unpacked page, unless one token alone has more
+constexpr int64_t pages_per_chunk = 4;   // at least: fewer are not worth a merge
+constexpr int64_t items_wanted = 64;     // chunks stop being cut finer here
+constexpr int64_t blocks_per_batch = 64; // bounds the memory for queries and partial results
+constexpr int64_t few_rows = 32;         // preparing so few ends before a second thread would begin
+constexpr int64_t rows_per_merge = 8;    // merging so many partial results takes as long as preparing one row
 
-// Consecutive query tokens and the heads that read one KV head. Row r: token r / heads_a_group, head r % heads_a_group.
+// Consecutive query tokens and the heads that read one KV head. Row r: token r / heads_per_kv_head, head r % heads_per_kv_head.
 struct Block {
     int kv_head;
     int64_t first_token;
     int tokens, rows;
 };
 
-// Which sums a chunk of pages has written to; the others are not even cleared. Chunks are written by different threads: none shares
-// a cache line.
+// Which sums a chunk of pages has written to; the others are not even cleared. Different threads write different chunks, so each has
+// a cache line of its own.
 struct alignas(64) SumsUsed {
     bool natural = false, rotated = false;
 };
@@ -44,7 +44,7 @@ struct alignas(64) SumsUsed {
 std::vector<float> alibi_slopes(int heads, float max_bias) {
     std::vector<float> slopes(static_cast<size_t>(heads), 1.0f);
     if (max_bias == 0.0f) return slopes;
-    int power = 1; // the largest power of two up to heads
+    int power = 1; // the largest power of two that is at most heads
     while (power * 2 <= heads) power *= 2;
     const float base = std::pow(2.0f, -max_bias / power), odd_base = std::pow(2.0f, -max_bias / 2 / power);
     for (int h = 0; h < heads; ++h) {
@@ -120,8 +120,8 @@ class Attention {
     const Kernels & kernels_;
     const int key_dim_, value_dim_;
     const int64_t query_stride_, sum_stride_;
-    const int heads_a_group_; // query heads that read one KV head
-    const int64_t pages_;     // that hold the cells attended to
+    const int heads_per_kv_head_;
+    const int64_t pages_;        // pages that hold the cells attended to
     const int block_tokens_, block_rows_;
     const int64_t state_stride_; // whole cache lines
     const int64_t token_blocks_, blocks_, batch_;
@@ -143,13 +143,13 @@ class Attention {
 
 Attention::Attention(const Store & keys, const Store & values, const vidkv_attention_args & args, const Kernels & kernels)
     : keys_(keys), values_(values), args_(args), kernels_(kernels), key_dim_(keys.head_dim()), value_dim_(values.head_dim()),
-      query_stride_(round_up(key_dim_, 64)), sum_stride_(round_up(value_dim_, 16)), heads_a_group_(args.heads / keys.kv_heads()),
+      query_stride_(round_up(key_dim_, 64)), sum_stride_(round_up(value_dim_, 16)), heads_per_kv_head_(args.heads / keys.kv_heads()),
       pages_((args.cells + page_tokens - 1) / page_tokens),
       block_tokens_(
-          static_cast<int>(std::clamp<int64_t>(rows_a_block / heads_a_group_, 1, std::max<int64_t>(args.tokens, 1)))),
-      block_rows_(block_tokens_ * heads_a_group_),
+          static_cast<int>(std::clamp<int64_t>(rows_per_block / heads_per_kv_head_, 1, std::max<int64_t>(args.tokens, 1)))),
+      block_rows_(block_tokens_ * heads_per_kv_head_),
       state_stride_(round_up(block_rows_, 64 / static_cast<int>(sizeof(SoftmaxState)))), token_blocks_((args.tokens + block_tokens_ - 1) / block_tokens_),
-      blocks_(token_blocks_ * keys.kv_heads()), batch_(std::min(blocks_, blocks_a_batch)) {
+      blocks_(token_blocks_ * keys.kv_heads()), batch_(std::min(blocks_, blocks_per_batch)) {
     slopes_ = alibi_slopes(args.heads, args.max_bias);
     if (blocks_ == 0) return;
     has_sealed_keys_ = any_sealed(keys, args.sequence, pages_);
@@ -158,7 +158,7 @@ Attention::Attention(const Store & keys, const Store & values, const vidkv_atten
         rotation_ = rotation(value_dim_);
     }
 
-    const int64_t wanted = std::clamp<int64_t>(items_wanted / blocks_, 1, std::max<int64_t>(pages_ / pages_a_chunk, 1));
+    const int64_t wanted = std::clamp<int64_t>(items_wanted / blocks_, 1, std::max<int64_t>(pages_ / pages_per_chunk, 1));
     chunk_pages_ = std::max<int64_t>(1, (pages_ + wanted - 1) / wanted);
     chunks_ = std::max<int64_t>(1, (pages_ + chunk_pages_ - 1) / chunk_pages_);
 
@@ -193,7 +193,7 @@ void Attention::run() {
         parallel_for(shares, args_.threads, [&](int64_t s) {
             for (int64_t i = s * share; i < std::min(items, (s + 1) * share); ++i) accumulate(i / chunks_, i % chunks_, i == s * share);
         });
-        parallel_for(slots, threads_for(slots * block_rows_ * chunks_ / rows_a_merge), [this](int64_t slot) { finish(slot); });
+        parallel_for(slots, threads_for(slots * block_rows_ * chunks_ / rows_per_merge), [this](int64_t slot) { finish(slot); });
     }
 }
 
@@ -202,7 +202,7 @@ Block Attention::block_at(int64_t index) const {
     block.kv_head = static_cast<int>(index / token_blocks_);
     block.first_token = index % token_blocks_ * block_tokens_;
     block.tokens = static_cast<int>(std::min<int64_t>(block_tokens_, args_.tokens - block.first_token));
-    block.rows = block.tokens * heads_a_group_;
+    block.rows = block.tokens * heads_per_kv_head_;
     return block;
 }
 
@@ -215,8 +215,8 @@ void Attention::prepare(int64_t slot) {
     const int means = plan ? static_cast<int>(plan->mean.size()) : 0;
     if (means > 0) kernels_.load_halves(reinterpret_cast<const uint8_t *>(plan->mean.data()), means, mean);
     for (int r = 0; r < block.rows; ++r) {
-        const int64_t token = block.first_token + r / heads_a_group_;
-        const int64_t head = block.kv_head * heads_a_group_ + r % heads_a_group_;
+        const int64_t token = block.first_token + r / heads_per_kv_head_;
+        const int64_t head = block.kv_head * heads_per_kv_head_ + r % heads_per_kv_head_;
         const float * q = args_.q + token * args_.q_token_stride + head * args_.q_head_stride;
         float * query = queries(slot) + r * query_stride_;
         for (int c = 0; c < key_dim_; ++c) query[c] = q[c] * factor;
@@ -230,11 +230,11 @@ void Attention::prepare(int64_t slot) {
     }
 }
 
-// Items that a thread takes at once: neighbours, so that each fetches the first page of the next, and few enough that the threads
+// How many neighbouring items a thread takes at once: each item fetches the first page of the next one, and the threads should
 // finish together.
 int64_t Attention::share_of_items(int64_t items) const { return std::max<int64_t>(1, items / (args_.threads * int64_t{16})); }
 
-// cold: nobody has fetched the first page.
+// cold: the first page was not fetched by the item before.
 void Attention::accumulate(int64_t slot, int64_t chunk, bool cold) {
     const ScratchPool::Lease lease(*scratch_);
     const Block block = block_at(first_block_ + slot);
@@ -256,11 +256,11 @@ void Attention::open_sums(const Block & block, int64_t slot, int64_t chunk, cons
     used = {used.natural || natural, used.rotated || rotated};
 }
 
-// A page is unpacked once, keys then values, for all rows of the block.
+// Keys, then values, of a page: each is unpacked once for all rows of the block.
 void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, int64_t page, Scratch & scratch) const {
     const int64_t first_cell = page * page_tokens;
     const int cells = static_cast<int>(std::min<int64_t>(page_tokens, args_.cells - first_cell));
-    const int count = load_bias(block, first_cell, cells, scratch); // what is behind them nobody sees
+    const int count = load_bias(block, first_cell, cells, scratch); // no row of the block sees the cells behind these
     if (count == 0) return;
     const PageView keys = keys_.view(args_.sequence, page, block.kv_head);
     const PageView values = values_.view(args_.value_sequence, page, block.kv_head);
@@ -293,7 +293,7 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, in
     }
 }
 
-// What the next page will be read from, to be fetched while `rows` query rows are computed on this one.
+// The bytes of the next page, to be fetched while `rows` query rows are computed on this one.
 Prefetch Attention::fetch_next(int64_t page, int kv_head, int rows) const {
     Prefetch soon;
     const PageView keys = page < pages_ ? keys_.view(args_.sequence, page, kv_head) : PageView{};
@@ -319,7 +319,7 @@ Prefetch Attention::fetch_next(int64_t page, int kv_head, int rows) const {
     return soon;
 }
 
-// Fills the page's bias and who sees what of it; returns how many of the first cells hold all that somebody sees.
+// Fills the page's bias and each token's MaskKind; returns the number of leading cells that hold all that any token sees.
 int Attention::load_bias(const Block & block, int64_t first_cell, int count, Scratch & scratch) const {
     int seen = 0;
     for (int t = 0; t < block.tokens; ++t) {
@@ -346,7 +346,7 @@ int Attention::load_bias(const Block & block, int64_t first_cell, int count, Scr
 }
 
 bool Attention::sees_something(int first_row, int rows, const Scratch & scratch) const {
-    for (int t = first_row / heads_a_group_; t <= (first_row + rows - 1) / heads_a_group_; ++t) {
+    for (int t = first_row / heads_per_kv_head_; t <= (first_row + rows - 1) / heads_per_kv_head_; ++t) {
         if (scratch.mask[t] != MaskKind::hidden) return true;
     }
     return false;
@@ -378,9 +378,9 @@ void Attention::weigh(const Block & block, int first_row, int rows, SoftmaxState
     const float * bias[row_block];
     float slopes[row_block], factors[row_block];
     for (int r = 0; r < rows; ++r) {
-        const int token = (first_row + r) / heads_a_group_;
+        const int token = (first_row + r) / heads_per_kv_head_;
         bias[r] = scratch.mask[token] == MaskKind::zero ? nullptr : scratch.bias.get() + token * page_tokens;
-        slopes[r] = slopes_[block.kv_head * heads_a_group_ + (first_row + r) % heads_a_group_];
+        slopes[r] = slopes_[block.kv_head * heads_per_kv_head_ + (first_row + r) % heads_per_kv_head_];
     }
     kernels_.softmax({scratch.scores.get(), rows, bias, slopes, args_.softcap, states, factors});
     for (int r = 0; r < rows; ++r) {
@@ -406,13 +406,13 @@ void Attention::add_open(int rows, const PageView & view, int count, const Value
 void Attention::finish(int64_t slot) {
     const Block block = block_at(first_block_ + slot);
     for (int r = 0; r < block.rows; ++r) {
-        const int64_t token = block.first_token + r / heads_a_group_;
-        const int head = block.kv_head * heads_a_group_ + r % heads_a_group_;
+        const int64_t token = block.first_token + r / heads_per_kv_head_;
+        const int head = block.kv_head * heads_per_kv_head_ + r % heads_per_kv_head_;
         merge_row(slot, r, head, args_.out + token * args_.out_token_stride + head * args_.out_head_stride);
     }
 }
 
-// The chunks' sums under one maximum, divided by the sum of all weights (an attention sink adds to it and has no value).
+// The chunks' sums relative to one maximum, divided by the sum of all weights (an attention sink has a weight but no value).
 void Attention::merge_row(int64_t slot, int row, int head, float * out) const {
     float maximum = args_.sinks ? args_.sinks[head] : -infinity;
     for (int64_t c = 0; c < chunks_; ++c) maximum = std::max(maximum, states(slot, c)[row].reference);

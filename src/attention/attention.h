@@ -1,4 +1,4 @@
-// softmax(scale * Q K^T + mask) V on a key store and a value store: f16 rows and packed groups alike.
+// softmax(scale * Q K^T + mask) V on a key store and a value store: f16 rows and packed pages alike.
 #pragma once
 
 #include "kernels/kernels.h"

@@ -47,7 +47,7 @@ struct Scratch {
     AlignedArray<uint8_t> levels;        // of keys, then of values
     KeyCodes codes;
     AlignedArray<float> step, center;    // [largest_groups][key_dim rounded up to 64]
-    AlignedArray<float> value_meta;      // paper: steps and minima of all groups; trellis: a scale a slot
+    AlignedArray<float> value_meta;      // paper: steps and minima of all groups; trellis: one scale per slot
     std::array<uint8_t, page_tokens> slot_tokens; // of values, where some tokens are protected
     FoldedQueries folded[largest_groups]; // of the row block at hand
     AlignedArray<float> scores;          // [row_block][page_tokens]: scores, then weights
@@ -82,7 +82,7 @@ class ScratchPool {
     }
 
     bool serves(size_t count, const ScratchShape & shape) const { return count <= count_ && shape == shape_; }
-    // Another store comes: what is known of the codes of the last one is void.
+    // The next store is another one: forget the codes of the last one.
     void forget() {
         for (size_t i = 0; i < count_; ++i) slots_[i].scratch->codes.known = false;
     }
@@ -111,7 +111,7 @@ class ScratchPool {
     std::unique_ptr<Slot[]> slots_;
 };
 
-// What a thread that calls attention keeps from call to call: fresh memory would cost a page fault every 4 KB.
+// Memory that a thread keeps between its calls of attention: fresh memory would cost a page fault for every 4 KB.
 class Workspace {
   public:
     static Workspace & of_this_thread() {
@@ -119,7 +119,7 @@ class Workspace {
         return workspace;
     }
 
-    // Starts a call that takes at most `bytes` in pieces. What earlier calls took is void.
+    // Begins a call that takes at most `bytes` in pieces. Pieces that earlier calls took are no longer valid.
     void begin(size_t bytes) {
         used_ = 0;
         if (bytes <= size_) return;
@@ -143,7 +143,7 @@ class Workspace {
         return *pool_;
     }
 
-    // Gives back what only a large prefill needs.
+    // Gives memory back that only a large prefill needs.
     void end() {
         if (size_ <= most_kept) return;
         memory_.reset();

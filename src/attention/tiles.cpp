@@ -7,7 +7,7 @@ namespace vidkv {
 
 namespace {
 
-// What there is to know of a QuadCode, for keys: looked up once.
+// The grid of a QuadCode as kernels need it for keys, looked up once.
 struct CodeEntry {
     float step = 0;
     int largest = 0; // twice the middle of the levels
@@ -149,7 +149,7 @@ void ValueTile::learn_paper() {
     for (int g = 0; g < groups_; ++g) {
         const bool ternary = layout_.is_ternary(g, page_.protected_units);
         runs_[g][0] = {g * quads, quads, ternary ? 2 : 3, ternary ? QuadCode::none : QuadCode::uniform2, codes};
-        by_codes_ = by_codes_ && !ternary; // whose digits know no quads
+        by_codes_ = by_codes_ && !ternary; // ternary digits are not packed in quads
         codes += layout_.group_codes(ternary);
         for (const float ** part : {&step_[g], &base_[g]}) {
             if (part == &base_[g] && ternary) break;

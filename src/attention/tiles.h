@@ -1,4 +1,4 @@
-// A sealed page of one KV head and a block of query rows: what the codecs' metadata mean for the kernels.
+// A sealed page of one KV head against a block of query rows: turns the codecs' metadata into what the kernels take.
 #pragma once
 
 #include "kernels/kernels.h"
@@ -14,7 +14,7 @@ struct QueryRows {
     const float * q;
     int64_t stride;
     int rows;
-    const float * base; // a row: what every sealed page adds to the score
+    const float * base; // per row: what every sealed page adds to the score
 };
 
 // Finds the codes of a key page and brings its steps into scratch.step and scratch.center. For more query rows (`rows`) than one
@@ -31,7 +31,7 @@ class KeyTile {
     const Kernels & kernels_;
     const KeyLayout & layout_;
     Scratch & scratch_;
-    const bool by_codes_; // or by unpacked levels
+    const bool by_codes_; // products read the codes; otherwise unpacked levels
     const int padded_;    // channels
     int centered_ = 0;
 };
@@ -46,7 +46,7 @@ struct ValueSums {
 class ValueTile {
   public:
     ValueTile(const Kernels & kernels, const ValueLayout & layout, const ValuePage & page, int rows, Scratch & scratch);
-    // scratch.scores, by now weights, -> packed.
+    // scratch.scores (weights by now) -> packed.
     void pack(int rows, PackedWeights & packed) const;
     // Once all rows are packed: the levels -> scratch.levels, where the product is by levels.
     void unpack() const;
@@ -62,11 +62,11 @@ class ValueTile {
     Scratch & scratch_;
     const int stride_; // bytes from quad to quad of levels
     const int groups_;
-    bool by_codes_ = false; // or by unpacked levels
-    LevelRun runs_[largest_groups][2]; // of a group; code none: ternary digits
+    bool by_codes_ = false; // products read the codes; otherwise unpacked levels
+    LevelRun runs_[largest_groups][2]; // per group; code none: ternary digits
     int run_count_ = 0;
     const float * slot_scale_ = nullptr;
-    const float * step_[largest_groups] = {}, * base_[largest_groups] = {}; // paper: a group
+    const float * step_[largest_groups] = {}, * base_[largest_groups] = {}; // paper: per group
 };
 
 } // namespace vidkv

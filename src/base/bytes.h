@@ -9,7 +9,7 @@
 
 namespace vidkv {
 
-static_assert(std::endian::native == std::endian::little, "packed groups and saved caches are little-endian");
+static_assert(std::endian::native == std::endian::little, "packed pages and saved caches are little-endian");
 
 template <typename T> T load_at(const uint8_t * bytes, size_t index = 0) {
     static_assert(std::is_trivially_copyable_v<T>);

@@ -26,7 +26,7 @@ void pause_briefly() {
 #endif
 }
 
-// Waits for a condition without sleeping, for about as long as waking a sleeper would take. True if it came about.
+// Waits for a condition without sleeping, about as long as waking a sleeper would take. True if the condition holds.
 template <typename Condition> bool spin_for(Condition condition) {
     constexpr auto patience = std::chrono::microseconds(30);
     const auto start = std::chrono::steady_clock::now();
@@ -65,7 +65,7 @@ class ThreadPool {
         wake_.notify_all();
         work(task, count);
         std::unique_lock lock(mutex_);
-        places_ = 0; // whoever wakes up now comes too late
+        places_ = 0; // helpers that wake up now do not join
         lock.unlock();
         if (spin_for([this] { return active_.load(std::memory_order_acquire) == 0; })) return;
         lock.lock();
@@ -81,7 +81,7 @@ class ThreadPool {
     int grow_to(int wanted) {
         try {
             while (static_cast<int>(workers_.size()) < wanted) workers_.emplace_back([this] { serve(); });
-        } catch (const std::system_error &) { // no more threads to be had: go on with fewer
+        } catch (const std::system_error &) { // the system gives no more threads: go on with fewer
         } catch (const std::bad_alloc &) {
         }
         return std::min(wanted, static_cast<int>(workers_.size()));
@@ -122,8 +122,8 @@ class ThreadPool {
     std::atomic<int64_t> next_{0}; // next index to hand out
 };
 
-// The entry point of the OpenMP runtime that the process has loaded already, as ggml and torch do: its threads wait for work in a
-// loop, so that others beside them would get half of a core. Null if there is none; none is loaded for it.
+// The entry point of the OpenMP runtime that the process has loaded already, as ggml and torch do: its threads spin while they wait,
+// so that other threads beside them would get half of a core. Null if there is none; no runtime is loaded for it.
 using TeamParallel = void (*)(void (*)(void *), void *, unsigned threads, unsigned flags);
 TeamParallel host_team() {
 #if defined(VIDKV_HAVE_DLSYM)

@@ -1,4 +1,4 @@
-// A stack of layers, a key store and a value store each, and its file.
+// A stack of layers, each with a key store and a value store, and the file that it is saved to.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,7 @@ class Cache {
   private:
     struct Layer {
         std::unique_ptr<Store> keys, values;
-        std::vector<int64_t> lengths; // cells appended, a sequence
+        std::vector<int64_t> lengths; // cells appended to each sequence
     };
     std::vector<Layer> make_layers() const;
     std::vector<uint8_t> header() const; // of the file: what must agree for a load

@@ -16,7 +16,7 @@ namespace {
 constexpr char magic[8] = {'V', 'I', 'D', 'K', 'V', 'K', 'V', '2'};
 constexpr size_t checksum_bytes = 8;
 
-// FNV-1a, 64 bits: finds damage, not malice; what is read is checked for sense all the same.
+// FNV-1a, 64 bits: finds damage, not malice, so every number is checked for sense as well.
 uint64_t checksum(const uint8_t * data, size_t size) {
     uint64_t hash = 0xcbf29ce484222325u;
     for (size_t i = 0; i < size; ++i) hash = (hash ^ data[i]) * 0x100000001b3u;

@@ -1,4 +1,4 @@
-// Which tokens of a value store get more bits, and the query statistics that say so where nobody else does.
+// Which tokens of a value store get more bits: the marked ones, or those that the observed queries attend to most.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -14,7 +14,7 @@ namespace vidkv {
 namespace {
 
 // log E[exp(scale q.k)] for q Gaussian with the head's statistics: scale mu.k + scale^2 / 2 k' C k, C the covariance. Keys of a
-// page, f32 rows [head_dim] a token; the largest over the heads is the token's saliency.
+// page, f32 rows [head_dim] per token; the largest over the heads is the token's saliency.
 class Saliency {
   public:
     Saliency(const QueryStatistics & queries, int head, int head_dim, double scale)
@@ -46,20 +46,6 @@ class Saliency {
 };
 
 } // namespace
-
-vidkv_status Store::observe_queries(int sequence, const float * q, int64_t tokens, int heads, int64_t token_stride,
-                                    int64_t head_stride) {
-    if (vidkv_status status = check_range(sequence, 0, 0)) return status;
-    if (shape_.side != VIDKV_KEYS) return fail(VIDKV_E_ARGUMENT, "queries are observed by a key store");
-    if (keep_open_ || shape_.head_dim == 0 || !wants_queries(params_)) return VIDKV_OK;
-    if (tokens < 0 || heads < 1 || heads % kv_heads() != 0) {
-        return fail(VIDKV_E_ARGUMENT, "query heads must be a multiple of the KV heads");
-    }
-    Sequence & seq = sequences_[sequence];
-    if (!seq.queries) seq.queries = std::make_unique<QueryStatistics>(kv_heads(), shape_.head_dim);
-    seq.queries->observe(q, tokens, heads, token_stride, head_stride);
-    return VIDKV_OK;
-}
 
 vidkv_status Store::protect(int sequence, const int64_t * cells, int64_t n) {
     if (shape_.side != VIDKV_VALUES) return fail(VIDKV_E_ARGUMENT, "cells are protected in a value store");

@@ -17,7 +17,7 @@ namespace {
 
 bool has(const PageBits & bits, int i) { return bits[i / 64] >> (i % 64) & 1u; }
 
-// Runs task(i) on several threads; what one of them throws for lack of memory is thrown here.
+// Runs task(i) on several threads; a bad_alloc in one of them is thrown here.
 void for_each(size_t count, int threads, const std::function<void(size_t)> & task) {
     std::atomic<bool> no_memory{false};
     parallel_for(static_cast<int64_t>(count), threads, [&](int64_t i) {
@@ -48,7 +48,7 @@ KeyRows gather_keys(const OpenPage & page, int head, int head_dim, int kv_heads)
     return x;
 }
 
-// What all pages and heads of one sealing share.
+// What all pages and heads of one sealing have in common.
 struct KeySealing {
     const KeyLayout & layout;
     std::vector<ChannelPlan> & plans;

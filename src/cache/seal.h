@@ -13,7 +13,7 @@
 
 namespace vidkv {
 
-// One bit a cell of a page.
+// One bit per cell of a page.
 using PageBits = std::array<uint64_t, 2>;
 
 // Bytes of a page, on a cache line's boundary.
@@ -35,7 +35,7 @@ struct SealedPage {
     uint32_t bytes = 0;
 };
 
-// plans: one a KV head; chosen from these pages if empty. statistics may be null.
+// plans: one per KV head; chosen from these pages if empty. statistics may be null.
 std::vector<SealedPage> seal_keys(const KeyLayout & layout, std::vector<ChannelPlan> & plans, const QueryStatistics * statistics,
                                   const std::vector<OpenPage> & pages, int threads);
 

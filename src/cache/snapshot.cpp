@@ -9,7 +9,7 @@ namespace vidkv {
 
 namespace {
 
-constexpr int64_t most_writes = int64_t{1} << 62; // counting on from there is safe
+constexpr int64_t most_writes = int64_t{1} << 62; // counting further from there does not overflow
 
 bool is_permutation(const std::vector<uint16_t> & order) {
     std::vector<bool> seen(order.size());

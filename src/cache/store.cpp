@@ -24,15 +24,16 @@ void keep_below(PageBits & bits, int n) {
 uint16_t to_half(float x) { return float_to_half(x); }
 uint16_t to_half(uint16_t x) { return x; }
 
-// A page must be older than itself to be sealed, or the tail of a sequence would be packed while it is being filled.
+// At least a whole page must have been written after a page before it is sealed, or the tail of a sequence would be packed while it
+// is being filled.
 int64_t seal_age(const vidkv_params & params) { return std::max(params.residual_length, page_tokens); }
 
 } // namespace
 
 Store::Store(const vidkv_store_shape & shape, const vidkv_params & params)
-    : shape_(shape), params_(params), pages_a_sequence_((shape.cells + page_tokens - 1) / page_tokens),
+    : shape_(shape), params_(params), pages_per_sequence_((shape.cells + page_tokens - 1) / page_tokens),
       sequences_(static_cast<size_t>(shape.sequences)) {
-    for (Sequence & sequence : sequences_) sequence.pages.resize(static_cast<size_t>(pages_a_sequence_));
+    for (Sequence & sequence : sequences_) sequence.pages.resize(static_cast<size_t>(pages_per_sequence_));
     const int head_dim = shape.head_dim;
     shape_.head_dim = 0;
     if (head_dim != 0) set_head_dim(head_dim);
@@ -235,7 +236,7 @@ vidkv_status Store::truncate(int sequence, int64_t first_cell) {
     Sequence & seq = sequences_[sequence];
     const int64_t cut = first_cell / page_tokens;
     const int kept = static_cast<int>(first_cell % page_tokens);
-    for (int64_t i = pages_a_sequence_ - 1; i >= cut; --i) {
+    for (int64_t i = pages_per_sequence_ - 1; i >= cut; --i) {
         Page & page = seq.pages[i];
         if (i > cut || kept == 0) {
             page = Page();
@@ -294,7 +295,7 @@ vidkv_store_stats Store::stats() const {
 }
 
 uint64_t planned_bytes(const vidkv_store_shape & shape, const vidkv_params & params) {
-    // With head_dim not known yet, count as for one of 64: the bits hardly depend on it.
+    // A head_dim that is not known yet counts as 64: the bits per element hardly depend on it.
     const int head_dim = shape.head_dim ? shape.head_dim : shape.channels % 64 == 0 ? 64 : 8;
     const int kv_heads = shape.channels / head_dim;
     const bool packs = !is_f16(params, shape.side), keys = shape.side == VIDKV_KEYS;

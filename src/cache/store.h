@@ -41,7 +41,7 @@ class Store {
     int head_dim() const { return shape_.head_dim; } // 0: not known yet
     int kv_heads() const { return shape_.channels / shape_.head_dim; }
     int64_t cells() const { return shape_.cells; }
-    int64_t pages() const { return pages_a_sequence_; }
+    int64_t pages() const { return pages_per_sequence_; }
     const KeyLayout & key_layout() const { return key_layout_; }       // keys, not f16, head_dim known
     const ValueLayout & value_layout() const { return value_layout_; } // values, likewise
 
@@ -82,17 +82,17 @@ class Store {
         int64_t last_write = 0; // the sequence's write count after this page's newest write
         uint32_t bytes = 0;     // of data
         PageState state = PageState::empty;
-        bool released = false;  // empty here, but its bytes are read elsewhere
+        bool released = false;  // empty here; its bytes are read from a copy elsewhere
     };
     struct Sequence {
         std::vector<Page> pages;
         std::vector<int64_t> open;             // the open pages in no order: sealing looks at these alone
-        std::vector<ChannelPlan> plans;        // one a KV head, keys only; empty until the first seal
+        std::vector<ChannelPlan> plans;        // one per KV head, keys only; empty until the first seal
         std::unique_ptr<uint16_t[]> sink_rows; // [sink_tokens][channels], while the first page is sealed
         std::unique_ptr<QueryStatistics> queries; // trellis keys, once queries were observed
         int64_t writes = 0;                    // rows written since the last clear
         int64_t sealed_pages = 0; // released ones too: they keep the plans
-        bool host_marks = false;               // somebody called protect
+        bool host_marks = false;               // protect() was called
     };
 
     size_t open_bytes() const { return static_cast<size_t>(page_tokens) * static_cast<size_t>(shape_.channels) * 2; }
@@ -115,7 +115,7 @@ class Store {
 
     vidkv_store_shape shape_;
     vidkv_params params_;
-    int64_t pages_a_sequence_ = 0;
+    int64_t pages_per_sequence_ = 0;
     KeyLayout key_layout_;
     ValueLayout value_layout_;
     std::vector<Sequence> sequences_;
@@ -123,13 +123,13 @@ class Store {
     int64_t pages_reopened_ = 0;
 };
 
-// Whether the key store has a use for the queries: trellis keys, or values protected by what the queries attend to.
+// Whether the key store makes use of queries: for trellis keys, or to protect the values that the queries attend to.
 inline bool wants_queries(const vidkv_params & params) {
     const bool trellis_keys = params.key_codec == VIDKV_CODEC_TRELLIS && !is_f16(params, VIDKV_KEYS);
     return trellis_keys || (params.protect > 0.0f && !is_f16(params, VIDKV_VALUES));
 }
 
-// Bytes that a full store of this shape holds: all pages sealed but those of the residual window.
+// Bytes of a full store of this shape, all pages sealed except those of the residual window.
 uint64_t planned_bytes(const vidkv_store_shape & shape, const vidkv_params & params);
 
 } // namespace vidkv

@@ -63,7 +63,7 @@ vidkv_status Store::resize(int64_t cells, int sequences) {
     }
     shape_.cells = cells;
     shape_.sequences = sequences;
-    pages_a_sequence_ = pages;
+    pages_per_sequence_ = pages;
     return VIDKV_OK;
 }
 
@@ -81,7 +81,7 @@ std::unique_ptr<Store> Store::clone() const {
 
 const uint8_t * Store::sealed_page(int sequence, int64_t page, size_t & bytes) const {
     bytes = 0;
-    if (sequence < 0 || sequence >= shape_.sequences || page < 0 || page >= pages_a_sequence_) return nullptr;
+    if (sequence < 0 || sequence >= shape_.sequences || page < 0 || page >= pages_per_sequence_) return nullptr;
     const Page & p = sequences_[sequence].pages[page];
     if (p.state != PageState::sealed) return nullptr;
     bytes = p.bytes;

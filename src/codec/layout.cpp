@@ -9,7 +9,7 @@ namespace {
 
 constexpr int round_to(int n, int multiple) { return (n + multiple / 2) / multiple * multiple; }
 
-// Bits of trellis keys beside the codes: scale and mean a channel, code and place a quad.
+// Bits of trellis keys beside the codes: scale and mean per channel, code and place per quad.
 KeyLayout trellis_keys(KeyLayout layout, float key_bits) {
     layout.group = page_tokens;
     layout.quad_bits = static_cast<int>(std::floor(key_bits * static_cast<float>(layout.head_dim / 4))) * layout.kv_heads;

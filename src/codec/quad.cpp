@@ -10,7 +10,7 @@ namespace {
 
 constexpr int lanes = 4;
 
-// A plane holds `width` bits of every level, 8 / width levels to a byte: with n = rows * width / 8 bytes a lane, byte j of
+// A plane holds `width` bits of every level, 8 / width levels in a byte: with n = rows * width / 8 bytes per lane, byte j of
 // lane i is at j * 4 + i and its field s belongs to row s * n + j.
 struct Plane {
     int width, rows;

@@ -10,9 +10,9 @@ namespace vidkv {
 // Levels are small whole numbers; what they mean is up to a scale and an offset (see level_grid).
 enum class QuadCode : uint8_t {
     none = 0,     // no bits: nothing is read
-    trellis1 = 1, // 8-bit state, 1 bit a level
-    trellis2 = 2, // 2 bits a level
-    trellis3 = 3, // 3 bits a level
+    trellis1 = 1, // 8-bit state, 1 bit per level
+    trellis2 = 2, // 2 bits per level
+    trellis3 = 3, // 3 bits per level
     uniform4 = 4, // plain numbers of 4, 5, 6 bits
     uniform5 = 5,
     uniform6 = 6,

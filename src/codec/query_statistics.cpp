@@ -7,13 +7,13 @@ namespace vidkv {
 
 namespace {
 
-constexpr double horizon = 300;         // tokens after which a query counts 1/e
-constexpr int64_t small_batch = 8;      // a decoding step: only every fourth token is looked at, to cost next to nothing
+constexpr double horizon = 300;    // a query counts 1/e after so many tokens
+constexpr int64_t small_batch = 8; // a batch of at most so many tokens is decoding: every fourth token is observed
 constexpr int stride = 4;
 
-constexpr float largest = 1e6f; // of a query's elements: larger ones are taken for broken
+constexpr float largest = 1e6f; // a query with a larger element is taken for broken
 
-constexpr int64_t most = int64_t{1} << 62; // of what a file may say was seen
+constexpr int64_t most = int64_t{1} << 62; // queries that a file may say were seen
 constexpr float most_sum = 1e30f;
 
 bool is_bounded(const float * x, size_t n) {
@@ -37,17 +37,17 @@ QueryStatistics::QueryStatistics(int kv_heads, int head_dim)
 void QueryStatistics::observe(const float * q, int64_t tokens, int heads, int64_t token_stride, int64_t head_stride) {
     const int step = tokens <= small_batch ? stride : 1;
     const float decay = static_cast<float>(std::exp(-step / horizon));
-    const int heads_a_group = heads / kv_heads_;
+    const int heads_per_kv_head = heads / kv_heads_;
     for (int64_t t = 0; t < tokens; ++t) {
         if (seen_++ % step != 0 || !is_sane(q + t * token_stride, heads, head_stride, head_dim_)) continue;
         ++sampled_;
         for (float & x : second_) x *= decay;
         for (float & x : mean_) x *= decay;
-        weight_ = weight_ * decay + heads_a_group;
+        weight_ = weight_ * decay + heads_per_kv_head;
         for (int head = 0; head < heads; ++head) {
             const float * row = q + t * token_stride + head * head_stride;
-            float * out = &second_[static_cast<size_t>(head / heads_a_group) * triangle_];
-            float * mean = &mean_[static_cast<size_t>(head / heads_a_group) * head_dim_];
+            float * out = &second_[static_cast<size_t>(head / heads_per_kv_head) * triangle_];
+            float * mean = &mean_[static_cast<size_t>(head / heads_per_kv_head) * head_dim_];
             for (int i = 0; i < head_dim_; ++i) {
                 mean[i] += row[i];
                 for (int j = 0; j <= i; ++j) out[j] += row[i] * row[j];

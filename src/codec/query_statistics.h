@@ -14,7 +14,7 @@ class QueryStatistics {
     QueryStatistics(int kv_heads, int head_dim);
 
     // q: [tokens][heads][head_dim] with strides in elements; heads a multiple of kv_heads. A token with an element that is not
-    // finite, or beyond 1e6, does not count; of batches of a few tokens (decoding) only every fourth token does.
+    // finite, or is beyond 1e6, does not count; in batches of a few tokens (decoding) only every fourth token counts.
     void observe(const float * q, int64_t tokens, int heads, int64_t token_stride, int64_t head_stride);
 
     bool empty() const { return sampled_ == 0; }
@@ -27,10 +27,10 @@ class QueryStatistics {
 
   private:
     int kv_heads_, head_dim_;
-    size_t triangle_;           // elements a head
+    size_t triangle_;           // elements per head
     std::vector<float> second_; // [kv_heads][lower triangle by rows], decayed sums
     std::vector<float> mean_;   // [kv_heads][head_dim], likewise
-    double weight_ = 0;         // the decayed number of query rows a head
+    double weight_ = 0;         // the decayed number of query rows per head
     int64_t seen_ = 0, sampled_ = 0;
 };
 

@@ -26,7 +26,7 @@ class RealDft {
     std::vector<float> transposed_; // [element][coefficient], so that one vector runs along memory too
 };
 
-// Shared instance for a size; thread-safe.
+// The shared instance for this size; thread-safe.
 std::shared_ptr<const RealDft> real_dft(int n);
 
 } // namespace vidkv

@@ -1,5 +1,5 @@
 // The orthonormal rotation of trellis values: signs, then a Hadamard matrix over the power of two in head_dim, then a real DFT
-// over the odd factor. It spreads a head's energy over its channels, so one scale a token is enough.
+// over the odd factor. It spreads a head's energy over its channels, so one scale per token is enough.
 #pragma once
 
 #include <memory>
@@ -21,7 +21,7 @@ class Rotation {
     std::vector<float> signs_;           // +-1 / sqrt(even)
 };
 
-// Shared instance for a size; thread-safe.
+// The shared instance for this size; thread-safe.
 std::shared_ptr<const Rotation> rotation(int head_dim);
 
 } // namespace vidkv

@@ -30,7 +30,7 @@ void encode_trellis_lane(QuadCode code, const float * x, int rows, int lane, uin
     static const Search chosen = choose_search();
     const TrellisTable & table = trellis_table(code);
     const TrellisRing ring(table, rows);
-    std::vector<float> ordered(static_cast<size_t>(2 * ring.steps * ring.samples)); // a sample, its weight
+    std::vector<float> ordered(static_cast<size_t>(2 * ring.steps * ring.samples)); // pairs: a sample, its weight
     for (int i = 0; i < ring.steps; ++i) {
         for (int v = 0; v < ring.samples; ++v) {
             const int row = ring.row(ring.steps - 1 - i, v);

@@ -43,7 +43,7 @@ constexpr const TrellisTable & trellis_table(QuadCode code) {
 }
 
 // How the states of a lane lie in the bytes of a quad. The bits of a lane are a ring; the state of step t is the 8 bits from bit
-// bits * t on. A lane has n words of `planes` bytes (1, or 3 where 3 bits a step do not divide 8); byte p of word j of lane i is
+// bits * t on. A lane has n words of `planes` bytes (1, or 3 where 3 bits per step do not divide 8); byte p of word j of lane i is
 // at p * 4 n + 4 j + i, and a word holds `per_word` steps. Step t = j * per_word + u, sample v is row (u * samples + v) * n + j,
 // so neighbouring rows come from neighbouring bytes.
 struct TrellisRing {
@@ -55,7 +55,7 @@ struct TrellisRing {
 
     size_t bytes() const { return static_cast<size_t>(4 * planes * n); }
     int row(int step, int sample) const { return (step % per_word * samples + sample) * n + step / per_word; }
-    // Where byte `index` (any number of turns on) of a lane's ring is.
+    // Where byte `index` of a lane's ring is; index may go round several times.
     size_t at(int lane, int index) const {
         const int byte = index % (planes * n);
         return static_cast<size_t>(byte % planes * 4 * n + byte / planes * 4 + lane);

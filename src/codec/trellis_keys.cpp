@@ -20,9 +20,9 @@ constexpr int most_bits = 6;
 // Widths are QuadCodes: none, trellis1..3, uniform4..6 are numbered by their bits.
 constexpr QuadCode code_of_bits(int bits) { return static_cast<QuadCode>(bits); }
 
-constexpr double damping = 0.7; // of the mean diagonal: a question looks where no query before it did
-constexpr float most_attention = 16.0f; // of the median token's: more, and the other tokens of the page pay too much
-constexpr float most_searched = 4.0f;   // in the trellis search, whose 16-bit costs would saturate
+constexpr double damping = 0.7; // share of the mean diagonal that is added: the next question may look where no earlier query did
+constexpr float most_attention = 16.0f; // times the median token's: with more, the other tokens of the page lose too much
+constexpr float most_searched = 4.0f;   // the largest weight in the trellis search: its 16-bit costs would saturate
 
 struct Moments {
     double mean = 0, variance = 0;
@@ -66,7 +66,7 @@ double page_variance(const std::vector<const KeyRows *> & rows, const KeyFeedbac
     return sum / static_cast<double>(rows.size());
 }
 
-// The median over all pages: a mean would let one broken page move what is subtracted in the others.
+// The median over all pages: with a mean, one broken page would move what is subtracted from all others.
 float plan_mean(const std::vector<const KeyRows *> & rows, const std::vector<uint8_t> & use, int channel) {
     std::vector<float> used;
     for (size_t p = 0; p < rows.size(); ++p) {
@@ -216,8 +216,8 @@ void encode_uniform_lane(QuadCode code, const float * x, uint8_t * levels) {
     }
 }
 
-// target: [128], what the channel should be; lane: of the quad at `codes`. decoded: [128], what it became, plan mean left out.
-// quad_levels: [128][4] of the quad, for uniform codes, which are packed when all four lanes are there.
+// target: [128], what the channel should be; lane: its place in the quad at `codes`. decoded: [128], what it became, without the
+// plan's mean. quad_levels: [128][4] of the quad, for uniform codes, which are packed when all four lanes are there.
 ChannelCode encode_channel(QuadCode code, const float * target, const float * weight, int lane, uint8_t * codes,
                            uint8_t * quad_levels, float * decoded) {
     const Moments m = moments(target, weight);
@@ -247,7 +247,7 @@ ChannelCode encode_channel(QuadCode code, const float * target, const float * we
     ChannelCode out;
     out.scale = log_scale_code(scale);
     const float stored = log_scale_value(out.scale);
-    // The mean of what the levels leave: a page as a whole must not be moved against the others.
+    // The mean that the levels do not express: without it the page as a whole would be shifted against the others.
     float left = 0, total = 0;
     for (int t = 0; t < page_tokens; ++t) {
         left += weight[t] * (target[t] - stored * y[t]);
@@ -272,7 +272,7 @@ class HeadEncoder {
         std::fill_n(codes, start_[n_ / 4], uint8_t{0});
     }
 
-    // Every channel in coding order, making good the errors of those before it.
+    // Codes every channel in coding order; each makes good the errors of those before it.
     void code_in_order() {
         for (size_t c = 0; c < n_; ++c) {
             const size_t channel = feedback_.order[c];
@@ -282,7 +282,7 @@ class HeadEncoder {
         }
     }
 
-    // Every channel once more, now against the errors of all others: kept where the queries' error falls.
+    // Codes every channel once more, now against the errors of all others; the new codes stay where the queries' error falls.
     void refine() {
         for (const size_t channel : feedback_.order) {
             const size_t quad = place_[channel] / 4;
@@ -302,7 +302,7 @@ class HeadEncoder {
         }
     }
 
-    // Uniform codes are packed when all lanes are final; then the widths.
+    // Packs the uniform codes, whose lanes are all final now, then writes the widths.
     void finish() {
         for (size_t q = 0; q < n_ / 4; ++q) {
             if (quads_[q] > QuadCode::trellis3) pack_uniform(quads_[q], quad_levels(q), page_tokens, codes_ + start_[q]);
@@ -333,7 +333,7 @@ class HeadEncoder {
         meta_[place_[channel]] = coded.scale;
         meta_[n_ + place_[channel]] = static_cast<uint8_t>(coded.mean);
     }
-    // Squared distance to the target of what was just coded, and of what is kept.
+    // Squared distance to the target: of the channel just coded, and of the codes kept so far.
     double miss() const {
         double sum = 0;
         for (int t = 0; t < page_tokens; ++t) sum += attention_[t] * (target_[t] - decoded_[t]) * (target_[t] - decoded_[t]);
@@ -355,8 +355,8 @@ class HeadEncoder {
     const KeyRows & rows_;
     const float * attention_;
     uint8_t *codes_, *meta_;
-    std::vector<size_t> place_; // of a natural channel in the plan
-    std::vector<size_t> start_; // of a quad's codes
+    std::vector<size_t> place_; // [natural channel]: its place in the plan
+    std::vector<size_t> start_; // [quad]: where its codes begin
     std::vector<uint8_t> levels_;
     std::vector<float> errors_; // [channel][128]: wanted minus decoded
     float target_[page_tokens], decoded_[page_tokens];

@@ -11,7 +11,7 @@
 
 namespace vidkv {
 
-// One head of one page as it is read: f32 [head_dim][128] in natural channels, sanitized.
+// One head of one page before coding: f32 [head_dim][128] in natural channels, sanitized.
 using KeyRows = std::vector<float>;
 
 // How the channels of a head are coded at one sealing: in which order, and how errors are carried on.
@@ -33,7 +33,7 @@ KeyFeedback make_feedback(const QueryStatistics * statistics, int head, int head
 ChannelPlan plan_trellis_keys(const KeyFeedback & feedback, const std::vector<const KeyRows *> & rows,
                               const std::vector<uint8_t> & use);
 
-// Codes of all quads of a page, [kv_heads][head_dim / 4]: spends exactly layout.quad_bits. rows: one entry a head.
+// Codes of all quads of a page, [kv_heads][head_dim / 4]: spends exactly layout.quad_bits. rows: one entry per head.
 std::vector<QuadCode> allot_bits(const KeyLayout & layout, const std::vector<ChannelPlan> & plans,
                                  const std::vector<KeyFeedback> & feedback, const std::vector<const KeyRows *> & rows,
                                  size_t page);

@@ -11,7 +11,7 @@ namespace vidkv {
 
 constexpr float half_max = 65504.0f;
 
-// Codecs take anything: what is not finite counts as 0, what f16 cannot hold is clamped to its range.
+// Codecs take any float: NaN and infinities count as 0, other numbers are clamped to the range of f16.
 inline float sanitize(float x) { return std::isfinite(x) ? std::clamp(x, -half_max, half_max) : 0.0f; }
 
 // x is about minimum + scale * code, code = 0..3; scale and minimum as they are stored.

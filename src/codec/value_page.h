@@ -15,7 +15,7 @@ struct ValuePage {
     const uint8_t * codes = nullptr;
     const uint8_t * meta = nullptr;
     int protected_units = 0;
-    const uint8_t * mask = nullptr; // a bit a token: protected ones fill the first slots. Null: slot s holds token s
+    const uint8_t * mask = nullptr; // one bit per token: protected ones fill the first slots. Null: slot s holds token s
 };
 ValuePage value_page(const ValueLayout & layout, const uint8_t * page, int head);
 
@@ -39,9 +39,21 @@ bool is_sound(const ValueLayout & layout, const uint8_t * page, size_t bytes);
 
 // ---- writing ----
 
+// levels: the group as [quad][head_dim][4 slots]; element (slot, channel).
+inline uint8_t & level_at(uint8_t * levels, int head_dim, int slot, int channel) {
+    return levels[(slot / 4 * head_dim + channel) * 4 + slot % 4];
+}
+
 // x: f32 [128 slots][head_dim], slots as the mask orders them. use[s] == 0 leaves slot s out of the statistics (a hole or a
 // sink token). Non-finite inputs count as 0. codes and meta: the head's part of the page.
-void encode_values(const ValueLayout & layout, const float * x, const uint8_t * use, int protected_units, uint8_t * codes,
-                   uint8_t * meta);
+void encode_paper_values(const ValueLayout & layout, const float * x, const uint8_t * use, int protected_units, uint8_t * codes,
+                         uint8_t * meta);
+void encode_trellis_values(const ValueLayout & layout, const float * x, const uint8_t * use, int protected_units, uint8_t * codes,
+                           uint8_t * meta);
+inline void encode_values(const ValueLayout & layout, const float * x, const uint8_t * use, int protected_units, uint8_t * codes,
+                          uint8_t * meta) {
+    const auto encode = layout.codec == VIDKV_CODEC_PAPER ? encode_paper_values : encode_trellis_values;
+    encode(layout, x, use, protected_units, codes, meta);
+}
 
 } // namespace vidkv

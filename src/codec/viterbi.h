@@ -1,4 +1,4 @@
-// The search for the cheapest path through a trellis (Viterbi), 16 states side by side in GNU vectors. Included by one file an
+// The search for the cheapest path through a trellis (Viterbi), 16 states side by side in GNU vectors. Included by one file per
 // instruction set, each compiled for it: whole numbers, so the paths are the same everywhere.
 #pragma once
 
@@ -16,7 +16,7 @@ namespace {
 constexpr int states = 256;
 constexpr int warm_up = 24; // steps before the seam that decide with which state the ring closes
 
-// Costs are 16-bit: a step costs at most max_cost a sample, and 8 bits of steps (the spread between states) plus as many until
+// Costs are 16-bit: a step costs at most max_cost per sample, and 8 bits of steps (the spread between states) plus as many until
 // the costs are brought down again stay below 2^15.
 constexpr int max_cost = 1792;
 int cost_unit(const TrellisTable & table) { return table.bits == 1 ? 64 : table.samples == 2 ? 96 : 128; }
@@ -42,7 +42,7 @@ template <int Bits, int Part> Lanes spread(Lanes m) {
                                       f + (13 >> b), f + (14 >> b), f + (15 >> b));
 }
 
-// What reaching each state costs, and how the cheapest way there came.
+// The cost of the cheapest path to each state, and the predecessor on it.
 template <int Bits> struct Viterbi {
     static constexpr int branches = 1 << Bits, parents = states >> Bits;
     Lanes cost[states / 16];
@@ -85,7 +85,7 @@ template <int Bits> struct Viterbi {
         for (Lanes & c : cost) c -= splat(least);
     }
 
-    // The cheapest state; ties go to the lowest.
+    // The cheapest state; of equal ones the lowest.
     int best_state() const {
         Lanes m = cost[0], block{};
         for (int o = 1; o < states / 16; ++o) {
@@ -122,7 +122,7 @@ class Samples {
     const uint8_t * mix;
     int count;
 
-    // Costs of all states at coding step i (any number of turns on), for Viterbi::step.
+    // Costs of all states at coding step i (which may exceed the number of steps: the ring goes round), for Viterbi::step.
     void costs(int i, Lanes * out) const {
         const float * x = x_ + 2 * (i % count * table_.samples);
         out[0] = Lanes{};

@@ -116,7 +116,7 @@ INLINE F signed_bytes_16(const uint8_t * p) {
     return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
 }
 
-// What 16-bit mask elements have been like.
+// What the mask elements so far have been: all -inf, all 0, or anything.
 class MaskBits {
   public:
     INLINE MaskBits() : any_(_mm256_setzero_si256()), shown_(any_) {}
@@ -139,7 +139,7 @@ struct Larger {
     static INLINE P of(P a, P b) { return _mm256_max_ps(a, b); }
 };
 
-// Lane i of the result comes from x[i]: lanes j and j + 8 are put together, then j and j + 4, and so on.
+// Lane i of the result is the fold of x[i]: lanes j and j + 8 are folded, then j and j + 4, and so on.
 template <class Fold> INLINE P fold_8(const F * x) {
     P four[4], two[2];
     for (int i = 0; i < 4; ++i) {
@@ -225,6 +225,7 @@ INLINE void add_quads(Sum (&sum)[R][N], const uint8_t * levels, int64_t stride, 
 
 #include "kernels/bytes_x86.inc"
 #include "kernels/generic/float.inc"
+#include "kernels/generic/sums.inc"
 #include "kernels/generic/product.inc"
 #include "kernels/generic/unpack.inc"
 

@@ -89,7 +89,7 @@ INLINE F signed_bytes_16(const uint8_t * p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
 }
 
-// What 16-bit mask elements have been like.
+// What the mask elements so far have been: all -inf, all 0, or anything.
 class MaskBits {
   public:
     INLINE MaskBits() : any_(_mm256_setzero_si256()), shown_(any_) {}
@@ -112,7 +112,7 @@ struct Larger {
     static INLINE F of(F a, F b) { return larger(a, b); }
 };
 
-// Lane i of the result comes from x[i]: lanes j and j + 8 are put together, then j and j + 4, and so on.
+// Lane i of the result is the fold of x[i]: lanes j and j + 8 are folded, then j and j + 4, and so on.
 template <class Fold> INLINE F fold_16(const F * x) {
     F eight[8], four[4], two[2];
     for (int i = 0; i < 8; ++i) { // x[e + 8 h] and x[e + 8 h + 4] side by side, h in the low bit of i
@@ -182,7 +182,7 @@ INLINE LevelVector splat_factors(const int8_t * p) {
     std::memcpy(&four, p, 4);
     return _mm512_set1_epi32(four);
 }
-// GCC 12 copies every sum twice a round when it may choose the registers.
+// GCC 12 copies every sum twice per round when it may choose the registers.
 INLINE void add_dot4(I & sum, LevelVector levels, LevelVector factors) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(levels), "v"(factors));
 }
@@ -249,6 +249,7 @@ template <int Quads> struct Bytes64 : Operations64 {
 
 #include "kernels/generic/dot4.inc"
 #include "kernels/generic/float.inc"
+#include "kernels/generic/sums.inc"
 #include "kernels/generic/product.inc"
 #include "kernels/generic/unpack.inc"
 #include "kernels/avx512_decode.inc"

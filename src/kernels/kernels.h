@@ -1,4 +1,4 @@
-// The inner loops of attention, as a table of functions: one table an instruction set. attention.cpp does everything else.
+// The inner loops of attention, as a table of functions: one table per instruction set. attention.cpp does everything else.
 // src/kernels/scalar.cpp is the specification, src/kernels/ holds the fast ones; all give the same bits (docs/numerics.md).
 #pragma once
 
@@ -35,7 +35,7 @@ struct KeySteps {
     const uint8_t * offset; // [channels], at most 63
     const float * center;   // [groups][channels]
     int channels;           // a multiple of 64
-    int centered;           // so many may have a center that is not 0; a multiple of 16
+    int centered;           // only the first so many may have a center other than 0; a multiple of 16
     int groups;
 };
 
@@ -67,11 +67,11 @@ constexpr float reference_slack = 8.0f;
 struct SoftmaxTile {
     float * scores; // [rows][page_tokens], become weights
     int rows;
-    const float * const * bias; // a row: [page_tokens] to add, -inf hides; null: none
-    const float * slopes;       // a row: multiplies the bias
+    const float * const * bias; // per row: [page_tokens] to add, -inf hides; null: none
+    const float * slopes;       // per row: multiplies the bias
     float softcap;              // not 0: scores become softcap * tanh(score)
-    SoftmaxState * states;      // a row
-    float * factors;            // a row: what was accumulated so far must be multiplied by it (1 as a rule)
+    SoftmaxState * states;      // per row
+    float * factors;            // per row: what was accumulated so far must be multiplied by it (1 as a rule)
 };
 
 // Softmax weights as int8 factors; the slots of a page fall into 1, 2 or 4 groups.
@@ -135,8 +135,8 @@ struct Kernels {
     void (*load_key_scales)(const uint8_t * meta, int n, const float * unit, float * step, float * center);
     MaskKind (*load_mask)(const uint16_t * mask, int n, float * bias);
 
-    // queries: [rows][stride], zeros up to a multiple of 64 channels. base: a row, added to what comes from the centers.
-    // out: a group.
+    // queries: [rows][stride], zeros up to a multiple of 64 channels. base: one number per row, added to what comes from the centers.
+    // out: one per group.
     void (*fold_queries)(const float * queries, int64_t stride, int rows, const KeySteps & keys, const float * base,
                          FoldedQueries * out);
     void (*score_levels)(const KeyProduct & product);

@@ -149,7 +149,7 @@ INLINE F signed_bytes_16(const uint8_t * p) {
     return load(value);
 }
 
-// What 16-bit mask elements have been like.
+// What the mask elements so far have been: all -inf, all 0, or anything.
 class MaskBits {
   public:
     INLINE MaskBits() : any_(vdupq_n_u16(0)), shown_(any_) {}
@@ -174,7 +174,7 @@ struct Larger {
     static INLINE P of(P a, P b) { return larger(a, b); }
 };
 
-// Lane i of the result comes from x[i]: lanes j and j + 8 are put together, then j and j + 4, and so on.
+// Lane i of the result is the fold of x[i]: lanes j and j + 8 are folded, then j and j + 4, and so on.
 template <class Fold> INLINE P fold_4(const F * x) {
     P four[4], two[2];
     for (int i = 0; i < 4; ++i) four[i] = Fold::of(Fold::of(x[i].v[0], x[i].v[2]), Fold::of(x[i].v[1], x[i].v[3]));
@@ -263,6 +263,7 @@ struct Bytes16 {
 
 #include "kernels/generic/dot4.inc"
 #include "kernels/generic/float.inc"
+#include "kernels/generic/sums.inc"
 #include "kernels/generic/product.inc"
 #include "kernels/generic/unpack.inc"
 

@@ -70,10 +70,10 @@ MaskKind load_mask(const uint16_t * mask, int n, float * bias) {
     return hidden == n ? MaskKind::hidden : zero == n ? MaskKind::zero : MaskKind::mixed;
 }
 
-// The nearest whole number, ties to even; what is not a number becomes some number.
+// The nearest whole number, ties to even; NaN becomes an arbitrary number.
 float round_factor(float x) { return std::fabs(x) < 128.0f ? std::nearbyintf(x) : -127.0f; }
 
-// What 127 stands for, and what to multiply with to get there; both 0 for nothing but zeros.
+// The value of an int8 factor of 1, so that the largest magnitude becomes 127, and its inverse; both 0 where all are 0.
 struct FactorScale {
     float scale, inverse;
     explicit FactorScale(float largest)
@@ -154,14 +154,14 @@ float score(float x, float softcap, const float * bias, float slope) {
     return *bias == -infinity ? -infinity : std::fma(slope, *bias, x);
 }
 
-// A score of +infinity takes all the weight, several share it.
+// A score of +infinity takes all the weight; several of them share it.
 void only_infinities(float * scores) {
     for (int t = 0; t < page_tokens; ++t) {
         if (scores[t] == scores[t]) scores[t] = scores[t] == infinity ? 0.0f : -infinity;
     }
 }
 
-// Returns what weights are taken relative to; factor: for what was accumulated relative to the old reference.
+// Returns the reference that weights are relative to; factor: multiplies what was accumulated relative to the old one.
 float raise_reference(SoftmaxState & state, float largest, float & factor) {
     factor = 1.0f;
     if (largest == infinity) {
@@ -244,7 +244,7 @@ void add_halves(const float * weights, int rows, const HalfRows & values, float 
     for (int r = 0; r < rows; ++r) {
         for (int t = 0; t < values.count; ++t) {
             const float w = weights[r * page_tokens + t];
-            if (w == 0.0f) continue; // 0 * infinity would be seen by who does not see the cell
+            if (w == 0.0f) continue; // a hidden cell may hold an infinity, and 0 * infinity is NaN
             for (int c = 0; c < values.head_dim; ++c) {
                 float & sum = out[r * out_stride + c];
                 sum = std::fma(w, half_to_float(values.rows[t * values.stride + c]), sum);
