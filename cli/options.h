@@ -13,7 +13,7 @@ namespace vidkv::cli {
 
 struct Options {
     std::string model, mmproj; // "": the small video model
-    std::string kv = "k2v2";
+    std::string kv = DEFAULT_KV;
     double fps = 4;
     int64_t frames = 0;
     double timestamps = -1; // seconds; < 0: what suits the model

@@ -16,6 +16,8 @@ struct StockType {
 constexpr std::array<StockType, 3> STOCK_TYPES = {
     {{"stock", GGML_TYPE_F16}, {"q8_0", GGML_TYPE_Q8_0}, {"q4_0", GGML_TYPE_Q4_0}}};
 
+void append(std::string & list, const char * name) { list += (list.empty() ? "" : ", ") + std::string(name); }
+
 } // namespace
 
 KvChoice parse_kv(const std::string & name) {
@@ -29,7 +31,7 @@ KvChoice parse_kv(const std::string & name) {
         }
     }
     if (vidkv_params_from_preset(name.c_str(), &kv.params) != VIDKV_OK)
-        throw Error("no preset '" + name + "': --kv takes one of " + kv_names());
+        throw UsageError("no preset '" + name + "': --kv takes one of " + kv_names());
     return kv;
 }
 
@@ -48,11 +50,19 @@ double true_bits(const KvChoice & kv, int head_dim) {
     return (vidkv_true_bits(&kv.params, VIDKV_KEYS, head_dim) + vidkv_true_bits(&kv.params, VIDKV_VALUES, head_dim)) / 2;
 }
 
+bool is_the_papers(const vidkv_params & params) {
+    return params.key_bits < 16 && params.key_codec == VIDKV_CODEC_PAPER && params.value_codec == VIDKV_CODEC_PAPER;
+}
+
 std::string kv_names() {
-    std::string names;
-    for (size_t i = 0; const char * name = vidkv_preset_name(i); ++i) names += std::string(name) + ", ";
-    for (const StockType & stock : STOCK_TYPES) names += std::string(stock.name) + ", ";
-    return names.substr(0, names.size() - 2);
+    std::string ours, papers, stock;
+    for (size_t i = 0; const char * name = vidkv_preset_name(i); ++i) {
+        vidkv_params params;
+        if (vidkv_params_from_preset(name, &params) != VIDKV_OK || params.key_bits >= 16) continue;
+        append(is_the_papers(params) ? papers : ours, name);
+    }
+    for (const StockType & type : STOCK_TYPES) append(stock, type.name);
+    return ours + "; the paper's " + papers + "; f16; llama.cpp's own " + stock;
 }
 
 } // namespace vidkv::cli

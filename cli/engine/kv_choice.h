@@ -23,13 +23,18 @@ struct KvReport {
     double true_bits = 0;   // per element of a sealed page, mean of K and V
 };
 
-// A preset ("k2v2"), or "stock", "q8_0", "q4_0": llama.cpp's own cache types. Throws Error for another name.
+// How the cache is kept unless --kv says otherwise; the plug-in and Python take the same.
+constexpr const char * DEFAULT_KV = "t1.65";
+
+// A preset ("t1.65"), or "stock", "q8_0", "q4_0": llama.cpp's own cache types. Throws UsageError for another name.
 KvChoice parse_kv(const std::string & name);
 // --protect: that share of the tokens gets more bits for its values. Throws Error where the preset cannot.
 void protect_share(KvChoice & kv, double share);
 // Mean of K and V at that head_dim.
 double true_bits(const KvChoice & kv, int head_dim);
-// For --kv's help: "f16, k2v2, ...".
+// Whether a preset is one of the paper's (arXiv 2503.16257): its formulas, with the released code's defects mended.
+bool is_the_papers(const vidkv_params & params);
+// All names, by family: "t2.2, ...; the paper's k2v2, ...; f16; llama.cpp's own stock, q8_0, q4_0".
 std::string kv_names();
 
 } // namespace vidkv::cli

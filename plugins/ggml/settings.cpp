@@ -9,7 +9,7 @@ namespace vidkv_ggml {
 
 namespace {
 
-constexpr const char * default_preset = "k1.5v1.58";
+constexpr const char * default_preset = "t1.65";
 
 std::mutex mutex;
 Settings settings;

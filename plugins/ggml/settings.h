@@ -9,7 +9,7 @@ namespace vidkv_ggml {
 
 struct Settings {
     vidkv_params params;
-    std::string name; // for people: "k1.5v1.58", or "custom" where single parameters differ from the preset
+    std::string name; // for people: "t1.65", or "custom" where single parameters differ from the preset
 };
 
 // Reads VIDKV_PRESET, VIDKV_KEY_BITS, VIDKV_VALUE_BITS, VIDKV_GROUP_SIZE, VIDKV_RESIDUAL_LENGTH and VIDKV_SINK_TOKENS and

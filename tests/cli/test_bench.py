@@ -158,7 +158,7 @@ class Model(Bench):
 
     def test_bad_input(self):
         self.assert_fails(bench("model", "-m", "/nowhere.gguf"), "/nowhere.gguf", 1)
-        self.assert_fails(bench("model", "-m", TINY, "--kv", "k9v9"), "k9v9", 1)
+        self.assert_fails(bench("model", "-m", TINY, "--kv", "k9v9"), "k9v9", 2)
         self.assert_fails(bench("model"), "--model", 2)
 
 

@@ -68,9 +68,11 @@ class Clips(unittest.TestCase):
 class Reports(Clips):
     def test_presets(self):
         report = json.loads(vidkv("presets", "--json").stdout)
-        self.assertEqual(list(report), ["presets"])
+        self.assertEqual(list(report), ["default", "presets"])
+        self.assertEqual(report["default"], "t1.65")
         for preset in report["presets"]:
-            self.assertEqual(list(preset), ["name", "k_bits_64", "v_bits_64", "k_bits_128", "v_bits_128"])
+            self.assertEqual(list(preset), ["name", "family", "k_bits_64", "v_bits_64", "k_bits_128", "v_bits_128"])
+            self.assertEqual(preset["family"], "reference" if preset["name"] == "f16" else "paper" if preset["name"][0] == "k" else "trellis")
         names = [p["name"] for p in report["presets"]]
         self.assertEqual([n for n in names if n in PRESETS], PRESETS)
         self.assertEqual([n for n in names if n in TRELLIS], TRELLIS)
@@ -84,8 +86,16 @@ class Reports(Clips):
 
     def test_presets_table_has_a_line_a_preset(self):
         names = [p["name"] for p in json.loads(vidkv("presets", "--json").stdout)["presets"]]
-        table = vidkv("presets").stdout.splitlines()
-        self.assertEqual([line.split()[0] for line in table[-len(names):]], names)
+        rows = [line.split() for line in vidkv("presets").stdout.splitlines() if line.startswith("  ") and len(line.split()) >= 5]
+        self.assertEqual(sorted(row[0] for row in rows if row[0] in names), sorted(names))
+        self.assertEqual([row[0] for row in rows if "default" in row], ["t1.65"])
+
+    def test_the_default_is_the_same_everywhere(self):
+        report = json.loads(vidkv("ask", self.clip, QUESTION, "--json", "-n", "2").stdout)
+        self.assertEqual(report["kv"], "t1.65")
+        for command in ("ask", "chat"):
+            text = " ".join(vidkv(command, "--help").stdout.split())
+            self.assertIn("(default t1.65): t2.2, t1.65, t1.15, t1.0; the paper's k2v2", text)
 
     def test_ask(self):
         held = {}
@@ -245,7 +255,7 @@ class Divergence(unittest.TestCase):
                                     ("cannot read the text", "--text", os.path.join(folder, "none")), ("no preset 'kivi9'", "--kv", "kivi9"),
                                     ("cannot read the model", "-m", os.path.join(folder, "none")), ("cannot write", "--csv", os.path.join(folder, "no", "f"))):
                 done = self.run_with(options)
-                self.assertEqual((done.returncode, done.stdout), (1, ""), done.stderr)
+                self.assertEqual((done.returncode, done.stdout), (2 if words.startswith("no preset") else 1, ""), done.stderr)
                 self.assertIn(words, done.stderr)
                 self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
 
@@ -347,7 +357,7 @@ class BadModel(Clips):
 
     def test_unknown_preset(self):
         for name in ("k3v2", "q2", "", "k2v2x"):
-            self.ask_fails("no preset", self.clip, "--kv", name)
+            self.assert_fails(vidkv("ask", self.clip, QUESTION, "--kv", name), "no preset", code=2)
 
     def test_context_too_small(self):
         self.ask_fails("the context holds 64: use -c", self.clip, "-c", "64")
@@ -423,7 +433,7 @@ class Usage(Clips):
 
     def test_eval_without_questions(self):
         self.assert_fails(vidkv("eval", "video", "--data", self.folder), "no questions.jsonl")
-        self.assert_fails(vidkv("eval", "video", "--kv", "f16,nope", "--data", self.set), "no preset 'nope'")
+        self.assert_fails(vidkv("eval", "video", "--kv", "f16,nope", "--data", self.set), "no preset 'nope'", code=2)
 
     def test_interrupt(self):
         questions = [QUESTION] * 200  # the first answer is far from the last
