@@ -14,11 +14,11 @@ namespace {
 
 vidkv_status refuse(std::string message) { return fail(VIDKV_E_ARGUMENT, "attention: " + std::move(message)); }
 
-// Multiply-adds that make one more thread worth waking: a smaller job ends before a sleeping thread has begun.
+// All threads or one. A job of fewer multiply-adds than this is done before a sleeping thread has begun; a part of the host's team is
+// never asked for, because an OpenMP runtime may end the threads that are left out.
 int worthwhile_threads(const vidkv_attention_args & args, int dims) {
-    constexpr int64_t work_per_thread = 1 << 20;
-    const int64_t work = args.tokens * args.heads * args.cells * dims;
-    return static_cast<int>(std::clamp<int64_t>(work / work_per_thread, 1, args.threads));
+    constexpr int64_t work_for_two = 1 << 21;
+    return args.tokens * args.heads * args.cells * dims >= work_for_two ? args.threads : 1;
 }
 
 vidkv_status check_stores(const Store & keys, const Store & values) {

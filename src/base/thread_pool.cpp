@@ -125,14 +125,32 @@ class ThreadPool {
 // The entry point of the OpenMP runtime that the process has loaded already, as ggml and torch do: its threads spin while they wait,
 // so that other threads beside them would get half of a core. Null if there is none; no runtime is loaded for it.
 using TeamParallel = void (*)(void (*)(void *), void *, unsigned threads, unsigned flags);
-TeamParallel host_team() {
 #if defined(VIDKV_HAVE_DLSYM)
-    static const auto found = reinterpret_cast<TeamParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-    return found;
-#else
+// A runtime that was loaded by a library of its own scope (ggml's back-ends as plug-ins) is not among the global symbols.
+void * loaded_symbol(const char * symbol) {
+    if (void * found = dlsym(RTLD_DEFAULT, symbol)) return found;
+    for (const char * library : {"libgomp.so.1", "libomp.so.5", "libomp.so", "libiomp5.so"}) {
+        void * handle = dlopen(library, RTLD_LAZY | RTLD_NOLOAD);
+        void * found = handle ? dlsym(handle, symbol) : nullptr;
+        if (found) return found; // and stays loaded: the handle is kept
+        if (handle) dlclose(handle);
+    }
     return nullptr;
-#endif
 }
+
+TeamParallel host_team() {
+    constexpr unsigned calls_between_looks = 64; // a host may load its runtime after the first call
+    static std::atomic<TeamParallel> found{nullptr};
+    static std::atomic<unsigned> calls{0};
+    TeamParallel team = found.load(std::memory_order_acquire);
+    if (team || calls.fetch_add(1, std::memory_order_relaxed) % calls_between_looks != 0) return team;
+    team = reinterpret_cast<TeamParallel>(loaded_symbol("GOMP_parallel"));
+    found.store(team, std::memory_order_release);
+    return team;
+}
+#else
+TeamParallel host_team() { return nullptr; }
+#endif
 
 struct TeamJob {
     const std::function<void(int64_t)> & task;
@@ -155,7 +173,7 @@ void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>
     }
     if (const TeamParallel team = host_team()) {
         TeamJob job{task, count};
-        team(work_on, &job, static_cast<unsigned>(threads), 0);
+        team(work_on, &job, static_cast<unsigned>(threads), 0); // the whole team: GOMP ends the threads that a smaller one leaves out
         return;
     }
     static ThreadPool pool;
