@@ -123,6 +123,26 @@ VIDKV_API vidkv_status vidkv_store_read_f16(const vidkv_store * store, int32_t s
  * sequence. Call it when all queries of the tokens just written have been answered (a seal inside the batch costs accuracy). */
 VIDKV_API vidkv_status vidkv_store_seal(vidkv_store * store, int32_t threads);
 
+/* A host that knows better than the order of writes what is old seals by page (cells 128 i .. 128 i + 127 are page i), and the pages
+ * of many stores at once, which share the threads. Pages that are not open are left alone. For a value store, `keys` names the
+ * key store of its layer (or is NULL): tokens are then marked as vidkv_store_protect_by_queries would, before any key is packed. */
+typedef struct vidkv_seal_request {
+    vidkv_store * store;
+    int32_t sequence;
+    const int64_t * pages;
+    int64_t n_pages;
+    const vidkv_store * keys;
+    float scale; /* of attention; for `keys` */
+} vidkv_seal_request;
+VIDKV_API vidkv_status vidkv_seal_pages(const vidkv_seal_request * requests, int64_t n, int32_t threads);
+
+/* Several texts in one sequence of a store: a text begins with this page, whose first sink_tokens cells are then kept in f16. Call it
+ * before the page is written. Once called, page 0 is one like any other. */
+VIDKV_API vidkv_status vidkv_store_begin(vidkv_store * store, int32_t sequence, int64_t page);
+
+/* Forgets cells without reopening their pages; a page that holds none any more is freed, and is then as if never begun. */
+VIDKV_API vidkv_status vidkv_store_erase(vidkv_store * store, int32_t sequence, const int64_t * cells, int64_t n);
+
 /* From now on nothing more of this store is sealed (a sliding-window cache recycles its cells: it stays in f16). */
 VIDKV_API void vidkv_store_keep_open(vidkv_store * store);
 

@@ -2,6 +2,7 @@
 #include <memory>
 #include <new>
 #include <stdexcept>
+#include <vector>
 
 #include "base/error.h"
 #include "cache/cache.h"
@@ -39,6 +40,21 @@ vidkv_status check_store(const vidkv_store_shape & shape, const vidkv_params & p
     if (shape.cells < 1 || shape.cells > INT32_MAX) return fail(VIDKV_E_ARGUMENT, "cells must be 1 to 2147483647");
     if (shape.head_dim != 0 && shape.channels % shape.head_dim != 0) {
         return fail(VIDKV_E_ARGUMENT, "head_dim must divide the number of channels");
+    }
+    return VIDKV_OK;
+}
+
+vidkv_status check_request(const vidkv_seal_request & request) {
+    if (!request.store || (!request.pages && request.n_pages > 0)) return null_pointer();
+    const Store & store = *unwrap(request.store);
+    if (request.sequence < 0 || request.sequence >= store.shape().sequences) return fail(VIDKV_E_ARGUMENT, "no such sequence in the cache");
+    for (int64_t i = 0; i < request.n_pages; ++i) {
+        if (request.pages[i] < 0 || request.pages[i] >= store.pages()) return fail(VIDKV_E_ARGUMENT, "no such page in the store");
+    }
+    if (!request.keys) return VIDKV_OK;
+    const vidkv_store_shape &mine = store.shape(), &other = unwrap(request.keys)->shape();
+    if (mine.side != VIDKV_VALUES || other.side != VIDKV_KEYS || mine.sequences != other.sequences || mine.cells != other.cells) {
+        return fail(VIDKV_E_ARGUMENT, "protection by queries needs the values and the keys of one layer");
     }
     return VIDKV_OK;
 }
@@ -96,6 +112,28 @@ vidkv_status vidkv_store_protect_by_queries(vidkv_store * values, const vidkv_st
 }
 vidkv_status vidkv_store_seal(vidkv_store * store, int32_t threads) {
     return guarded([&] { return unwrap(store)->seal(threads); }, store);
+}
+vidkv_status vidkv_seal_pages(const vidkv_seal_request * requests, int64_t n, int32_t threads) {
+    return guarded(
+        [&] {
+            std::vector<vidkv::SealOrder> orders;
+            for (const vidkv_seal_request * r = requests; r != requests + n; ++r) {
+                if (vidkv_status status = check_request(*r)) return status;
+                orders.push_back({unwrap(r->store), r->sequence, {r->pages, r->pages + r->n_pages}});
+            }
+            for (const vidkv_seal_request * r = requests; r != requests + n; ++r) {
+                if (r->keys) unwrap(r->store)->mark_by_queries(r->sequence, orders[r - requests].pages, *unwrap(r->keys), r->scale);
+            }
+            vidkv::seal_pages(orders, threads);
+            return VIDKV_OK;
+        },
+        requests);
+}
+vidkv_status vidkv_store_erase(vidkv_store * store, int32_t sequence, const int64_t * cells, int64_t n) {
+    return guarded([&] { return unwrap(store)->erase(sequence, cells, n); }, store, cells);
+}
+vidkv_status vidkv_store_begin(vidkv_store * store, int32_t sequence, int64_t page) {
+    return guarded([&] { return unwrap(store)->begin(sequence, page); }, store);
 }
 void vidkv_store_keep_open(vidkv_store * store) {
     if (store) unwrap(store)->keep_open();

@@ -65,6 +65,10 @@ std::vector<uint8_t> Cache::header() const {
 }
 
 vidkv_status Cache::save(const char * path) const {
+    for (const Layer & layer : layers_) {
+        if (!layer.keys->began() && !layer.values->began()) continue;
+        return fail(VIDKV_E_ARGUMENT, "a cache with several texts in one sequence (vidkv_store_begin) cannot be saved");
+    }
     std::vector<uint8_t> out = header();
     for (const Layer & layer : layers_) {
         append_bytes(out, layer.lengths.data(), layer.lengths.size() * sizeof(int64_t));

@@ -66,40 +66,42 @@ vidkv_status Store::protect_by_queries(const Store & keys, float scale) {
         return fail(VIDKV_E_ARGUMENT, "protection by queries needs the values and the keys of one layer");
     }
     if (!packs() || params_.protect <= 0.0f) return VIDKV_OK;
-    for (int s = 0; s < shape_.sequences; ++s) {
-        Sequence & sequence = sequences_[s];
-        const Sequence & key_sequence = keys.sequences_[s];
-        if (sequence.host_marks || !key_sequence.queries || key_sequence.queries->empty()) continue;
-        std::vector<int64_t> pages;
-        for (const int64_t index : sequence.open) {
-            const Page & page = sequence.pages[index];
-            const bool marked = page.marked[0] || page.marked[1];
-            if (is_due(sequence, index) && !marked && key_sequence.pages[index].state == PageState::open) pages.push_back(index);
-        }
-        if (pages.empty()) continue;
-        std::vector<double> salient(pages.size() * page_tokens, -HUGE_VAL);
-        for (int head = 0; head < keys.kv_heads(); ++head) {
-            const Saliency saliency(*key_sequence.queries, head, keys.shape_.head_dim, scale);
-            for (size_t i = 0; i < salient.size(); ++i) {
-                const int64_t index = pages[i / page_tokens];
-                const auto * rows = reinterpret_cast<const uint16_t *>(key_sequence.pages[index].data.get());
-                const size_t token = i % page_tokens;
-                const uint16_t * key = rows + token * keys.channels() + static_cast<size_t>(head) * keys.shape_.head_dim;
-                salient[i] = std::max(salient[i], saliency(key));
-            }
-        }
-        std::vector<size_t> order;
+    for (int s = 0; s < shape_.sequences; ++s) mark_by_queries(s, due_pages(sequences_[s]), keys, scale);
+    return VIDKV_OK;
+}
+
+void Store::mark_by_queries(int s, const std::vector<int64_t> & candidates, const Store & keys, float scale) {
+    Sequence & sequence = sequences_[s];
+    const Sequence & key_sequence = keys.sequences_[s];
+    if (!packs() || params_.protect <= 0.0f || sequence.host_marks || !key_sequence.queries || key_sequence.queries->empty()) return;
+    std::vector<int64_t> pages;
+    for (const int64_t index : candidates) {
+        const Page & page = sequence.pages[index];
+        const bool marked = page.marked[0] || page.marked[1], open = page.state == PageState::open;
+        if (open && !marked && key_sequence.pages[index].state == PageState::open) pages.push_back(index);
+    }
+    if (pages.empty()) return;
+    std::vector<double> salient(pages.size() * page_tokens, -HUGE_VAL);
+    for (int head = 0; head < keys.kv_heads(); ++head) {
+        const Saliency saliency(*key_sequence.queries, head, keys.shape_.head_dim, scale);
         for (size_t i = 0; i < salient.size(); ++i) {
-            const PageBits use = used_cells(sequence.pages[pages[i / page_tokens]], pages[i / page_tokens]);
-            if (use[i % page_tokens / 64] >> (i % 64) & 1u) order.push_back(i);
-        }
-        std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return salient[a] > salient[b]; });
-        order.resize(static_cast<size_t>(std::lround(params_.protect * static_cast<float>(order.size()))));
-        for (const size_t i : order) {
-            sequence.pages[pages[i / page_tokens]].marked[i % page_tokens / 64] |= uint64_t{1} << (i % 64);
+            const int64_t index = pages[i / page_tokens];
+            const auto * rows = reinterpret_cast<const uint16_t *>(key_sequence.pages[index].data.get());
+            const size_t token = i % page_tokens;
+            const uint16_t * key = rows + token * keys.channels() + static_cast<size_t>(head) * keys.shape_.head_dim;
+            salient[i] = std::max(salient[i], saliency(key));
         }
     }
-    return VIDKV_OK;
+    std::vector<size_t> order;
+    for (size_t i = 0; i < salient.size(); ++i) {
+        const PageBits use = used_cells(sequence, pages[i / page_tokens]);
+        if (use[i % page_tokens / 64] >> (i % 64) & 1u) order.push_back(i);
+    }
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return salient[a] > salient[b]; });
+    order.resize(static_cast<size_t>(std::lround(params_.protect * static_cast<float>(order.size()))));
+    for (const size_t i : order) {
+        sequence.pages[pages[i / page_tokens]].marked[i % page_tokens / 64] |= uint64_t{1} << (i % 64);
+    }
 }
 
 } // namespace vidkv

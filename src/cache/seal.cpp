@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <bit>
+#include <utility>
 
 #include "base/bytes.h"
 #include "base/half.h"
@@ -48,83 +49,83 @@ KeyRows gather_keys(const OpenPage & page, int head, int head_dim, int kv_heads)
     return x;
 }
 
-// What all pages and heads of one sealing have in common.
-struct KeySealing {
-    const KeyLayout & layout;
-    std::vector<ChannelPlan> & plans;
-    const QueryStatistics * statistics;
-    const std::vector<OpenPage> & pages;
-    int threads;
-    std::vector<KeyRows> rows; // [page][head]
-    std::vector<uint8_t> use;  // [page][128]
-    std::vector<KeyFeedback> feedback; // [head], trellis
+// The keys of one job on their way, step by step.
+class KeySealing {
+  public:
+    explicit KeySealing(SealJob & job)
+        : layout_(*job.key_layout), plans_(*job.plans), statistics_(job.statistics), pages_(job.pages), sealed_(job.sealed),
+          choose_(job.plans->empty()), rows_(pages_.size() * heads()), feedback_(heads()), codes_(pages_.size()) {
+        if (choose_) plans_.resize(heads());
+        for (const OpenPage & page : pages_) {
+            const Use flags = vidkv::use_of(page);
+            use_.insert(use_.end(), flags.begin(), flags.end());
+            sealed_.push_back({make_page(layout_.page_bytes), static_cast<uint32_t>(layout_.page_bytes)});
+        }
+    }
 
-    size_t heads() const { return static_cast<size_t>(layout.kv_heads); }
-    const KeyRows & rows_of(size_t page, size_t head) const { return rows[page * heads() + head]; }
-    const uint8_t * use_of_page(size_t page) const { return &use[page * page_tokens]; }
+    size_t heads() const { return static_cast<size_t>(layout_.kv_heads); }
+    size_t pages() const { return pages_.size(); }
+    bool trellis() const { return layout_.codec == VIDKV_CODEC_TRELLIS; }
+
+    void gather(size_t i) { // one head of a page
+        rows_[i] = gather_keys(pages_[i / heads()], static_cast<int>(i % heads()), layout_.head_dim, layout_.kv_heads);
+    }
+
+    void prepare(size_t head) {
+        const std::vector<const KeyRows *> of_head = pages_of(head);
+        if (trellis()) {
+            feedback_[head] = make_feedback(statistics_, static_cast<int>(head), layout_.head_dim, of_head, use_);
+            if (choose_) plans_[head] = plan_trellis_keys(feedback_[head], of_head, use_);
+        } else if (choose_) {
+            plans_[head] = choose_channels(of_head, use_, layout_.head_dim, layout_.wide);
+        }
+    }
+
+    void allot(size_t page) { // trellis: which quads get how many bits, and where each head's codes start
+        const size_t quads = static_cast<size_t>(layout_.head_dim / 4);
+        std::vector<const KeyRows *> of_heads;
+        for (size_t head = 0; head < heads(); ++head) of_heads.push_back(&rows_of(page, head));
+        codes_[page] = allot_bits(layout_, plans_, feedback_, of_heads, page);
+        size_t start = 0;
+        uint8_t * starts = sealed_[page].data.get() + layout_.head_codes + heads() * layout_.head_meta;
+        for (size_t head = 0; head < heads(); ++head) {
+            store_at(starts, head, static_cast<uint16_t>(start / quad_bit_bytes));
+            for (size_t q = 0; q < quads; ++q) start += quad_bytes(codes_[page][head * quads + q], page_tokens);
+        }
+    }
+
+    void encode(size_t i) { // one head of a page
+        const size_t page = i / heads(), head = i % heads();
+        uint8_t * data = sealed_[page].data.get();
+        if (!trellis()) {
+            encode_paper_keys(layout_, plans_[head], rows_[i].data(), use_of_page(page), data + head * layout_.head_codes,
+                              data + heads() * layout_.head_codes + head * layout_.head_meta);
+            return;
+        }
+        const KeyPage place = key_page(layout_, data, static_cast<int>(head));
+        encode_trellis_keys(plans_[head], feedback_[head], &codes_[page][head * static_cast<size_t>(layout_.head_dim / 4)], rows_[i],
+                            feedback_[head].page(page), data + (place.codes - data), data + (place.meta - data));
+    }
+
+  private:
+    const KeyRows & rows_of(size_t page, size_t head) const { return rows_[page * heads() + head]; }
+    const uint8_t * use_of_page(size_t page) const { return &use_[page * page_tokens]; }
     std::vector<const KeyRows *> pages_of(size_t head) const {
         std::vector<const KeyRows *> out;
-        for (size_t p = 0; p < pages.size(); ++p) out.push_back(&rows_of(p, head));
+        for (size_t p = 0; p < pages_.size(); ++p) out.push_back(&rows_of(p, head));
         return out;
     }
 
-    void gather() {
-        rows.resize(pages.size() * heads());
-        for (const OpenPage & page : pages) {
-            const Use flags = vidkv::use_of(page);
-            use.insert(use.end(), flags.begin(), flags.end());
-        }
-        for_each(rows.size(), threads, [&](size_t i) {
-            rows[i] = gather_keys(pages[i / heads()], static_cast<int>(i % heads()), layout.head_dim, layout.kv_heads);
-        });
-    }
-
-    void prepare() {
-        const bool choose = plans.empty();
-        if (choose) plans.resize(heads());
-        feedback.resize(heads());
-        for_each(heads(), threads, [&](size_t head) {
-            const std::vector<const KeyRows *> of_head = pages_of(head);
-            if (layout.codec == VIDKV_CODEC_TRELLIS) {
-                feedback[head] = make_feedback(statistics, static_cast<int>(head), layout.head_dim, of_head, use);
-                if (choose) plans[head] = plan_trellis_keys(feedback[head], of_head, use);
-            } else if (choose) {
-                plans[head] = choose_channels(of_head, use, layout.head_dim, layout.wide);
-            }
-        });
-    }
-
-    void encode_paper(std::vector<SealedPage> & sealed) {
-        for_each(rows.size(), threads, [&](size_t i) {
-            const size_t page = i / heads(), head = i % heads();
-            uint8_t * data = sealed[page].data.get();
-            encode_paper_keys(layout, plans[head], rows[i].data(), use_of_page(page), data + head * layout.head_codes,
-                              data + heads() * layout.head_codes + head * layout.head_meta);
-        });
-    }
-
-    void encode_trellis(std::vector<SealedPage> & sealed) {
-        const size_t quads = static_cast<size_t>(layout.head_dim / 4);
-        std::vector<std::vector<QuadCode>> codes(pages.size());
-        for_each(pages.size(), threads, [&](size_t page) {
-            std::vector<const KeyRows *> of_heads;
-            for (size_t head = 0; head < heads(); ++head) of_heads.push_back(&rows_of(page, head));
-            codes[page] = allot_bits(layout, plans, feedback, of_heads, page);
-            size_t start = 0;
-            uint8_t * starts = sealed[page].data.get() + layout.head_codes + heads() * layout.head_meta;
-            for (size_t head = 0; head < heads(); ++head) {
-                store_at(starts, head, static_cast<uint16_t>(start / quad_bit_bytes));
-                for (size_t q = 0; q < quads; ++q) start += quad_bytes(codes[page][head * quads + q], page_tokens);
-            }
-        });
-        for_each(rows.size(), threads, [&](size_t i) {
-            const size_t page = i / heads(), head = i % heads();
-            uint8_t * data = sealed[page].data.get();
-            const KeyPage place = key_page(layout, data, static_cast<int>(head));
-            encode_trellis_keys(plans[head], feedback[head], &codes[page][head * quads], rows[i], feedback[head].page(page),
-                                data + (place.codes - data), data + (place.meta - data));
-        });
-    }
+    const KeyLayout & layout_;
+    std::vector<ChannelPlan> & plans_;
+    const QueryStatistics * statistics_;
+    const std::vector<OpenPage> & pages_;
+    std::vector<SealedPage> & sealed_;
+    bool choose_;
+    std::vector<KeyRows> rows_;         // [page][head]
+    std::vector<uint8_t> use_;          // [page][128]
+    std::vector<KeyFeedback> feedback_; // [head], trellis
+    std::vector<std::vector<QuadCode>> codes_; // [page], trellis
 };
 
 // Which cells of a page get the better code: the marked ones, cut or filled up to whole units.
@@ -158,34 +159,80 @@ void encode_value_head(const ValueLayout & layout, const OpenPage & page, size_t
     encode_values(layout, x.data(), use.data(), units, data + (place.codes - data), data + (place.meta - data));
 }
 
-} // namespace
+// The values of one job on their way.
+class ValueSealing {
+  public:
+    explicit ValueSealing(SealJob & job)
+        : layout_(*job.value_layout), pages_(job.pages), sealed_(job.sealed), units_(pages_.size(), 0) {
+        for (size_t p = 0; p < pages_.size(); ++p) {
+            const PageBits chosen = layout_.protects ? choose_protected(layout_, pages_[p], units_[p]) : PageBits{};
+            const size_t bytes = layout_.page_bytes(units_[p]);
+            sealed_.push_back({make_page(bytes), static_cast<uint32_t>(bytes)});
+            if (layout_.protects) std::memcpy(sealed_[p].data.get(), chosen.data(), sizeof(chosen));
+        }
+    }
 
-std::vector<SealedPage> seal_keys(const KeyLayout & layout, std::vector<ChannelPlan> & plans, const QueryStatistics * statistics,
-                                  const std::vector<OpenPage> & pages, int threads) {
-    KeySealing sealing{layout, plans, statistics, pages, threads, {}, {}, {}};
-    sealing.gather();
-    sealing.prepare();
-    std::vector<SealedPage> sealed(pages.size());
-    for (SealedPage & page : sealed) page = {make_page(layout.page_bytes), static_cast<uint32_t>(layout.page_bytes)};
-    if (layout.codec == VIDKV_CODEC_TRELLIS) sealing.encode_trellis(sealed);
-    else sealing.encode_paper(sealed);
-    return sealed;
+    size_t heads() const { return static_cast<size_t>(layout_.kv_heads); }
+    size_t pages() const { return pages_.size(); }
+    void encode(size_t i) { // one head of a page
+        encode_value_head(layout_, pages_[i / heads()], i % heads(), units_[i / heads()], sealed_[i / heads()].data.get());
+    }
+
+  private:
+    const ValueLayout & layout_;
+    const std::vector<OpenPage> & pages_;
+    std::vector<SealedPage> & sealed_;
+    std::vector<int> units_;
+};
+
+// Runs task(sealing, i) for i in [0, count(sealing)) of every sealing, all in one parallel loop.
+template <typename Sealing, typename Count, typename Task>
+void for_all(std::vector<Sealing> & sealings, int threads, Count count, Task task) {
+    std::vector<std::pair<Sealing *, size_t>> tasks;
+    for (Sealing & sealing : sealings) {
+        for (size_t i = 0; i < count(sealing); ++i) tasks.emplace_back(&sealing, i);
+    }
+    for_each(tasks.size(), threads, [&](size_t i) { task(*tasks[i].first, tasks[i].second); });
 }
 
-std::vector<SealedPage> seal_values(const ValueLayout & layout, const std::vector<OpenPage> & pages, int threads) {
-    const size_t heads = static_cast<size_t>(layout.kv_heads);
-    std::vector<SealedPage> sealed(pages.size());
-    std::vector<int> units(pages.size(), 0);
-    for (size_t p = 0; p < pages.size(); ++p) {
-        const PageBits chosen = layout.protects ? choose_protected(layout, pages[p], units[p]) : PageBits{};
-        const size_t bytes = layout.page_bytes(units[p]);
-        sealed[p] = {make_page(bytes), static_cast<uint32_t>(bytes)};
-        if (layout.protects) std::memcpy(sealed[p].data.get(), chosen.data(), sizeof(chosen));
+size_t rows_of(const KeySealing & s) { return s.pages() * s.heads(); }
+size_t heads_of(const KeySealing & s) { return s.heads(); }
+size_t pages_to_allot(const KeySealing & s) { return s.trellis() ? s.pages() : 0; }
+
+void seal_keys(std::vector<KeySealing> & sealings, int threads) {
+    for_all(sealings, threads, rows_of, [](KeySealing & s, size_t i) { s.gather(i); });
+    for_all(sealings, threads, heads_of, [](KeySealing & s, size_t head) { s.prepare(head); });
+    for_all(sealings, threads, pages_to_allot, [](KeySealing & s, size_t page) { s.allot(page); });
+    for_all(sealings, threads, rows_of, [](KeySealing & s, size_t i) { s.encode(i); });
+}
+
+// Floats that key jobs are gathered into.
+size_t gathered(const SealJob & job) {
+    return job.key_layout ? job.pages.size() * page_tokens * static_cast<size_t>(job.key_layout->head_dim) * static_cast<size_t>(job.key_layout->kv_heads) : 0;
+}
+
+} // namespace
+
+void seal(std::vector<SealJob> & jobs, int threads) {
+    constexpr size_t most_gathered = size_t{16} << 20;
+    std::vector<ValueSealing> values;
+    for (SealJob & job : jobs) {
+        if (job.value_layout) values.emplace_back(job);
     }
-    for_each(pages.size() * heads, threads, [&](size_t i) {
-        encode_value_head(layout, pages[i / heads], i % heads, units[i / heads], sealed[i / heads].data.get());
-    });
-    return sealed;
+    for_all(values, threads, [](const ValueSealing & s) { return s.pages() * s.heads(); }, [](ValueSealing & s, size_t i) { s.encode(i); });
+    std::vector<KeySealing> keys; // as many at once as fit into that memory
+    size_t sum = 0;
+    for (SealJob & job : jobs) {
+        if (!job.key_layout) continue;
+        if (!keys.empty() && sum + gathered(job) > most_gathered) {
+            seal_keys(keys, threads);
+            keys.clear();
+            sum = 0;
+        }
+        keys.emplace_back(job);
+        sum += gathered(job);
+    }
+    seal_keys(keys, threads);
 }
 
 } // namespace vidkv

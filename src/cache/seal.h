@@ -35,10 +35,17 @@ struct SealedPage {
     uint32_t bytes = 0;
 };
 
-// plans: one per KV head; chosen from these pages if empty. statistics may be null.
-std::vector<SealedPage> seal_keys(const KeyLayout & layout, std::vector<ChannelPlan> & plans, const QueryStatistics * statistics,
-                                  const std::vector<OpenPage> & pages, int threads);
+// What one sequence of one store has to pack: keys or values, told by the layout that is not null.
+struct SealJob {
+    const KeyLayout * key_layout = nullptr;
+    std::vector<ChannelPlan> * plans = nullptr;   // keys: one per KV head; chosen from these pages if empty
+    const QueryStatistics * statistics = nullptr; // keys; may be null
+    const ValueLayout * value_layout = nullptr;
+    std::vector<OpenPage> pages;
+    std::vector<SealedPage> sealed; // the result, page by page
+};
 
-std::vector<SealedPage> seal_values(const ValueLayout & layout, const std::vector<OpenPage> & pages, int threads);
+// Packs all jobs side by side: the heads and pages of all of them share the threads.
+void seal(std::vector<SealJob> & jobs, int threads);
 
 } // namespace vidkv

@@ -32,8 +32,9 @@ void Store::save_sequence(const Sequence & sequence, std::vector<uint8_t> & out)
     }
     append_number(out, static_cast<uint8_t>(sequence.queries != nullptr));
     if (sequence.queries) sequence.queries->save(out);
-    append_number(out, static_cast<uint8_t>(sequence.sink_rows != nullptr));
-    if (sequence.sink_rows) append_bytes(out, sequence.sink_rows.get(), sink_bytes());
+    const uint16_t * sink_rows = sequence.pages.front().sink_rows.get(); // a cache's sequences begin at page 0
+    append_number(out, static_cast<uint8_t>(sink_rows != nullptr));
+    if (sink_rows) append_bytes(out, sink_rows, sink_bytes());
     for (const Page & page : sequence.pages) {
         append_number(out, page.state);
         append_number(out, page.marked);
@@ -74,8 +75,9 @@ bool Store::load_sequence(Sequence & sequence, ByteReader & in) const {
         if (!sequence.queries->load(in)) return false;
     }
     if (in.number<uint8_t>()) {
-        sequence.sink_rows = std::make_unique<uint16_t[]>(sink_bytes() / 2);
-        if (!in.bytes(sequence.sink_rows.get(), sink_bytes())) return false;
+        std::unique_ptr<uint16_t[]> & sink_rows = sequence.pages.front().sink_rows;
+        sink_rows = std::make_unique<uint16_t[]>(sink_bytes() / 2);
+        if (!in.bytes(sink_rows.get(), sink_bytes())) return false;
     }
     for (size_t i = 0; i < sequence.pages.size(); ++i) {
         if (!load_page(sequence, static_cast<int64_t>(i), sequence.pages[i], in)) return false;
@@ -94,7 +96,7 @@ bool Store::load_page(const Sequence & sequence, int64_t index, Page & page, Byt
     page.bytes = in.number<uint32_t>();
     const bool sealed = page.state == PageState::sealed, keys = shape_.side == VIDKV_KEYS;
     if (sealed) {
-        const bool lacks_sinks = sinks_in(index) && !sequence.sink_rows, lacks_plans = keys && sequence.plans.empty();
+        const bool lacks_sinks = sinks_in(sequence, index) && !page.sink_rows, lacks_plans = keys && sequence.plans.empty();
         if (shape_.head_dim == 0 || is_f16(params_, shape_.side) || lacks_sinks || lacks_plans) return false;
     }
     if (page.last_write < 0 || page.last_write > sequence.writes) return false;

@@ -15,6 +15,7 @@ namespace vidkv {
 namespace {
 
 bool test(const PageBits & bits, int i) { return bits[i / 64] >> (i % 64) & 1u; }
+void unset(PageBits & bits, int i) { bits[i / 64] &= ~(uint64_t{1} << (i % 64)); }
 void set(PageBits & bits, int i) { bits[i / 64] |= uint64_t{1} << (i % 64); }
 int count(const PageBits & bits) { return std::popcount(bits[0]) + std::popcount(bits[1]); }
 void keep_below(PageBits & bits, int n) {
@@ -77,8 +78,8 @@ PageView Store::view(int sequence, int64_t page, int kv_head) const {
     if (p.state == PageState::open) view.rows = reinterpret_cast<const uint16_t *>(p.data.get()) + offset;
     if (p.state == PageState::sealed) {
         view.page = p.data.get();
-        view.sink_count = sinks_in(page);
-        if (view.sink_count) view.sink_rows = seq.sink_rows.get() + offset;
+        view.sink_count = sinks_in(seq, page);
+        if (view.sink_count) view.sink_rows = p.sink_rows.get() + offset;
     }
     return view;
 }
@@ -103,7 +104,7 @@ uint16_t * Store::open_page(Sequence & sequence, int64_t index) {
     sequence.open.push_back(index);
     if (page.state == PageState::sealed) {
         decode_page(sequence, index, rows);
-        if (sinks_in(index)) sequence.sink_rows.reset();
+        page.sink_rows.reset();
         --sequence.sealed_pages;
         ++pages_reopened_;
     }
@@ -131,8 +132,8 @@ void Store::decode_page(const Sequence & sequence, int64_t index, uint16_t * row
             for (int c = 0; c < head_dim; ++c) row[c] = float_to_half(sanitize(x[keys ? c * page_tokens + t : t * head_dim + c]));
         }
     }
-    for (int t = 0; t < sinks_in(index); ++t) {
-        if (test(page.written, t)) std::copy_n(&sequence.sink_rows[t * channels], channels, rows + t * channels);
+    for (int t = 0; t < sinks_in(sequence, index); ++t) {
+        if (test(page.written, t)) std::copy_n(&page.sink_rows[t * channels], channels, rows + t * channels);
     }
 }
 
@@ -188,47 +189,77 @@ bool Store::is_due(const Sequence & sequence, int64_t page) const {
     return sequence.writes - sequence.pages[page].last_write >= seal_age(params_);
 }
 
-PageBits Store::used_cells(const Page & page, int64_t index) const {
-    PageBits use = page.written;
-    for (int t = 0; t < sinks_in(index); ++t) use[0] &= ~(uint64_t{1} << t); // at most 32 sink tokens
+std::vector<int64_t> Store::due_pages(const Sequence & sequence) const {
+    std::vector<int64_t> due;
+    for (const int64_t index : sequence.open) {
+        if (is_due(sequence, index)) due.push_back(index);
+    }
+    std::sort(due.begin(), due.end());
+    return due;
+}
+
+PageBits Store::used_cells(const Sequence & sequence, int64_t index) const {
+    PageBits use = sequence.pages[index].written;
+    for (int t = 0; t < sinks_in(sequence, index); ++t) use[0] &= ~(uint64_t{1} << t); // at most 32 sink tokens
     return use;
 }
 
 vidkv_status Store::seal(int threads) {
     if (!packs()) return VIDKV_OK;
-    for (Sequence & sequence : sequences_) seal_sequence(sequence, threads);
+    std::vector<SealOrder> orders;
+    for (int s = 0; s < shape_.sequences; ++s) orders.push_back({this, s, due_pages(sequences_[s])});
+    seal_pages(orders, threads);
     return VIDKV_OK;
 }
 
-void Store::seal_sequence(Sequence & sequence, int threads) {
-    std::vector<int64_t> due;
-    for (const int64_t index : sequence.open) {
-        if (is_due(sequence, index)) due.push_back(index);
-    }
-    if (due.empty()) return;
-    std::sort(due.begin(), due.end());
-    std::vector<OpenPage> pages;
-    for (const int64_t index : due) {
-        const Page & page = sequence.pages[index];
-        pages.push_back({reinterpret_cast<const uint16_t *>(page.data.get()), used_cells(page, index), page.marked});
-    }
+SealJob Store::seal_job(Sequence & sequence, const std::vector<int64_t> & pages) const {
+    SealJob job;
+    const bool keys = shape_.side == VIDKV_KEYS;
+    job.key_layout = keys ? &key_layout_ : nullptr;
+    job.value_layout = keys ? nullptr : &value_layout_;
+    job.plans = &sequence.plans;
+    job.statistics = sequence.queries.get();
     if (sequence.sealed_pages == 0) sequence.plans.clear();
-    std::vector<SealedPage> sealed = shape_.side == VIDKV_KEYS
-                                         ? seal_keys(key_layout_, sequence.plans, sequence.queries.get(), pages, threads)
-                                         : seal_values(value_layout_, pages, threads);
-    for (size_t i = 0; i < due.size(); ++i) {
-        Page & page = sequence.pages[due[i]];
-        if (const int sinks = sinks_in(due[i])) {
-            const size_t elements = static_cast<size_t>(sinks) * shape_.channels;
-            sequence.sink_rows = std::make_unique<uint16_t[]>(elements);
-            std::memcpy(sequence.sink_rows.get(), page.data.get(), elements * 2);
-        }
-        page.data = std::move(sealed[i].data);
-        page.bytes = sealed[i].bytes;
+    for (const int64_t index : pages) {
+        const Page & page = sequence.pages[index];
+        job.pages.push_back({reinterpret_cast<const uint16_t *>(page.data.get()), used_cells(sequence, index), page.marked});
+    }
+    return job;
+}
+
+void Store::take_sealed(Sequence & sequence, const std::vector<int64_t> & pages, SealJob & job) {
+    std::vector<std::unique_ptr<uint16_t[]>> sinks(pages.size()); // allocated before anything changes
+    for (size_t i = 0; i < pages.size(); ++i) {
+        const size_t elements = static_cast<size_t>(sinks_in(sequence, pages[i])) * static_cast<size_t>(shape_.channels);
+        if (elements == 0) continue;
+        sinks[i] = std::make_unique<uint16_t[]>(elements);
+        std::memcpy(sinks[i].get(), sequence.pages[pages[i]].data.get(), elements * 2);
+    }
+    for (size_t i = 0; i < pages.size(); ++i) {
+        Page & page = sequence.pages[pages[i]];
+        page.sink_rows = std::move(sinks[i]);
+        page.data = std::move(job.sealed[i].data);
+        page.bytes = job.sealed[i].bytes;
         page.state = PageState::sealed;
         ++sequence.sealed_pages;
     }
     std::erase_if(sequence.open, [&](int64_t index) { return sequence.pages[index].state == PageState::sealed; });
+}
+
+void seal_pages(std::vector<SealOrder> & orders, int threads) {
+    for (SealOrder & order : orders) {
+        const Store & store = *order.store;
+        const std::vector<Store::Page> & pages = store.sequences_[order.sequence].pages;
+        std::erase_if(order.pages, [&](int64_t index) { return pages[index].state != PageState::open; });
+        if (!store.packs()) order.pages.clear();
+    }
+    std::erase_if(orders, [](const SealOrder & order) { return order.pages.empty(); });
+    std::vector<SealJob> jobs;
+    for (SealOrder & order : orders) jobs.push_back(order.store->seal_job(order.store->sequences_[order.sequence], order.pages));
+    seal(jobs, threads);
+    for (size_t i = 0; i < orders.size(); ++i) {
+        orders[i].store->take_sealed(orders[i].store->sequences_[orders[i].sequence], orders[i].pages, jobs[i]);
+    }
 }
 
 vidkv_status Store::truncate(int sequence, int64_t first_cell) {
@@ -252,21 +283,55 @@ vidkv_status Store::truncate(int sequence, int64_t first_cell) {
         page.last_write = seq.writes; // it will be filled again: packing it now would only pack it twice
     }
     if (first_cell == 0) {
-        seq.sink_rows.reset();
         seq.queries.reset();
-        seq.host_marks = false;
+        seq.host_marks = seq.host_begins = false;
     }
     recount(seq);
     return VIDKV_OK;
+}
+
+vidkv_status Store::erase(int sequence, const int64_t * cells, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+        if (vidkv_status status = check_range(sequence, cells[i], 1)) return status;
+    }
+    if (vidkv_status status = check_range(sequence, 0, 0)) return status;
+    Sequence & seq = sequences_[sequence];
+    const size_t row_bytes = static_cast<size_t>(shape_.channels) * 2;
+    bool freed = false;
+    for (int64_t i = 0; i < n; ++i) {
+        Page & page = seq.pages[cells[i] / page_tokens];
+        const int token = static_cast<int>(cells[i] % page_tokens);
+        if (page.state == PageState::empty) continue;
+        unset(page.written, token);
+        unset(page.marked, token);
+        if (page.state == PageState::open) std::fill_n(page.data.get() + token * row_bytes, row_bytes, uint8_t{0});
+        if (count(page.written) > 0) continue;
+        page = Page();
+        freed = true;
+    }
+    if (freed) recount(seq);
+    return VIDKV_OK;
+}
+
+vidkv_status Store::begin(int sequence, int64_t index) {
+    if (index < 0 || index >= pages_per_sequence_) return fail(VIDKV_E_ARGUMENT, "page " + std::to_string(index) + " does not exist");
+    if (vidkv_status status = check_range(sequence, 0, 0)) return status;
+    Page & page = sequences_[sequence].pages[index];
+    if (page.state != PageState::empty) return fail(VIDKV_E_ARGUMENT, "page " + std::to_string(index) + " is written already");
+    page.begins = sequences_[sequence].host_begins = true;
+    return VIDKV_OK;
+}
+
+bool Store::began() const {
+    return std::any_of(sequences_.begin(), sequences_.end(), [](const Sequence & sequence) { return sequence.host_begins; });
 }
 
 void Store::clear() {
     for (Sequence & sequence : sequences_) {
         for (Page & page : sequence.pages) page = Page();
         sequence.plans.clear();
-        sequence.sink_rows.reset();
         sequence.queries.reset();
-        sequence.host_marks = false;
+        sequence.host_marks = sequence.host_begins = false;
         sequence.writes = 0;
         recount(sequence);
     }
@@ -277,12 +342,11 @@ vidkv_store_stats Store::stats() const {
     for (const Sequence & sequence : sequences_) {
         stats.bytes += sequence.pages.size() * sizeof(Page) + sequence.open.capacity() * sizeof(int64_t);
         if (!sequence.plans.empty()) stats.bytes += plan_bytes();
-        if (sequence.sink_rows) stats.bytes += sink_bytes();
         if (sequence.queries) stats.bytes += sequence.queries->bytes();
         for (const Page & page : sequence.pages) {
             const int cells = count(page.written);
             stats.cells_written += cells;
-            stats.bytes += page.bytes;
+            stats.bytes += page.bytes + (page.sink_rows ? sink_bytes() : 0);
             if (page.state != PageState::sealed) continue;
             stats.sealed_bytes += page.bytes;
             stats.cells_sealed += cells;

@@ -17,6 +17,18 @@
 
 namespace vidkv {
 
+class Store;
+
+// Pages of one sequence that are to be packed now.
+struct SealOrder {
+    Store * store;
+    int sequence;
+    std::vector<int64_t> pages;
+};
+
+// Packs the pages that are open and hold something, of all stores side by side; a store that packs nothing is left alone.
+void seal_pages(std::vector<SealOrder> & orders, int threads);
+
 enum class PageState : uint8_t { empty, open, sealed };
 
 // What attention needs to know of one page and one KV head.
@@ -56,9 +68,14 @@ class Store {
                                  int64_t head_stride);
     vidkv_status protect(int sequence, const int64_t * cells, int64_t n);
     vidkv_status protect_by_queries(const Store & keys, float scale);
+    // As above, for these pages alone.
+    void mark_by_queries(int sequence, const std::vector<int64_t> & pages, const Store & keys, float scale);
     vidkv_status seal(int threads);
     void keep_open() { keep_open_ = true; }
     vidkv_status truncate(int sequence, int64_t first_cell);
+    vidkv_status erase(int sequence, const int64_t * cells, int64_t n);
+    vidkv_status begin(int sequence, int64_t page);
+    bool began() const; // any sequence
     vidkv_status copy_sequence(int from, int to);
     vidkv_status resize(int64_t cells, int sequences);
     std::unique_ptr<Store> clone() const;
@@ -77,38 +94,45 @@ class Store {
   private:
     struct Page {
         PageData data;          // open: f16 rows; sealed: codes and meta of all heads; empty: null
+        std::unique_ptr<uint16_t[]> sink_rows; // [sink_tokens][channels], while a page that begins with sink cells is sealed
         PageBits written{};
         PageBits marked{};      // to protect
         int64_t last_write = 0; // the sequence's write count after this page's newest write
         uint32_t bytes = 0;     // of data
         PageState state = PageState::empty;
         bool released = false;  // empty here; its bytes are read from a copy elsewhere
+        bool begins = false;    // begin() was called for it
     };
     struct Sequence {
         std::vector<Page> pages;
         std::vector<int64_t> open;             // the open pages in no order: sealing looks at these alone
         std::vector<ChannelPlan> plans;        // one per KV head, keys only; empty until the first seal
-        std::unique_ptr<uint16_t[]> sink_rows; // [sink_tokens][channels], while the first page is sealed
         std::unique_ptr<QueryStatistics> queries; // trellis keys, once queries were observed
         int64_t writes = 0;                    // rows written since the last clear
         int64_t sealed_pages = 0; // released ones too: they keep the plans
         bool host_marks = false;               // protect() was called
+        bool host_begins = false;              // begin() was called: otherwise the first page begins with sink cells
     };
 
     size_t open_bytes() const { return static_cast<size_t>(page_tokens) * static_cast<size_t>(shape_.channels) * 2; }
     size_t plan_bytes() const;
     size_t sink_bytes() const { return static_cast<size_t>(params_.sink_tokens) * static_cast<size_t>(shape_.channels) * 2; }
-    int sinks_in(int64_t page) const { return page == 0 ? params_.sink_tokens : 0; }
+    int sinks_in(const Sequence & sequence, int64_t page) const {
+        return (sequence.host_begins ? sequence.pages[page].begins : page == 0) ? params_.sink_tokens : 0;
+    }
     bool packs() const { return !keep_open_ && shape_.head_dim != 0 && !is_f16(params_, shape_.side); }
     vidkv_status check_range(int sequence, int64_t first_cell, int64_t n) const;
 
     bool is_due(const Sequence & sequence, int64_t page) const;
-    PageBits used_cells(const Page & page, int64_t index) const; // written and no sink tokens
+    std::vector<int64_t> due_pages(const Sequence & sequence) const;
+    PageBits used_cells(const Sequence & sequence, int64_t index) const; // written and no sink tokens
     void recount(Sequence & sequence) const;                     // derives `open` and `sealed_pages` from the pages
     uint16_t * open_page(Sequence & sequence, int64_t index);
     void decode_page(const Sequence & sequence, int64_t index, uint16_t * rows) const;
     Sequence copy_of(const Sequence & source) const;
-    void seal_sequence(Sequence & sequence, int threads);
+    SealJob seal_job(Sequence & sequence, const std::vector<int64_t> & pages) const;
+    void take_sealed(Sequence & sequence, const std::vector<int64_t> & pages, SealJob & job);
+    friend void seal_pages(std::vector<SealOrder> & orders, int threads);
     void save_sequence(const Sequence & sequence, std::vector<uint8_t> & out) const;
     bool load_sequence(Sequence & sequence, ByteReader & in) const;
     bool load_page(const Sequence & sequence, int64_t index, Page & page, ByteReader & in) const;

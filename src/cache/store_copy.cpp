@@ -13,11 +13,8 @@ Store::Sequence Store::copy_of(const Sequence & source) const {
     copy.plans = source.plans;
     copy.writes = source.writes;
     copy.host_marks = source.host_marks;
+    copy.host_begins = source.host_begins;
     if (source.queries) copy.queries = std::make_unique<QueryStatistics>(*source.queries);
-    if (source.sink_rows) {
-        copy.sink_rows = std::make_unique<uint16_t[]>(sink_bytes() / 2);
-        std::memcpy(copy.sink_rows.get(), source.sink_rows.get(), sink_bytes());
-    }
     copy.pages.resize(source.pages.size());
     for (size_t i = 0; i < source.pages.size(); ++i) {
         const Page & page = source.pages[i];
@@ -28,6 +25,11 @@ Store::Sequence Store::copy_of(const Sequence & source) const {
         target.bytes = page.bytes;
         target.state = page.state;
         target.released = page.released;
+        target.begins = page.begins;
+        if (page.sink_rows) {
+            target.sink_rows = std::make_unique<uint16_t[]>(sink_bytes() / 2);
+            std::memcpy(target.sink_rows.get(), page.sink_rows.get(), sink_bytes());
+        }
         if (page.state == PageState::empty) continue;
         target.data = make_page(page.bytes);
         std::memcpy(target.data.get(), page.data.get(), page.bytes);
