@@ -1,9 +1,9 @@
 // The tables of functions through which ggml drives the plug-in: registry, device, back-end.
 #include "device.h"
 
-#include <algorithm>
 #include <cstring>
 #include <new>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -11,6 +11,7 @@
 #include "kv_allocation.h"
 #include "kv_buffer.h"
 #include "ops.h"
+#include "placement.h"
 #include "settings.h"
 
 namespace vidkv_ggml {
@@ -23,7 +24,7 @@ ggml_backend_reg_t registry();
 
 struct Context {
     HostCpu cpu;
-    std::vector<KvStore *> read; // by attention since the host last waited for results
+    std::set<Placement *> read; // by attention, and not packed since
 };
 
 Context & context_of(ggml_backend_t backend) { return *static_cast<Context *>(backend->context); }
@@ -34,15 +35,18 @@ void free_backend(ggml_backend_t backend) {
 }
 
 ggml_status compute_graph(ggml_backend_t backend, ggml_cgraph * graph) {
+    Context & context = context_of(backend);
+    if (!touches_store(graph)) return context.cpu.compute(graph);
     for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
         ggml_tensor * node = ggml_graph_node(graph, i);
         if ((node->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) continue;
         try {
-            if (ggml_status status = compute_op(node, context_of(backend).cpu); status != GGML_STATUS_SUCCESS) return status;
-            if (node->op != GGML_OP_FLASH_ATTN_EXT) continue;
-            for (const ggml_tensor * kv : {node->src[1], node->src[2]}) {
-                if (KvStore * store = store_of(kv)) context_of(backend).read.push_back(store);
-            }
+            const bool writes = node->op == GGML_OP_SET_ROWS;
+            ggml_status status = writes ? place_rows(graph, i, context.cpu.threads()) : GGML_STATUS_SUCCESS;
+            if (status == GGML_STATUS_SUCCESS) status = compute_op(node, context.cpu);
+            if (status != GGML_STATUS_SUCCESS) return status;
+            const KvStore * keys = node->op == GGML_OP_FLASH_ATTN_EXT ? store_of(node->src[1]) : nullptr;
+            if (keys && keys->placement()) context.read.insert(keys->placement());
         } catch (const std::bad_alloc &) {
             GGML_LOG_ERROR("vidkv: not enough memory for %s\n", ggml_op_name(node->op));
             return GGML_STATUS_ALLOC_FAILED;
@@ -51,17 +55,19 @@ ggml_status compute_graph(ggml_backend_t backend, ggml_cgraph * graph) {
     return GGML_STATUS_SUCCESS;
 }
 
-// The host waits for its results, so the batch has been attended to: the pages that it made old enough are packed now.
+// The host wants the results: this batch has been attended to, and what became old by it is packed before the next one is waited for.
+// A failure is met again, and told, by the next batch's first write.
 void finish_batch(ggml_backend_t backend) {
-    std::vector<KvStore *> & read = context_of(backend).read;
-    if (read.empty()) return;
-    const std::vector<KvStore *> live = KvStore::live(); // others are gone with their cache
-    for (KvStore * store : read) {
-        if (std::find(live.begin(), live.end(), store) == live.end() || !store->attended()) continue;
-        // A failure is met again, and told, by the next batch's first write.
-        store->seal(context_of(backend).cpu.threads());
+    Context & context = context_of(backend);
+    if (context.read.empty()) return;
+    try {
+        for (Placement * placement : Placement::live()) { // others are gone with their cache
+            if (!context.read.count(placement) || !placement->is_batch_attended()) continue;
+            placement->seal(context.cpu.threads());
+            context.read.erase(placement);
+        }
+    } catch (const std::bad_alloc &) { // what is due stays due
     }
-    read.clear();
 }
 
 ggml_guid_t guid() {

@@ -12,7 +12,7 @@ bool host_cpu_supports(const ggml_tensor * op);
 
 class HostCpu {
   public:
-    HostCpu() = default;
+    HostCpu();
     ~HostCpu();
     HostCpu(const HostCpu &) = delete;
     HostCpu & operator=(const HostCpu &) = delete;
@@ -22,12 +22,13 @@ class HostCpu {
 
     // Computes one node whose sources are computed.
     ggml_status compute(ggml_tensor * node);
+    ggml_status compute(ggml_cgraph * graph);
 
   private:
     ggml_status start();
 
     ggml_backend_t backend_ = nullptr; // made when first needed
-    int threads_ = GGML_DEFAULT_N_THREADS;
+    int threads_; // what the host said last, to any back-end of this device: a vision tower's is told nothing
 };
 
 } // namespace vidkv_ggml

@@ -9,6 +9,7 @@
 
 #include "ggml-vidkv.h"
 #include "kv_store.h"
+#include "placement.h"
 #include "settings.h"
 
 namespace vidkv_ggml {
@@ -58,18 +59,20 @@ void sum_stats(vidkv_store_stats * out) {
         out->cells_sealed += one.cells_sealed;
         out->pages_reopened += one.pages_reopened;
     }
+    for (const Placement * placement : Placement::live()) out->bytes += placement->bytes();
 }
 
-void hold_sealing(int hold) { KvStore::hold_sealing(hold != 0); }
+void hold_sealing(int hold) { Placement::hold_sealing(hold != 0); }
 
-// Values first: they may look at the keys to find the tokens to protect.
 const char * seal_now(int threads) {
-    for (const vidkv_side side : {VIDKV_VALUES, VIDKV_KEYS}) {
-        for (KvStore * store : KvStore::live()) {
-            if (store->side() == side && !store->seal_now(threads)) return outcome(false);
+    try {
+        for (Placement * placement : Placement::live()) {
+            if (!placement->seal_now(threads)) return outcome(false);
         }
+        return nullptr;
+    } catch (const std::bad_alloc &) {
+        return keep("no memory left");
     }
-    return nullptr;
 }
 
 const char * protect(int32_t sequence, const int64_t * cells, int64_t n) {

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstring>
 #include <new>
+#include <numeric>
 
 #include "kv_allocation.h"
 
@@ -32,12 +33,20 @@ void free_buffer(ggml_backend_buffer_t buffer) {
 
 void * get_base(ggml_backend_buffer_t buffer) { return kv_buffer(buffer)->base(); }
 
+// Restoring a state writes whole rows, store after store. They are packed as they come: no query waits for them.
+bool write_tensor(KvStore & store, size_t offset, size_t size, const void * data) {
+    Placement * placement = store.placement();
+    const auto row = static_cast<int64_t>(offset / store.row_bytes());
+    const auto n = static_cast<int64_t>((offset % store.row_bytes() + size + store.row_bytes() - 1) / store.row_bytes());
+    const bool whole_rows = offset % store.row_bytes() == 0 && size % store.row_bytes() == 0;
+    std::vector<int64_t> ids(static_cast<size_t>(n));
+    std::iota(ids.begin(), ids.end(), row);
+    if (placement && whole_rows && !placement->begin_restore(store, ids.data(), n)) return false;
+    return store.write_bytes(offset, size, data) && (!placement || placement->end_restore(store, row, n, seal_threads));
+}
+
 void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
-    KvStore * store = store_of(tensor);
-    // Restoring a state writes long runs of rows: pack them as they come, no query waits for them.
-    const bool ok = store->write_bytes(tensor->view_offs + offset, size, data) &&
-                    (size < 128 * store->row_bytes() || store->seal(seal_threads));
-    if (!ok) report("writing", tensor);
+    if (!write_tensor(*store_of(tensor), tensor->view_offs + offset, size, data)) report("writing", tensor);
 }
 
 void get_tensor(ggml_backend_buffer_t, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
@@ -63,7 +72,9 @@ bool copy_tensor(ggml_backend_buffer_t, const ggml_tensor * from, ggml_tensor * 
     KvStore * store = store_of(to);
     if (store_of(from) != store) return false;
     const int source = whole_stream(from, *store), target = whole_stream(to, *store);
-    return source >= 0 && target >= 0 && store->copy_stream(source, target);
+    if (source < 0 || target < 0 || !store->copy_stream(source, target)) return false;
+    if (store->placement()) store->placement()->copy_stream(source, target);
+    return true;
 }
 
 void clear(ggml_backend_buffer_t buffer, uint8_t value) { kv_buffer(buffer)->clear(value); }
@@ -127,6 +138,11 @@ bool KvBuffer::attach(ggml_tensor * tensor) {
         GGML_LOG_ERROR("vidkv: no store for %s: %s\n", tensor->name, error.c_str());
         return false;
     }
+    if (!sliding_window_) {
+        if (!placement_) placement_ = std::make_unique<Placement>(tensor->ne[1], static_cast<int>(tensor->ne[2]), settings_.params.residual_length);
+        store->place_by(placement_.get(), stores_.size());
+        placement_->add(*store);
+    }
     tensor->extra = store.get();
     tensors_.push_back(tensor);
     stores_.push_back(std::move(store));
@@ -158,6 +174,11 @@ void KvBuffer::announce() const {
                   stores_.size() / 2, sliding_window_ ? "sliding window, kept in f16; preset " : "preset ",
                   settings_.name.c_str(), bits[VIDKV_KEYS] / elements[VIDKV_KEYS],
                   bits[VIDKV_VALUES] / elements[VIDKV_VALUES], planned / mib, f16 / mib);
+    if (sliding_window_) return;
+    // As a warning, because hosts show no less important line by default.
+    const double mean = (bits[VIDKV_KEYS] + bits[VIDKV_VALUES]) / (elements[VIDKV_KEYS] + elements[VIDKV_VALUES]);
+    GGML_LOG_WARN("VidKV: KV cache packed with %s (%.1f bits), %.*f of %.*f MiB\n", settings_.name.c_str(), mean, planned < 10 * mib,
+                  planned / mib, f16 < 10 * mib, f16 / mib);
 }
 
 bool KvBuffer::make_plain() {
@@ -168,12 +189,14 @@ bool KvBuffer::make_plain() {
     }
     for (ggml_tensor * tensor : tensors_) tensor->extra = nullptr;
     stores_.clear();
+    placement_.reset();
     return true;
 }
 
 void KvBuffer::clear(uint8_t value) {
     if (stores_.empty()) std::memset(base_, value, size_);
     for (const auto & store : stores_) store->clear();
+    if (placement_) placement_->clear();
 }
 
 ggml_backend_buffer_t wrap(std::unique_ptr<KvBuffer> buffer, size_t reported_size) {

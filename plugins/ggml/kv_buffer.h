@@ -7,6 +7,7 @@
 
 #include "compat.h"
 #include "kv_store.h"
+#include "placement.h"
 #include "settings.h"
 
 namespace vidkv_ggml {
@@ -41,6 +42,7 @@ class KvBuffer {
     Settings settings_;
     bool sliding_window_;
     bool announced_ = false;
+    std::unique_ptr<Placement> placement_; // none for a sliding window, whose cells recycle, and none when plain
     std::vector<ggml_tensor *> tensors_;
     std::vector<std::unique_ptr<KvStore>> stores_; // one per tensor; empty when plain
 };

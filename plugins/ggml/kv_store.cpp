@@ -5,6 +5,8 @@
 #include <cstring>
 #include <mutex>
 
+#include "placement.h"
+
 namespace vidkv_ggml {
 
 namespace {
@@ -15,7 +17,19 @@ std::vector<KvStore *> & live_stores() {
     return stores;
 }
 
-std::atomic<bool> sealing_held{false};
+uint64_t next_version() {
+    static std::atomic<uint64_t> last{0};
+    return ++last;
+}
+
+// The page read last: hosts save a sequence that lies scattered cell by cell, and decoding a page for each would take minutes.
+struct ReadPage {
+    uint64_t version = 0;
+    int stream = 0;
+    int64_t page = 0;
+    std::vector<uint16_t> rows;
+};
+thread_local ReadPage read_last;
 
 vidkv_status write(vidkv_store * store, int stream, const int64_t * cells, int64_t n, const float * rows, int64_t stride) {
     return vidkv_store_write_f32(store, stream, cells, n, rows, stride);
@@ -28,12 +42,15 @@ vidkv_status write(vidkv_store * store, int stream, const int64_t * cells, int64
 } // namespace
 
 KvStore::KvStore(const vidkv_store_shape & shape, const vidkv_params & params, int layer, bool sliding_window)
-    : shape_(shape), params_(params), layer_(layer), sliding_window_(sliding_window) {}
+    : shape_(shape), params_(params), layer_(layer), sliding_window_(sliding_window),
+      capacity_((shape.cells + VIDKV_PAGE - 1) / VIDKV_PAGE * VIDKV_PAGE), version_(next_version()) {}
 
 std::unique_ptr<KvStore> KvStore::create(const vidkv_store_shape & shape, const vidkv_params & params, int layer,
                                          bool sliding_window, std::string & error) {
     std::unique_ptr<KvStore> kv(new KvStore(shape, params, layer, sliding_window));
-    if (vidkv_store_create(&shape, &params, &kv->store_) != VIDKV_OK) {
+    vidkv_store_shape whole_pages = shape;
+    whole_pages.cells = kv->capacity_;
+    if (vidkv_store_create(&whole_pages, &params, &kv->store_) != VIDKV_OK) {
         error = vidkv_last_error();
         return nullptr;
     }
@@ -72,17 +89,40 @@ bool KvStore::set_head_dim(int head_dim) {
     return true;
 }
 
+void KvStore::place_by(Placement * placement, size_t number) {
+    placement_ = placement;
+    number_ = number;
+}
+
+void KvStore::changed() { version_ = next_version(); }
+
+bool KvStore::follow(int stream, const CellMap::Changes & changes, int64_t places) {
+    changed();
+    if (places > capacity_) {
+        if (vidkv_store_resize(store_, places, shape_.sequences) != VIDKV_OK) return false;
+        capacity_ = places;
+    }
+    const auto erased = static_cast<int64_t>(changes.erased.size());
+    if (erased > 0 && vidkv_store_erase(store_, stream, changes.erased.data(), erased) != VIDKV_OK) return false;
+    return std::all_of(changes.begun.begin(), changes.begun.end(),
+                       [&](int64_t page) { return vidkv_store_begin(store_, stream, page) == VIDKV_OK; });
+}
+
+int64_t KvStore::place_of(int64_t id) const {
+    const int64_t cell = id % shape_.cells;
+    return placement_ ? placement_->map(static_cast<int>(id / shape_.cells)).where(cell) : cell;
+}
+
 template <typename Element> bool KvStore::write_rows(const int64_t * ids, int64_t n, const Element * rows, int64_t stride) {
-    cells_.resize(static_cast<size_t>(n));
-    attended_ = false;
+    if (placement_ && !placement_->ensure(ids, n)) return false;
+    changed();
+    places_.resize(static_cast<size_t>(n));
     for (int64_t i = 0; i < n;) {
-        const int64_t stream = ids[i] / shape_.cells;
-        int64_t end = i;
-        for (; end < n && ids[end] >= 0 && ids[end] / shape_.cells == stream; ++end) cells_[end] = ids[end] % shape_.cells;
-        if (end == i) cells_[end++] = -1; // an id below zero: the store refuses it
-        if (write(store_, static_cast<int>(stream), &cells_[i], end - i, rows + i * stride, stride) != VIDKV_OK)
-            return false;
-        i = end;
+        const int64_t stream = ids[i] / shape_.cells, first = i;
+        if (ids[i] < 0 || stream >= shape_.sequences) places_[i++] = -1; // the store refuses it
+        for (; i < n && ids[i] >= 0 && ids[i] / shape_.cells == stream && stream < shape_.sequences; ++i) places_[i] = place_of(ids[i]);
+        const vidkv_status status = write(store_, static_cast<int>(stream), &places_[first], i - first, rows + first * stride, stride);
+        if (status != VIDKV_OK) return false;
     }
     return true;
 }
@@ -90,14 +130,33 @@ template <typename Element> bool KvStore::write_rows(const int64_t * ids, int64_
 template bool KvStore::write_rows<float>(const int64_t *, int64_t, const float *, int64_t);
 template bool KvStore::write_rows<uint16_t>(const int64_t *, int64_t, const uint16_t *, int64_t);
 
+bool KvStore::read_places(int stream, int64_t first, int64_t n, uint16_t * out) const {
+    constexpr int64_t few = VIDKV_PAGE / 4;
+    const int64_t page = first / VIDKV_PAGE;
+    if (n > few || (first + n - 1) / VIDKV_PAGE != page) return vidkv_store_read_f16(store_, stream, first, n, out) == VIDKV_OK;
+    if (read_last.version != version_ || read_last.stream != stream || read_last.page != page) {
+        read_last.version = 0;
+        read_last.rows.resize(static_cast<size_t>(VIDKV_PAGE * shape_.channels));
+        if (vidkv_store_read_f16(store_, stream, page * VIDKV_PAGE, VIDKV_PAGE, read_last.rows.data()) != VIDKV_OK) return false;
+        read_last.version = version_;
+        read_last.stream = stream;
+        read_last.page = page;
+    }
+    std::copy_n(&read_last.rows[static_cast<size_t>(first % VIDKV_PAGE * shape_.channels)], n * shape_.channels, out);
+    return true;
+}
+
 bool KvStore::read_rows(int64_t first_row, int64_t n, uint16_t * out) const {
-    while (n > 0) {
-        const int64_t cell = first_row % shape_.cells, take = std::min(n, shape_.cells - cell);
-        if (vidkv_store_read_f16(store_, static_cast<int>(first_row / shape_.cells), cell, take, out) != VIDKV_OK)
-            return false;
-        first_row += take;
-        n -= take;
-        out += take * shape_.channels;
+    for (int64_t i = 0; i < n;) {
+        const int64_t stream = (first_row + i) / shape_.cells;
+        if (stream >= shape_.sequences || first_row < 0) return vidkv_store_read_f16(store_, -1, 0, 0, out) == VIDKV_OK; // says so
+        const int64_t place = place_of(first_row + i);
+        int64_t end = i + 1; // cells that lie side by side are read together
+        while (end < n && (first_row + end) / shape_.cells == stream && place_of(first_row + end) == (place < 0 ? -1 : place + end - i)) ++end;
+        uint16_t * to = out + i * shape_.channels;
+        if (place < 0) std::fill_n(to, (end - i) * shape_.channels, uint16_t{0});
+        else if (!read_places(static_cast<int>(stream), place, end - i, to)) return false;
+        i = end;
     }
     return true;
 }
@@ -154,21 +213,30 @@ bool KvStore::observe_queries(int stream, const float * q, int64_t tokens, int h
 }
 
 bool KvStore::protect(int stream, const int64_t * cells, int64_t n) {
-    return vidkv_store_protect(store_, stream, cells, n) == VIDKV_OK;
+    std::vector<int64_t> places(cells, cells + n); // a cell that is not written yet will lie at its own number, in a cache that was empty
+    for (int64_t & place : places) {
+        if (place < 0 || place >= shape_.cells) continue; // the store refuses it
+        const int64_t known = place_of(stream * shape_.cells + place);
+        if (known >= 0) place = known;
+    }
+    return vidkv_store_protect(store_, stream, places.data(), n) == VIDKV_OK;
 }
 
-bool KvStore::seal(int threads) { return sealing_held || seal_now(threads); }
-
-bool KvStore::seal_now(int threads) {
-    const bool choose = params_.protect > 0 && keys_;
-    if (choose && vidkv_store_protect_by_queries(store_, keys_->store(), scale_) != VIDKV_OK) return false;
-    return vidkv_store_seal(store_, threads) == VIDKV_OK;
+vidkv_seal_request KvStore::seal_request(int stream, const std::vector<int64_t> & pages) {
+    changed();
+    const bool choose = protects() && keys_;
+    return {store_, stream, pages.data(), static_cast<int64_t>(pages.size()), choose ? keys_->store() : nullptr, scale_};
 }
 
-bool KvStore::copy_stream(int from, int to) { return vidkv_store_copy_sequence(store_, from, to) == VIDKV_OK; }
-void KvStore::clear() { vidkv_store_clear(store_); }
+bool KvStore::copy_stream(int from, int to) {
+    changed();
+    return vidkv_store_copy_sequence(store_, from, to) == VIDKV_OK;
+}
 
-void KvStore::hold_sealing(bool hold) { sealing_held = hold; }
+void KvStore::clear() {
+    changed();
+    vidkv_store_clear(store_);
+}
 
 std::vector<KvStore *> KvStore::live() {
     const std::lock_guard lock(live_mutex);

@@ -6,9 +6,12 @@
 #include <string>
 #include <vector>
 
+#include "cell_map.h"
 #include "vidkv/vidkv.h"
 
 namespace vidkv_ggml {
+
+class Placement;
 
 class KvStore {
   public:
@@ -34,6 +37,13 @@ class KvStore {
     // False, with vidkv_last_error() set, if the codec does not take this head_dim or another one was set before.
     bool set_head_dim(int head_dim);
 
+    // Its cells lie where the placement says, as number `number` of its stores; without one, at their own numbers.
+    void place_by(Placement * placement, size_t number);
+    Placement * placement() const { return placement_; }
+    size_t number() const { return number_; }
+    // Brings the store to what a placement has decided for a stream, which then takes `places` places.
+    bool follow(int stream, const CellMap::Changes & changes, int64_t places);
+
     // Writes rows to the given global row ids (stream * cells + cell). stride: elements from row to row.
     // False, with vidkv_last_error() set, if an id is out of range or memory runs out.
     template <typename Element> bool write_rows(const int64_t * ids, int64_t n, const Element * rows, int64_t stride);
@@ -43,10 +53,6 @@ class KvStore {
     bool write_bytes(size_t offset, size_t size, const void * data);
     bool read_bytes(size_t offset, size_t size, void * data) const;
 
-    // Whether attention has read what was written last.
-    bool attended() const { return attended_; }
-    void mark_attended() { attended_ = true; }
-
     // Attention reads these values with those keys, scores times scale.
     void pair_with(const KvStore & keys, float scale);
     // q [tokens][heads][head_dim], strides in elements; of keys.
@@ -54,31 +60,35 @@ class KvStore {
     // Marks cells of values.
     bool protect(int stream, const int64_t * cells, int64_t n);
 
-    // Seals what is old enough, unless sealing is held.
-    bool seal(int threads);
-    bool seal_now(int threads);
+    bool protects() const { return params_.protect > 0; }
+    vidkv_seal_request seal_request(int stream, const std::vector<int64_t> & pages);
     bool copy_stream(int from, int to);
     void clear();
 
     vidkv_store_stats stats() const;
 
-    // From now on seal() does nothing, in any store of the process; or does its work again.
-    static void hold_sealing(bool hold);
     // Live stores of the process in order of creation.
     static std::vector<KvStore *> live();
 
   private:
+    int64_t place_of(int64_t id) const; // in its stream; -1: nowhere
+    bool read_places(int stream, int64_t first, int64_t n, uint16_t * out) const;
+    void changed();
+
     KvStore(const vidkv_store_shape & shape, const vidkv_params & params, int layer, bool sliding_window);
 
     vidkv_store_shape shape_;
     vidkv_params params_;
     int layer_;
     bool sliding_window_;
-    bool attended_ = false;
+    Placement * placement_ = nullptr;
+    size_t number_ = 0;
+    int64_t capacity_; // places a stream
+    uint64_t version_; // of the contents: another one after each change, in all of the process
     const KvStore * keys_ = nullptr; // of values: the keys of the same layer, once attention has shown them
     float scale_ = 0;                // of attention
     vidkv_store * store_ = nullptr;
-    std::vector<int64_t> cells_; // scratch of write_rows
+    std::vector<int64_t> places_; // scratch of write_rows
 };
 
 } // namespace vidkv_ggml

@@ -8,6 +8,7 @@
 #include "host_functions.h"
 #include "kv_allocation.h"
 #include "kv_buffer.h"
+#include "placement.h"
 
 namespace vidkv_ggml {
 
@@ -117,21 +118,55 @@ bool writes_to_stand_in(const ggml_tensor * op) {
     return op->op == GGML_OP_ROPE;
 }
 
+enum class Origin { inputs, our_weights, other_memory };
+
+// Whose memory the first weight lies in that the value of an operation comes from: a vision tower's weights are this device's, while
+// those of the language model are refused and lie elsewhere.
+Origin origin_of(const ggml_tensor * op) {
+    constexpr int most_visited = 256;
+    std::vector<const ggml_tensor *> to_visit = {op};
+    for (int visited = 0; !to_visit.empty(); ++visited) {
+        const ggml_tensor * tensor = to_visit.back();
+        to_visit.pop_back();
+        ggml_backend_buffer_t buffer = root_of(tensor)->buffer;
+        if (visited == most_visited || (buffer && store_of(tensor))) return Origin::other_memory;
+        if (buffer && ggml_backend_buffer_get_usage(buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS) {
+            return buffer->buft == default_buffer_type() && buffer->size != 0 ? Origin::our_weights : Origin::other_memory;
+        }
+        for (int i = GGML_MAX_SRC - 1; i >= 0; --i) { // the first source is visited first
+            if (tensor->src[i] && tensor->src[i] != tensor) to_visit.push_back(tensor->src[i]); // a cast has itself as a source
+        }
+    }
+    return Origin::inputs;
+}
+
+// What the host's CPU back-end computes for this device: a vision tower, and masks (of towers, too) on their way to f16.
+bool is_forwarded(const ggml_tensor * op) {
+    if (!host_cpu_supports(op)) return false;
+    const Origin origin = origin_of(op);
+    return origin == Origin::our_weights || (origin == Origin::inputs && op->op == GGML_OP_CPY && op->type == GGML_TYPE_F16);
+}
+
 // ---- computing ----
 
-ggml_status set_rows(ggml_tensor * node, int threads) {
-    const ggml_tensor *rows = node->src[0], *ids = node->src[1];
-    KvStore & store = *store_of(node);
-    // What earlier batches wrote has been attended to by now. Mostly done when the host waited for their results.
-    if (!store.seal(threads)) return failed(node);
-    const int64_t n = rows->ne[1], offset = static_cast<int64_t>(node->view_offs / store.row_bytes());
+// The ids that SET_ROWS writes to.
+std::vector<int64_t> target_rows(const ggml_tensor * node) {
+    const ggml_tensor * ids = node->src[1];
+    const int64_t n = node->src[0]->ne[1], offset = static_cast<int64_t>(node->view_offs / row_bytes(node));
     std::vector<int64_t> targets(static_cast<size_t>(n));
     for (int64_t i = 0; i < n; ++i) {
         const char * id = static_cast<const char *>(ids->data) + i * ids->nb[0];
         targets[i] = offset + (ids->type == GGML_TYPE_I64 ? *reinterpret_cast<const int64_t *>(id)
                                                           : *reinterpret_cast<const int32_t *>(id));
     }
-    const int64_t stride = static_cast<int64_t>(rows->nb[1] / rows->nb[0]);
+    return targets;
+}
+
+ggml_status set_rows(ggml_tensor * node) {
+    const ggml_tensor * rows = node->src[0];
+    KvStore & store = *store_of(node);
+    const std::vector<int64_t> targets = target_rows(node);
+    const auto n = static_cast<int64_t>(targets.size()), stride = static_cast<int64_t>(rows->nb[1] / rows->nb[0]);
     const bool ok = rows->type == GGML_TYPE_F32
                         ? store.write_rows(targets.data(), n, static_cast<const float *>(rows->data), stride)
                         : store.write_rows(targets.data(), n, static_cast<const uint16_t *>(rows->data), stride);
@@ -140,6 +175,47 @@ ggml_status set_rows(ggml_tensor * node, int threads) {
 
 template <typename Element> Element * at(const ggml_tensor * tensor, int64_t i3) {
     return reinterpret_cast<Element *>(static_cast<char *>(tensor->data) + i3 * static_cast<int64_t>(tensor->nb[3]));
+}
+
+// The mask that an attention node will look through, as it is known before the graph is computed: an input, or an input to be rounded.
+const ggml_tensor * known_mask(const ggml_tensor * node) {
+    const ggml_tensor * mask = node->src[3];
+    return mask && mask->op == GGML_OP_CPY ? mask->src[0] : mask;
+}
+
+// The masks of an attention node, stream by stream.
+BatchMasks masks_of(const ggml_tensor * node) {
+    BatchMasks masks;
+    const ggml_tensor *q = node->src[0], *k = node->src[1], *mask = known_mask(node);
+    if (!mask || mask->op != GGML_OP_NONE || (mask->type != GGML_TYPE_F16 && mask->type != GGML_TYPE_F32)) return masks;
+    masks.tokens = q->ne[1];
+    for (int64_t stream = 0; stream < q->ne[3]; ++stream) {
+        MaskView view;
+        if (mask->type == GGML_TYPE_F16) view.halves = at<const uint16_t>(mask, stream % mask->ne[3]);
+        else view.floats = at<const float>(mask, stream % mask->ne[3]);
+        view.stride = static_cast<int64_t>(mask->nb[1] / mask->nb[0]);
+        view.cells = k->ne[1];
+        masks.of_stream.push_back(view);
+    }
+    return masks;
+}
+
+// The next attention in the graph that reads the same KV cache; null if there is none.
+const ggml_tensor * next_attention(ggml_cgraph * graph, int index, const Placement * placement) {
+    for (int i = index + 1; i < ggml_graph_n_nodes(graph); ++i) {
+        const ggml_tensor * node = ggml_graph_node(graph, i);
+        const KvStore * keys = node->op == GGML_OP_FLASH_ATTN_EXT ? store_of(node->src[1]) : nullptr;
+        if (keys && keys->placement() == placement) return node;
+    }
+    return nullptr;
+}
+
+// Attention over places instead of cells, where these differ.
+void look_at_places(Placement * placement, vidkv_attention_args & args, int stream) {
+    const uint16_t * rows = placement && args.mask ? placement->translated(stream, args.mask, args.mask_stride, args.tokens, args.cells) : nullptr;
+    if (!rows) return;
+    args.mask = rows;
+    args.mask_stride = args.cells = placement->map(stream).places();
 }
 
 // What a seal wants to know of a layer: its queries, and which keys belong to which values.
@@ -158,8 +234,6 @@ ggml_status attention(ggml_tensor * node, int threads) {
     args.out_token_stride = static_cast<int64_t>(node->nb[2] / 4);
     args.tokens = q->ne[1];
     args.heads = static_cast<int32_t>(q->ne[2]);
-    args.cells = k->ne[1];
-    args.mask_stride = mask ? static_cast<int64_t>(mask->nb[1] / 2) : 0;
     float parameters[3]; // scale, max_bias, softcap
     std::memcpy(parameters, node->op_params, sizeof(parameters));
     args.scale = parameters[0];
@@ -170,14 +244,18 @@ ggml_status attention(ggml_tensor * node, int threads) {
     for (int64_t stream = 0; stream < q->ne[3]; ++stream) {
         args.q = at<const float>(q, stream);
         args.out = at<float>(node, stream);
+        args.cells = k->ne[1];
         args.mask = mask ? at<const uint16_t>(mask, stream % mask->ne[3]) : nullptr;
+        args.mask_stride = mask ? static_cast<int64_t>(mask->nb[1] / 2) : 0;
         args.sequence = first_stream(k) + static_cast<int32_t>(stream);
         args.value_sequence = first_stream(v) + static_cast<int32_t>(stream);
+        look_at_places(store_of(k)->placement(), args, args.sequence);
         if (!learn(*store_of(k), *store_of(v), args)) return failed(node);
         if (vidkv_attention(store_of(k)->store(), store_of(v)->store(), &args) != VIDKV_OK) return failed(node);
     }
-    store_of(k)->mark_attended();
-    store_of(v)->mark_attended();
+    for (const ggml_tensor * kv : {k, v}) {
+        if (Placement * placement = store_of(kv)->placement()) placement->attended(*store_of(kv));
+    }
     return GGML_STATUS_SUCCESS;
 }
 
@@ -241,7 +319,9 @@ ggml_status rope(ggml_tensor * node, HostCpu & cpu) {
         if (ggml_status status = rotate(node, rows, shifts, cpu); status != GGML_STATUS_SUCCESS) return status;
         if (!store.write_rows(ids.data(), static_cast<int64_t>(n), rows.data(), channels)) return failed(node);
     }
-    return store.seal(cpu.threads()) ? GGML_STATUS_SUCCESS : failed(node);
+    for (int64_t & cell : moved) cell += first_row;
+    const bool ok = !store.placement() || store.placement()->end_change(store, moved.data(), static_cast<int64_t>(moved.size()), cpu.threads());
+    return ok ? GGML_STATUS_SUCCESS : failed(node);
 }
 
 } // namespace
@@ -253,7 +333,28 @@ bool supports_op(const ggml_tensor * op) {
         if (why.empty()) return true;
         if (!make_plain(operand, why)) return false;
     }
-    return is_plain_attention(op) || writes_to_stand_in(op);
+    return is_plain_attention(op) || writes_to_stand_in(op) || is_forwarded(op);
+}
+
+bool touches_store(ggml_cgraph * graph) {
+    for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
+        if (operand_in_store(ggml_graph_node(graph, i))) return true;
+    }
+    return false;
+}
+
+ggml_status place_rows(ggml_cgraph * graph, int index, int threads) {
+    const ggml_tensor * node = ggml_graph_node(graph, index);
+    const KvStore * store = store_of(node);
+    Placement * placement = store ? store->placement() : nullptr;
+    if (!placement) return GGML_STATUS_SUCCESS;
+    const std::vector<int64_t> targets = target_rows(node);
+    const auto n = static_cast<int64_t>(targets.size());
+    BatchMasks masks;
+    if (placement->is_new_batch(*store, targets.data(), n)) {
+        if (const ggml_tensor * attention = next_attention(graph, index, placement)) masks = masks_of(attention);
+    }
+    return placement->begin_batch(*store, targets.data(), n, masks, threads) ? GGML_STATUS_SUCCESS : failed(node);
 }
 
 ggml_status compute_op(ggml_tensor * node, HostCpu & cpu) {
@@ -263,7 +364,7 @@ ggml_status compute_op(ggml_tensor * node, HostCpu & cpu) {
     if (!store_of(attends ? node->src[1] : node)) return cpu.compute(node);
     switch (node->op) {
     case GGML_OP_SET_ROWS:
-        return set_rows(node, cpu.threads());
+        return set_rows(node);
     case GGML_OP_FLASH_ATTN_EXT:
         return attention(node, cpu.threads());
     case GGML_OP_ROPE:

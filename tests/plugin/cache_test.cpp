@@ -190,11 +190,58 @@ TEST(KvCache, SequencesShareAUnifiedCache) {
     compare(
         "llama",
         [](Session & s) {
-            for (int i = 0; i < 4; ++i) s.feed(200 * i, 150 + 20 * i, 0, i);
-            for (int i = 0; i < 4; ++i) s.feed(50 * i, 30 - 20 * i + 60, 150 + 20 * i, i);
-            s.feed_together(5000, 4, 240);
+            for (int i = 0; i < 4; ++i) s.feed(200 * i, 250 + 20 * i, 0, i);
+            for (int i = 0; i < 4; ++i) s.feed(50 * i, 30 - 20 * i + 60, 250 + 20 * i, i);
+            s.feed_together(5000, 4, 340);
         },
         options);
+}
+
+// A freed text's cells are written by others, between the cells of texts that live on: nobody's codes are packed a second time.
+TEST(KvCache, FreedCellsLeaveOtherTextsAlone) {
+    SessionOptions options;
+    options.preset = "t1.65";
+    options.sequences = 4;
+    options.unified = true;
+    options.cells = 4096;
+    Session s(model("llama"), options);
+    for (int i = 0; i < 300; ++i) s.feed_together(4 * i, 4, i); // cells of all four, one after the other
+    const int64_t sealed = stats().cells_sealed;
+    EXPECT_EQ(sealed, 4 * 128 * 6); // one page of each text has aged, in three layers' keys and values
+    ASSERT_TRUE(llama_memory_seq_rm(s.memory(), 1, -1, -1));
+    s.feed(7000, 600, 0, 1);
+    EXPECT_EQ(stats().pages_reopened, 0);
+    EXPECT_EQ(stats().cells_written, (3 * 300 + 600) * 6);
+    for (int i = 300; i < 310; ++i) s.feed_together(4 * i, 1, i);
+    EXPECT_EQ(stats().pages_reopened, 0);
+}
+
+// Tokens that are taken back do not make what was said before them old.
+TEST(KvCache, RejectedDraftsDoNotAgePages) {
+    SessionOptions options;
+    options.preset = "t1.65";
+    Session s(model("llama"), options);
+    s.feed(0, 128, 0);
+    for (int position = 128; position < 250; ++position) {
+        s.feed(position, 17, position);
+        ASSERT_TRUE(llama_memory_seq_rm(s.memory(), 0, position + 1, -1));
+        ASSERT_EQ(stats().cells_sealed, 0) << position;
+    }
+    for (int position = 250; position < 258; ++position) s.feed(position, 1, position);
+    EXPECT_EQ(stats().cells_sealed, 128 * 6);
+}
+
+TEST(KvCache, ProtectedTokensTakeMoreBits) {
+    uint64_t sealed[2];
+    for (const bool protects : {false, true}) {
+        SessionOptions options;
+        options.preset = protects ? "t1.65-stp0.2" : "t1.65";
+        Session s(model("llama"), options);
+        fill(s);
+        sealed[protects] = stats().sealed_bytes;
+    }
+    std::printf("  sealed: %llu bytes, protected %llu\n", static_cast<unsigned long long>(sealed[0]), static_cast<unsigned long long>(sealed[1]));
+    EXPECT_GT(sealed[1], sealed[0] * 102 / 100); // a mask of the protected tokens alone takes less
 }
 
 TEST(SlidingWindow, StaysInF16) {

@@ -1,0 +1,219 @@
+#include "placement.h"
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <utility>
+
+#include "kv_store.h"
+
+namespace vidkv_ggml {
+
+namespace {
+
+std::mutex live_mutex;
+std::vector<Placement *> & live_placements() {
+    static std::vector<Placement *> placements;
+    return placements;
+}
+
+std::atomic<bool> sealing_held{false};
+
+} // namespace
+
+Placement::Placement(int64_t cells, int streams, int64_t window)
+    : cells_(cells), maps_(static_cast<size_t>(streams), CellMap(cells, window)), due_(maps_.size()),
+      restored_(maps_.size()) {
+    const std::lock_guard lock(live_mutex);
+    live_placements().push_back(this);
+}
+
+Placement::~Placement() {
+    const std::lock_guard lock(live_mutex);
+    std::erase(live_placements(), this);
+}
+
+std::vector<Placement *> Placement::live() {
+    const std::lock_guard lock(live_mutex);
+    return live_placements();
+}
+
+void Placement::hold_sealing(bool hold) { sealing_held = hold; }
+
+void Placement::add(KvStore & store) {
+    stores_.push_back(&store);
+    written_.push_back(0);
+    attended_.push_back(0);
+}
+
+size_t Placement::bytes() const {
+    size_t sum = 0;
+    for (const CellMap & map : maps_) sum += map.bytes();
+    return sum;
+}
+
+// Runs work(stream, index of the first, cells) on each run of ids of one stream. Ids that do not exist are left to the
+// store, which refuses them.
+template <typename Work> bool Placement::by_stream(const int64_t * ids, int64_t n, Work work) const {
+    for (int64_t i = 0; i < n;) {
+        const int64_t first = i, stream = ids[i] / cells_;
+        if (ids[i] < 0 || stream >= static_cast<int64_t>(maps_.size())) return true;
+        std::vector<int64_t> cells;
+        for (; i < n && ids[i] >= 0 && ids[i] / cells_ == stream; ++i) cells.push_back(ids[i] % cells_);
+        if (!work(static_cast<int>(stream), first, cells)) return false;
+    }
+    return true;
+}
+
+bool Placement::apply(int stream, const CellMap::Changes & changes) {
+    for (KvStore * store : stores_) {
+        if (!store->follow(stream, changes, map(stream).places())) return false;
+    }
+    return true;
+}
+
+bool Placement::is_new_batch(const KvStore & store, const int64_t * ids, int64_t n) const {
+    return written_[store.number()] || !std::equal(ids, ids + n, batch_.begin(), batch_.end());
+}
+
+bool Placement::begin_batch(const KvStore & store, const int64_t * ids, int64_t n, const BatchMasks & masks, int threads) {
+    if (!is_new_batch(store, ids, n)) {
+        written_[store.number()] = 1;
+        return true;
+    }
+    if (!seal(threads)) return false;
+    batch_.assign(ids, ids + n);
+    std::fill(written_.begin(), written_.end(), char{0});
+    std::fill(attended_.begin(), attended_.end(), char{0});
+    written_[store.number()] = 1;
+    translated_.clear();
+    restoring_ = false;
+    last_restored_ = -1;
+    return by_stream(ids, n, [&](int stream, int64_t first, const std::vector<int64_t> & cells) {
+        const auto count = static_cast<int64_t>(cells.size());
+        const size_t part = masks.tokens > 0 ? static_cast<size_t>(first / masks.tokens) : 0;
+        const bool fits = part < masks.of_stream.size() && first % masks.tokens == 0 && count <= masks.tokens;
+        return apply(stream, maps_[stream].place(cells.data(), count, fits ? masks.of_stream[part] : MaskView{}));
+    });
+}
+
+void Placement::attended(const KvStore & store) { attended_[store.number()] = 1; }
+
+bool Placement::is_batch_attended() const {
+    return std::count(written_.begin(), written_.end(), 1) == static_cast<int64_t>(stores_.size()) && attended_ == written_;
+}
+
+bool Placement::ensure(const int64_t * ids, int64_t n) {
+    return by_stream(ids, n, [&](int stream, int64_t, std::vector<int64_t> & cells) {
+        std::erase_if(cells, [&](int64_t cell) { return map(stream).where(cell) >= 0; });
+        if (cells.empty()) return true;
+        translated_.clear();
+        return apply(stream, maps_[stream].restore(cells.data(), static_cast<int64_t>(cells.size()), false));
+    });
+}
+
+bool Placement::begin_restore(const KvStore & store, const int64_t * ids, int64_t n) {
+    bool begins = !restoring_;
+    restoring_ = store.number() == 0;
+    if (!restoring_) return ensure(ids, n);
+    translated_.clear();
+    if (n > 0) last_restored_ = ids[n - 1];
+    return by_stream(ids, n, [&](int stream, int64_t, const std::vector<int64_t> & cells) {
+        return apply(stream,
+                     maps_[stream].restore(cells.data(), static_cast<int64_t>(cells.size()), std::exchange(begins, false)));
+    });
+}
+
+bool Placement::end_restore(KvStore & store, int64_t first_id, int64_t n, int threads) {
+    if (sealing_held || last_restored_ < first_id || last_restored_ >= first_id + n) return true;
+    for (size_t s = 0; s < maps_.size(); ++s) {
+        const std::vector<int64_t> due = maps_[s].take_due();
+        restored_[s].insert(restored_[s].end(), due.begin(), due.end());
+        due_[s].insert(due_[s].end(), due.begin(),
+                       due.end()); // whatever is not packed below is packed before the next batch
+    }
+    return store.protects() ||
+           pack({&store}, restored_, threads); // which tokens to protect is seen when keys and values are there
+}
+
+bool Placement::end_change(KvStore & store, const int64_t * ids, int64_t n, int threads) {
+    Pages pages(maps_.size());
+    for (int64_t i = 0; i < n; ++i) {
+        const int64_t stream = ids[i] / cells_, place = map(static_cast<int>(stream)).where(ids[i] % cells_);
+        const int64_t page = place / CellMap::page_cells;
+        if (place < 0 || !map(static_cast<int>(stream)).is_packed(page)) continue;
+        if (pages[stream].empty() || pages[stream].back() != page) pages[stream].push_back(page);
+    }
+    for (std::vector<int64_t> & of_stream : pages) {
+        std::sort(of_stream.begin(), of_stream.end());
+        of_stream.erase(std::unique(of_stream.begin(), of_stream.end()), of_stream.end());
+    }
+    return pack({&store}, pages, threads);
+}
+
+const uint16_t * Placement::translated(int stream, const uint16_t * rows, int64_t stride, int64_t tokens, int64_t cells) {
+    const CellMap & cell_map = map(stream);
+    if (cell_map.is_identity()) return nullptr;
+    for (const Translated & each : translated_) {
+        if (each.rows == rows && each.stream == stream && each.tokens == tokens && each.cells == cells)
+            return each.places.data();
+    }
+    const int64_t places = cell_map.places();
+    Translated made{rows, stream, tokens, cells, std::vector<uint16_t>(static_cast<size_t>(tokens * places))};
+    for (int64_t t = 0; t < tokens; ++t)
+        cell_map.translate(rows + t * stride, cells, &made.places[static_cast<size_t>(t * places)]);
+    translated_.push_back(std::move(made));
+    return translated_.back().places.data();
+}
+
+bool Placement::pack(const std::vector<KvStore *> & stores, const Pages & pages, int threads) {
+    std::vector<vidkv_seal_request> requests;
+    for (KvStore * store : stores) {
+        for (size_t s = 0; s < pages.size(); ++s) {
+            if (!pages[s].empty()) requests.push_back(store->seal_request(static_cast<int>(s), pages[s]));
+        }
+    }
+    if (requests.empty()) return true;
+    return vidkv_seal_pages(requests.data(), static_cast<int64_t>(requests.size()), threads) == VIDKV_OK;
+}
+
+void Placement::collect_due() {
+    for (size_t s = 0; s < maps_.size(); ++s) {
+        const std::vector<int64_t> due = maps_[s].take_due();
+        due_[s].insert(due_[s].end(), due.begin(), due.end());
+    }
+}
+
+bool Placement::seal(int threads) { return sealing_held || seal_now(threads); }
+
+bool Placement::seal_now(int threads) {
+    collect_due();
+    if (!pack(stores_, due_, threads)) return false; // they stay due
+    for (size_t s = 0; s < maps_.size(); ++s) {
+        due_[s].clear();
+        restored_[s].clear();
+    }
+    return true;
+}
+
+void Placement::copy_stream(int from, int to) {
+    if (from == to) return;
+    maps_[static_cast<size_t>(to)] = maps_[static_cast<size_t>(from)];
+    due_[static_cast<size_t>(to)] = due_[static_cast<size_t>(from)];
+    translated_.clear();
+}
+
+void Placement::clear() {
+    for (CellMap & each : maps_) each.clear();
+    for (Pages * pages : {&due_, &restored_}) {
+        for (std::vector<int64_t> & of_stream : *pages) of_stream.clear();
+    }
+    batch_.clear();
+    std::fill(written_.begin(), written_.end(), char{0});
+    std::fill(attended_.begin(), attended_.end(), char{0});
+    restoring_ = false;
+    last_restored_ = -1;
+    translated_.clear();
+}
+
+} // namespace vidkv_ggml

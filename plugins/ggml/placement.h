@@ -1,0 +1,90 @@
+// Where the cells of one KV cache lie in its stores, the same place in all of them, and which of their pages are packed
+// when.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cell_map.h"
+
+namespace vidkv_ggml {
+
+class KvStore;
+
+// The masks by which a batch's tokens look at its streams: token t of the batch belongs to stream first_stream + t /
+// tokens.
+struct BatchMasks {
+    int64_t tokens = 0; // of each stream
+    std::vector<MaskView> of_stream;
+};
+
+class Placement {
+  public:
+    Placement(int64_t cells, int streams, int64_t window);
+    ~Placement();
+    Placement(const Placement &) = delete;
+    Placement & operator=(const Placement &) = delete;
+
+    void add(KvStore & store); // in the order in which they are numbered
+    const CellMap & map(int stream) const { return maps_[static_cast<size_t>(stream)]; }
+    size_t bytes() const;
+
+    // The functions below return false, with vidkv_last_error() set, if memory runs out or an id is out of range.
+
+    // Rows of these ids (stream * cells + cell) are about to be written to a store by a graph. The first such write of a
+    // batch packs what the batch before has made old, and places this one's cells.
+    bool begin_batch(const KvStore & store, const int64_t * ids, int64_t n, const BatchMasks & masks, int threads);
+    bool is_new_batch(const KvStore & store, const int64_t * ids, int64_t n) const;
+    void attended(const KvStore & store);
+    bool is_batch_attended() const; // all that the batch wrote, to all stores
+
+    // Gives places to those of the cells that lie nowhere.
+    bool ensure(const int64_t * ids, int64_t n);
+    // Whole rows are about to be written to a store from outside. Where this is the first store the cells are given new
+    // places: so begins the writing of a saved state, which goes on with the other stores.
+    bool begin_restore(const KvStore & store, const int64_t * ids, int64_t n);
+    // They are written: packs what is old among them.
+    bool end_restore(KvStore & store, int64_t first_id, int64_t n, int threads);
+    // Rows of a store were changed in their places: packs again the pages that were packed.
+    bool end_change(KvStore & store, const int64_t * ids, int64_t n, int threads);
+
+    // The mask of a stream's tokens over places instead of cells; null if that is the same. Good until the next batch.
+    const uint16_t * translated(int stream, const uint16_t * rows, int64_t stride, int64_t tokens, int64_t cells);
+
+    // Packs what is old enough, in all stores side by side, unless sealing is held.
+    bool seal(int threads);
+    bool seal_now(int threads);
+    void copy_stream(int from, int to);
+    void clear();
+
+    // From now on seal() does nothing, in any cache of the process; or does its work again.
+    static void hold_sealing(bool hold);
+    static std::vector<Placement *> live();
+
+  private:
+    using Pages = std::vector<std::vector<int64_t>>; // [stream]
+    struct Translated {
+        const uint16_t * rows;
+        int stream;
+        int64_t tokens, cells;
+        std::vector<uint16_t> places;
+    };
+
+    template <typename Work> bool by_stream(const int64_t * ids, int64_t n, Work work) const;
+    bool apply(int stream, const CellMap::Changes & changes);
+    bool pack(const std::vector<KvStore *> & stores, const Pages & pages, int threads);
+    void collect_due();
+
+    int64_t cells_;
+    std::vector<CellMap> maps_;
+    std::vector<KvStore *> stores_;
+    Pages due_;                            // to be packed in all stores
+    Pages restored_;                       // since the last batch: packed store by store
+    std::vector<int64_t> batch_;           // its ids
+    std::vector<char> written_, attended_; // [store], by the batch
+    bool restoring_ = false;               // the first store was written last
+    int64_t last_restored_ = -1;
+    std::vector<Translated> translated_;
+};
+
+} // namespace vidkv_ggml
