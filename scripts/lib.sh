@@ -46,6 +46,21 @@ python_environment() {
     echo "$folder"
 }
 
+# The newest release of transformers is in tests/e2e/requirements.txt. $1/bin/pip fetches the lowest that python/ allows as well, without
+# what it needs (the environment has it), into a folder for PYTHONPATH; prints that folder.
+lowest_transformers() {
+    local version folder
+    version=$(sed -nE 's/.*"transformers>=([0-9.]+),.*/\1/p' "$root/pyproject.toml" | head -n 1)
+    folder=$cache/transformers-$version
+    if [ ! -e "$folder/complete" ]; then
+        rm -rf "$folder"
+        "$1/bin/pip" install --quiet --disable-pip-version-check --no-deps --target "$folder" "transformers==$version" >&2 ||
+            die "transformers $version could not be installed: is PyPI reachable?"
+        touch "$folder/complete"
+    fi
+    echo "$folder"
+}
+
 # configure_and_build FOLDER CMAKE-OPTION...: quiet; the log is FOLDER/build.log.
 configure_and_build() {
     local folder=$1 log=$1/build.log

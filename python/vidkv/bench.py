@@ -150,6 +150,8 @@ def measure(name, options, forced):
     import torch
     from transformers.utils import logging
 
+    from .transformers.names import as_arguments
+
     logging.disable_progress_bar()
     torch.set_num_threads(options.threads)
     model, inputs = load(options)
@@ -166,7 +168,7 @@ def measure(name, options, forced):
             if options.depth:
                 fill(cache, model, options.depth, options.seed)
             started = time.perf_counter()
-            logits = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+            logits = model(**inputs, **as_arguments(cache), use_cache=True, logits_to_keep=1).logits[:, -1]
         except Exception as error:  # a quantizer that does not work here is a finding, not a failure of the others
             return dict(cache=name, skipped=f"{type(error).__name__}: {error}".splitlines()[0]), None, None
         prefill = time.perf_counter() - started
@@ -175,7 +177,7 @@ def measure(name, options, forced):
             token = int(rows[-1].argmax()) if forced is None else forced[i]
             tokens.append(token)
             started = time.perf_counter()
-            logits = model(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True).logits[:, -1]
+            logits = model(input_ids=torch.tensor([[token]]), **as_arguments(cache), use_cache=True).logits[:, -1]
             times.append(time.perf_counter() - started)
             rows.append(logits.float().log_softmax(-1))
     held, length = bytes_held(cache), cache.get_seq_length()

@@ -1,4 +1,7 @@
-"""python -m vidkv.demo VIDEO QUESTION: asks a video model about a video, its keys and values packed by VidKV."""
+"""python -m vidkv.demo VIDEO QUESTION: asks a video model about a video, its keys and values packed by VidKV.
+
+Without --model a toy answers: a small model that was trained on clips of `vidkv data` and knows nothing else. For videos of your own
+give --model."""
 import argparse
 import json
 import os
@@ -6,16 +9,22 @@ import sys
 import time
 
 
+FRAMES = 32
+TOY = ("this video is none of `vidkv data`: the model that comes with VidKV is a toy that has seen nothing else, and its answer means nothing. "
+       "Give --model DIR")
+
+
 def parse(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m vidkv.demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m vidkv.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("video", help="a file that FFmpeg reads")
     parser.add_argument("question")
     parser.add_argument("--model", metavar="DIR", help="a folder of LLaVA-OneVision, Qwen2.5-VL or another video model of transformers; "
-                                                       "default: the small model that comes with VidKV")
+                                                       "default: the toy that comes with VidKV")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--preset", help="how the cache is packed (default t1.65); 'dynamic' for transformers' own cache")
     choice.add_argument("--cache-config", metavar="JSON", help="a published configuration, as in {\"backend\": \"QuantizedCacheVLM\", \"nbits\": 2}")
-    parser.add_argument("--frames", type=int, default=32, help="frames, evenly over the video (default 32)")
+    parser.add_argument("--frames", type=int, help="frames at most, evenly over the video (default: 32; the toy: no limit)")
+    parser.add_argument("--fps", type=float, help="frames taken a second (default: as many as --frames allows; the toy: 4)")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"])
@@ -28,7 +37,7 @@ def check(options):
     from . import Params
     from .video import check_video
 
-    check_video(options.video, options.frames)
+    check_video(options.video, options.frames, options.fps)
     if options.model and not os.path.isdir(options.model):
         raise FileNotFoundError(f"--model {options.model}: there is no such folder")
     if options.preset not in (None, "dynamic"):
@@ -63,9 +72,15 @@ def load(options):
 def prepare(model, reader, small, options):
     """(inputs of generate, number of frames)."""
     from . import small_model
-    from .video import read_frames
+    from .video import frame_size, read_frames
 
-    frames = read_frames(options.video, options.frames, (small_model.SIZE, small_model.SIZE) if small else None)
+    if small:
+        size = (small_model.SIZE, small_model.SIZE)
+        if frame_size(options.video) != size:
+            print(f"vidkv.demo: {TOY}", file=sys.stderr)
+        frames = read_frames(options.video, options.frames, options.fps or small_model.FPS, size)
+    else:
+        frames = read_frames(options.video, options.frames or (None if options.fps else FRAMES), options.fps)
     if small:
         inputs = small_model.inputs(reader, model.config, frames, options.question)
     else:
@@ -81,15 +96,16 @@ def cache_arguments(model, options):
     from transformers import DynamicCache
 
     from .transformers import VidKVCache
+    from .transformers.names import as_arguments
     from .transformers.options import parse_cache_config
 
     if options.cache_config:
         return dict(cache_implementation="quantized", cache_config=parse_cache_config(options.cache_config))
     if options.preset == "dynamic":
-        return dict(past_key_values=DynamicCache(config=model.config))
+        return as_arguments(DynamicCache(config=model.config))
     text = model.get_decoder() if hasattr(model, "get_decoder") else model
     text.set_attn_implementation("vidkv")
-    return dict(past_key_values=VidKVCache(model.config, options.preset or "t1.65"))
+    return as_arguments(VidKVCache(model.config, options.preset or "t1.65"))
 
 
 def bytes_held(cache):
@@ -98,8 +114,18 @@ def bytes_held(cache):
     return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
 
 
+def explanation(report):
+    """Why a cache is no smaller than f16, where it is not."""
+    packed = report["cache"].startswith("VidKVCache")
+    if not packed or report["bytes_held"] < report["bytes_f16"]:
+        return ""
+    return "; nothing is saved on so few tokens: the newest 128 to 255 stay in f16"
+
+
 def run(options):
     """The report: answer, tokens, seconds, bytes held."""
+    from .transformers.names import cache_of
+
     check(options)
     model, reader, small = load(options)
     inputs, frames = prepare(model, reader, small, options)
@@ -107,7 +133,7 @@ def run(options):
     started = time.perf_counter()
     out = model.generate(**inputs, max_new_tokens=options.max_new_tokens, do_sample=False, return_dict_in_generate=True, **cache)
     seconds = time.perf_counter() - started
-    prompt, cache = inputs["input_ids"].shape[1], out.past_key_values
+    prompt, cache = inputs["input_ids"].shape[1], cache_of(out)
     config = model.config.get_text_config(decoder=True)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     f16 = cache.get_seq_length() * config.num_hidden_layers * config.num_key_value_heads * head_dim * 4
@@ -131,7 +157,7 @@ def main(arguments=None):
     else:
         print(report["answer"])
         print(f"{report['frames']} frames, {report['prompt_tokens']} prompt tokens, {report['new_tokens']} new ones in {report['seconds']} s; "
-              f"cache {report['bytes_held']:,} bytes ({report['bytes_f16']:,} in f16)", file=sys.stderr)
+              f"cache {report['bytes_held']:,} bytes ({report['bytes_f16']:,} in f16)" + explanation(report), file=sys.stderr)
     return 0
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 
-SIZE, PATCH, MERGE = 84, 14, 2
+SIZE, PATCH, MERGE, FPS = 84, 14, 2, 4  # what it has seen
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 

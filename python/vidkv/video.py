@@ -2,28 +2,64 @@
 import numpy as np
 
 
-def check_video(path: str, count: int = 32) -> None:
+def check_video(path: str, count: int | None = None, fps: float | None = None) -> None:
     """What read_frames would refuse, found without decoding."""
     import av
 
-    if count < 1:
+    if count is not None and count < 1:
         raise ValueError(f"frames must be 1 or more, not {count}")
+    if fps is not None and not 0 < fps < float("inf"):
+        raise ValueError(f"fps must be above 0, not {fps}")
     with av.open(path) as container:
         if not container.streams.video:
             raise ValueError(f"{path} holds no video")
 
 
-def read_frames(path: str, count: int = 32, size: tuple[int, int] | None = None) -> np.ndarray:
-    """`count` frames evenly over the video (all of them if it has fewer): uint8 [frames, height, width, 3]. size: (width, height) to
-    scale to. OSError if the file cannot be opened, ValueError if it holds no picture."""
+def frame_size(path: str) -> tuple[int, int]:
+    """(width, height) that the file names."""
     import av
 
-    check_video(path, count)
     with av.open(path) as container:
-        total = sum(1 for _ in container.decode(video=0))
-    if total == 0:
+        context = container.streams.video[0].codec_context
+        return context.width, context.height
+
+
+def _frame_times(path):
+    """Seconds at which each frame that can be decoded is shown; frames without a time stamp follow at the file's rate."""
+    import av
+
+    times = []
+    with av.open(path) as container:
+        step = 1 / float(container.streams.video[0].average_rate or 25)
+        for frame in container.decode(video=0):
+            times.append(frame.time if frame.time is not None else times[-1] + step if times else 0.0)
+    return times
+
+
+def choose_frames(times: list[float], count: int | None = None, fps: float | None = None) -> list[int]:
+    """Which of the frames shown at `times` to take: those on screen at every 1/fps seconds (all without fps, none twice), and of them
+    at most `count`, evenly."""
+    chosen = np.arange(len(times))
+    if fps is not None:
+        shown = np.maximum.accumulate(np.asarray(times))
+        last = float(np.median(np.diff(shown))) if len(shown) > 1 else 1e-3  # how long the last frame is shown, about
+        ticks = np.arange(shown[0], shown[-1] + max(last, 1e-3) - 1e-6, 1 / fps)
+        chosen = np.unique(np.searchsorted(shown, ticks + 1e-6, side="right") - 1)
+    if count is not None and count < len(chosen):
+        chosen = chosen[np.linspace(0, len(chosen) - 1, count).round().astype(int)]
+    return chosen.tolist()
+
+
+def read_frames(path: str, count: int | None = 32, fps: float | None = None, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Frames at `fps` (all without), at most `count` of them (None: no limit), evenly over the video: uint8 [frames, height, width, 3].
+    size: (width, height) to scale to. OSError if the file cannot be opened, ValueError if it holds no picture."""
+    import av
+
+    check_video(path, count, fps)
+    times = _frame_times(path)
+    if not times:
         raise ValueError(f"{path} holds no picture that can be decoded")
-    wanted = set(np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist())
+    wanted = set(choose_frames(times, count, fps))
     frames = []
     with av.open(path) as container:
         for index, frame in enumerate(container.decode(video=0)):

@@ -6,6 +6,7 @@ from common import PUBLISHED, text_model
 
 import vidkv
 from vidkv.transformers import VidKVCache, params_from_cache_config
+from vidkv.transformers.names import as_arguments
 
 GOOD = {"backend": "QuantizedCacheVLMSTP", **PUBLISHED}
 
@@ -113,9 +114,9 @@ def test_states():
 def test_a_cache_used_with_another_batch():
     model = text_model("qwen2")
     cache = VidKVCache(model.config, "t1.65")
-    model.generate(input_ids=torch.full((1, 8), 7), past_key_values=cache, max_new_tokens=2)
+    model.generate(input_ids=torch.full((1, 8), 7), cache=cache, max_new_tokens=2)
     with pytest.raises(ValueError, match="batch of 1, but got a batch of 2"):
-        model(torch.full((2, 3), 7), past_key_values=cache)
+        model(torch.full((2, 3), 7), **as_arguments(cache))
 
 
 def test_arrays():

@@ -39,15 +39,42 @@ def test_frames(clip):
     assert frames.shape == (12, 84, 84, 3)
     columns = [float((frame[40, :, 1] > 140).nonzero()[0].mean()) for frame in frames]
     assert columns == sorted(columns) and columns[-1] - columns[0] > 20
-    assert read_frames(clip, 500).shape[0] == 48
+    assert read_frames(clip, 500).shape[0] == read_frames(clip, None).shape[0] == 48
+    assert read_frames(clip, None, fps=4).shape[0] == 24
+    assert read_frames(clip, None, fps=100).shape[0] == 48  # none twice
+    assert read_frames(clip, 5, fps=4).shape[0] == 5
     with pytest.raises(ValueError, match="frames must be 1 or more"):
         read_frames(clip, 0)
+
+
+def test_frames_by_time():
+    from vidkv.video import choose_frames
+    assert choose_frames([0, 0.1, 0.5, 2.0, 2.1], fps=2) == [0, 2, 3]     # what is on screen at 0, 0.5, 1, 1.5 and 2 s
+    assert choose_frames([7.0, 7.5, 7.2, 8.0], fps=1) == [0, 3]             # times that start late and step back
+    assert choose_frames([0, 1, 2, 3, 4, 5, 6, 7], 3) == [0, 4, 7]
+
+
+def test_python_m_vidkv(clip):
+    shown = run("vidkv")
+    assert shown.returncode == 0 and "demo" in shown.stdout and "bench" in shown.stdout
+    assert run("vidkv", "dmeo").returncode == 2
+    assert "fps" in run("vidkv", "demo", "--help").stdout
+
+
+def test_demo_says_that_the_small_model_is_a_toy(clip, tmp_path):
+    own = run("vidkv.demo", clip, "What colour is the square?", "--max-new-tokens", "2")
+    assert own.returncode == 0 and "toy" not in own.stderr and "24 frames" in own.stderr  # four a second
+    assert "nothing is saved on so few tokens" in own.stderr
+    foreign = str(tmp_path / "wide.mp4")
+    subprocess.run(["ffmpeg", "-v", "error", "-i", clip, "-vf", "scale=128:96", foreign], check=True)
+    other = run("vidkv.demo", foreign, "Where are we?", "--max-new-tokens", "2")
+    assert other.returncode == 0 and "toy" in other.stderr and "--model DIR" in other.stderr
 
 
 def test_demo_answers_as_a_dynamic_cache_does(clip):
     answers = {}
     for preset in ("dynamic", "k2v2", "t2.2"):
-        done = run("vidkv.demo", clip, "What colour is the square?", "--model", TINY, "--preset", preset, "--frames", "48", "--json")
+        done = run("vidkv.demo", clip, "What colour is the square?", "--model", TINY, "--preset", preset, "--fps", "8", "--json")
         assert done.returncode == 0, done.stderr
         answers[preset] = json.loads(done.stdout.splitlines()[-1])
     assert answers["dynamic"]["answer"] and answers["k2v2"]["answer"] == answers["dynamic"]["answer"] == answers["t2.2"]["answer"]
@@ -65,6 +92,7 @@ def test_demo_takes_a_published_configuration(clip):
     (["missing.mp4", "?"], "missing.mp4"),
     (["CLIP", "?", "--preset", "t9"], "t9"),
     (["CLIP", "?", "--frames", "0"], "frames must be 1 or more"),
+    (["CLIP", "?", "--fps", "0"], "fps must be above 0"),
     (["CLIP", "?", "--cache-config", "{\"nbit\": 2}"], "nbit"),
     (["CLIP", "?", "--max-new-tokens", "0"], "max-new-tokens must be 1 or more"),
     (["CLIP", "?", "--model", "no/such/folder"], "no such folder"),

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import vidkv
 from vidkv.transformers import VidKVCache, torch_codes, torch_storage
+from vidkv.transformers.names import as_arguments
 from vidkv.transformers.storage import NativeStorage
 from vidkv.transformers.torch_storage import TorchStorage
 
@@ -213,7 +214,7 @@ def test_generation(way):
     def run(preset, force_torch, **options):
         torch.manual_seed(11)
         cache = VidKVCache(model.config, preset, force_torch=force_torch)
-        return model.generate(input_ids=ids, past_key_values=cache, max_new_tokens=12, **{"do_sample": False, **options})
+        return model.generate(input_ids=ids, cache=cache, max_new_tokens=12, **{"do_sample": False, **options})
 
     assert torch.equal(run("f16", True, **options), run("f16", False, **options))
     if "assistant_model" in options or "prompt_lookup_num_tokens" in options:
@@ -225,7 +226,7 @@ def test_visual_tokens_are_protected():
     model.set_attn_implementation("vidkv")
     caches = [VidKVCache(model.config, "t1.65-stp0.2", force_torch=force) for force in (False, True)]
     for cache in caches:
-        model.generate(**inputs, past_key_values=cache, max_new_tokens=4, do_sample=False)
+        model.generate(**inputs, cache=cache, max_new_tokens=4, do_sample=False)
     pages = [cache.packed_layers[0].storage.values.sealed_page(0, 0) for cache in caches]
     assert pages[0] is not None and pages[0] == pages[1]
 
@@ -236,16 +237,16 @@ def test_copies_offload_and_reset():
     ids = torch.randint(3, 280, (2, 420), generator=torch.Generator().manual_seed(5))
     cache = VidKVCache(model.config, "t1.65", force_torch=True)
     with torch.no_grad():
-        model(ids, past_key_values=cache)
+        model(ids, **as_arguments(cache))
         other = copy.deepcopy(cache)
-        want = model(ids[:, :9], past_key_values=cache).logits
+        want = model(ids[:, :9], **as_arguments(cache)).logits
         for layer in range(len(other)):
             other.offload(layer)
             other.prefetch(layer)
-        assert torch.equal(model(ids[:, :9], past_key_values=other).logits, want)
+        assert torch.equal(model(ids[:, :9], **as_arguments(other)).logits, want)
         cache.reset()
         assert cache.bytes_held() == 0
-        model(ids[:1], past_key_values=cache)
+        model(ids[:1], **as_arguments(cache))
 
 
 def test_it_says_once_that_it_is_slower(caplog):

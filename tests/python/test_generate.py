@@ -7,6 +7,7 @@ from common import text_model, vision_model
 
 from transformers import DynamicCache
 from vidkv.transformers import VidKVCache
+from vidkv.transformers.names import as_arguments
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def ids():
 
 def generate(model, ids, cache, **options):
     torch.manual_seed(11)
-    return model.generate(input_ids=ids, past_key_values=cache, max_new_tokens=12, **{"do_sample": False, **options})
+    return model.generate(input_ids=ids, cache=cache, max_new_tokens=12, **{"do_sample": False, **options})
 
 
 WAYS = {
@@ -87,8 +88,8 @@ def test_left_padding_changes_nothing(llama, ids, preset):
 def test_several_turns_and_chunks(llama, ids):
     whole, parts = VidKVCache(llama.config, "f16"), VidKVCache(llama.config, "f16")
     with torch.no_grad():
-        want = llama(ids, past_key_values=whole).logits
-        got = torch.cat([llama(part, past_key_values=parts).logits for part in ids.split([150, 1, 200, 69], dim=1)], 1)
+        want = llama(ids, **as_arguments(whole)).logits
+        got = torch.cat([llama(part, **as_arguments(parts)).logits for part in ids.split([150, 1, 200, 69], dim=1)], 1)
     assert torch.allclose(got, want, atol=2e-3)
     cache = VidKVCache(llama.config, "t1.65")
     first = generate(llama, ids[:1], cache)
@@ -99,24 +100,24 @@ def test_several_turns_and_chunks(llama, ids):
 def test_crop_reorder_repeat_select(llama, ids):
     cache = VidKVCache(llama.config, "k2v2")
     with torch.no_grad():
-        llama(ids, past_key_values=cache)
-        want = llama(ids[:, :5], past_key_values=cache).logits
+        llama(ids, **as_arguments(cache))
+        want = llama(ids[:, :5], **as_arguments(cache)).logits
         cache.crop(-5)
         assert cache.get_seq_length() == 420
-        assert torch.allclose(llama(ids[:, :5], past_key_values=cache).logits, want, atol=1e-4)
+        assert torch.allclose(llama(ids[:, :5], **as_arguments(cache)).logits, want, atol=1e-4)
         cache.crop(-5)
         cache.reorder_cache(torch.tensor([1, 0]))
-        assert torch.allclose(llama(ids[[1, 0], :5], past_key_values=cache).logits, want[[1, 0]], atol=1e-4)
+        assert torch.allclose(llama(ids[[1, 0], :5], **as_arguments(cache)).logits, want[[1, 0]], atol=1e-4)
         cache.crop(-5)
         cache.batch_repeat_interleave(3)
         rows = [1, 1, 1, 0, 0, 0]
-        assert torch.allclose(llama(ids[rows, :5], past_key_values=cache).logits, want[rows], atol=1e-4)
+        assert torch.allclose(llama(ids[rows, :5], **as_arguments(cache)).logits, want[rows], atol=1e-4)
         cache.crop(-5)
         cache.batch_select_indices(torch.tensor([4, 0]))
-        assert torch.allclose(llama(ids[:, :5], past_key_values=cache).logits, want, atol=1e-4)
+        assert torch.allclose(llama(ids[:, :5], **as_arguments(cache)).logits, want, atol=1e-4)
         cache.crop(-5)
         cache.reorder_cache(torch.tensor([1, 1]))
-        assert torch.allclose(llama(ids[[1, 1], :5], past_key_values=cache).logits, want[[1, 1]], atol=1e-4)
+        assert torch.allclose(llama(ids[[1, 1], :5], **as_arguments(cache)).logits, want[[1, 1]], atol=1e-4)
     with pytest.raises(ValueError, match="negative"):
         cache.crop(3)
 
@@ -124,10 +125,10 @@ def test_crop_reorder_repeat_select(llama, ids):
 def test_a_prompt_is_reused_by_a_copy(llama, ids):
     cache = VidKVCache(llama.config, "t1.65")
     with torch.no_grad():
-        llama(ids[:1], past_key_values=cache)
+        llama(ids[:1], **as_arguments(cache))
         other = copy.deepcopy(cache)
-        want = llama(ids[1:, :9], past_key_values=cache).logits
-        got = llama(ids[1:, :9], past_key_values=other).logits
+        want = llama(ids[1:, :9], **as_arguments(cache)).logits
+        got = llama(ids[1:, :9], **as_arguments(other)).logits
     assert torch.equal(got, want)
 
 
@@ -145,11 +146,11 @@ def test_static_length_and_reset(llama, ids):
 def test_offload_and_prefetch(llama, ids):
     cache = VidKVCache(llama.config, "k2v2")
     with torch.no_grad():
-        llama(ids, past_key_values=cache)
+        llama(ids, **as_arguments(cache))
         for layer in range(len(cache)):
             cache.offload(layer)
             cache.prefetch(layer + 1)
-        assert torch.isfinite(llama(ids[:, :3], past_key_values=cache).logits).all()
+        assert torch.isfinite(llama(ids[:, :3], **as_arguments(cache)).logits).all()
 
 
 def test_torch_compile(llama, ids):
@@ -158,7 +159,7 @@ def test_torch_compile(llama, ids):
     cache, plain = VidKVCache(llama.config, "t1.65"), VidKVCache(llama.config, "t1.65")
     with torch.no_grad():
         for part in (want[:, :420], want[:, 420:421], want[:, 421:422]):
-            assert torch.allclose(compiled(part, past_key_values=cache).logits, llama(part, past_key_values=plain).logits, atol=1e-4)
+            assert torch.allclose(compiled(part, **as_arguments(cache)).logits, llama(part, **as_arguments(plain)).logits, atol=1e-4)
     assert not cache.is_compileable
 
 
@@ -166,8 +167,8 @@ def test_several_videos_in_a_batch():
     model, inputs = vision_model("qwen2_5_vl")
     model.set_attn_implementation("vidkv")
     twice = {key: torch.cat([value, value]) for key, value in inputs.items()}
-    one = model.generate(**inputs, past_key_values=VidKVCache(model.config, "t1.65-stp0.2"), max_new_tokens=8, do_sample=False)
-    two = model.generate(**twice, past_key_values=VidKVCache(model.config, "t1.65-stp0.2"), max_new_tokens=8, do_sample=False)
+    one = model.generate(**inputs, cache=VidKVCache(model.config, "t1.65-stp0.2"), max_new_tokens=8, do_sample=False)
+    two = model.generate(**twice, cache=VidKVCache(model.config, "t1.65-stp0.2"), max_new_tokens=8, do_sample=False)
     assert torch.equal(two, one.expand(2, -1))
 
 

@@ -6,15 +6,16 @@ from common import (IMAGE, OTHER_MODELS, OTHER_VISION_MODELS, PRESETS, PUBLISHED
 
 from transformers import DynamicCache
 from vidkv.transformers import VidKVCache
+from vidkv.transformers.names import as_arguments, cache_of
 
 
 def logits_after(model, inputs, cache, tokens):
     """Logits of `tokens` fed one by one after the prompt."""
     with torch.no_grad():
-        out = model(**inputs, past_key_values=cache, use_cache=True)
+        out = model(**inputs, **as_arguments(cache), use_cache=True)
         rows = [out.logits[:, -1]]
         for token in tokens:
-            rows.append(model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1])
+            rows.append(model(input_ids=token, **as_arguments(cache), use_cache=True).logits[:, -1])
     return torch.stack(rows, 1)
 
 
@@ -30,9 +31,9 @@ def generated_scores(model, inputs, **cache):
 def test_text_models_with_f16_rows_are_exact(kind, attention):
     model = text_model(kind)
     ids = torch.randint(3, 280, (1, 300), generator=torch.Generator().manual_seed(3))
-    want, _ = generated_scores(model, {"input_ids": ids}, past_key_values=DynamicCache(config=model.config))
+    want, _ = generated_scores(model, {"input_ids": ids}, cache=DynamicCache(config=model.config))
     model.set_attn_implementation(attention)
-    got, _ = generated_scores(model, {"input_ids": ids}, past_key_values=VidKVCache(model.config, "f16"))
+    got, _ = generated_scores(model, {"input_ids": ids}, cache=VidKVCache(model.config, "f16"))
     assert (got - want).abs().max() < 2e-3 * want.abs().max()
 
 
@@ -43,11 +44,11 @@ def test_other_models(kind):
     ids = torch.randint(3, 280, (2, 400), generator=torch.Generator().manual_seed(3))
     ids[0, :37] = 0
     inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
-    want, _ = generated_scores(model, inputs, past_key_values=DynamicCache(config=model.config))
+    want, _ = generated_scores(model, inputs, cache=DynamicCache(config=model.config))
     model.set_attn_implementation("vidkv")
-    got, _ = generated_scores(model, inputs, past_key_values=VidKVCache(model.config, "f16"))
+    got, _ = generated_scores(model, inputs, cache=VidKVCache(model.config, "f16"))
     assert (got - want).abs().max() < 5e-3 * want.abs().max()
-    coded, by_torch = (generated_scores(model, inputs, past_key_values=VidKVCache(model.config, "k2v2", force_torch=force))[0] for force in (False, True))
+    coded, by_torch = (generated_scores(model, inputs, cache=VidKVCache(model.config, "k2v2", force_torch=force))[0] for force in (False, True))
     assert 0 < torch.nn.functional.mse_loss(coded, want) / want.var() < 0.2
     assert torch.nn.functional.mse_loss(by_torch, coded) / want.var() < 1e-3
 
@@ -58,9 +59,9 @@ def test_text_models_with_codes(kind, preset):
     model = text_model(kind)
     model.set_attn_implementation("vidkv")
     ids = torch.randint(3, 280, (1, 700), generator=torch.Generator().manual_seed(3))
-    want, _ = generated_scores(model, {"input_ids": ids}, past_key_values=DynamicCache(config=model.config))
+    want, _ = generated_scores(model, {"input_ids": ids}, cache=DynamicCache(config=model.config))
     cache = VidKVCache(model.config, preset)
-    got, _ = generated_scores(model, {"input_ids": ids}, past_key_values=cache)
+    got, _ = generated_scores(model, {"input_ids": ids}, cache=cache)
     assert cache.get_seq_length() == 700 + 23
     assert any(layer.storage.keys.stats().cells_sealed >= 384 for layer in cache.packed_layers)
     error = torch.nn.functional.mse_loss(got, want) / want.var()
@@ -70,10 +71,10 @@ def test_text_models_with_codes(kind, preset):
 @pytest.mark.parametrize("kind", VISION_MODELS + OTHER_VISION_MODELS)
 def test_vision_models_with_f16_rows_are_exact(kind):
     model, inputs = vision_model(kind)
-    want, _ = generated_scores(model, inputs, past_key_values=DynamicCache(config=model.config))
+    want, _ = generated_scores(model, inputs, cache=DynamicCache(config=model.config))
     for attention in ("vidkv", "sdpa"):
         model.set_attn_implementation(attention)
-        got, _ = generated_scores(model, inputs, past_key_values=VidKVCache(model.config, "f16"))
+        got, _ = generated_scores(model, inputs, cache=VidKVCache(model.config, "f16"))
         assert (got - want).abs().max() < 5e-3 * want.abs().max(), attention
 
 
@@ -88,15 +89,15 @@ def test_published_calls(kind, backend, monkeypatch):
     before = model.config.get_text_config()._attn_implementation
     config = {"backend": backend, **PUBLISHED}
     got, out = generated_scores(model, inputs, cache_implementation="quantized", cache_config=config)
-    assert isinstance(out.past_key_values, VidKVCache)
+    assert isinstance(cache_of(out), VidKVCache)
     assert model.config.get_text_config()._attn_implementation == before
     assert config == {"backend": backend, **PUBLISHED}
     as_text, _ = generated_scores(model, inputs, cache_implementation="quantized", cache_config=str(config))
     assert torch.equal(got, as_text)
-    values = out.past_key_values.packed_layers[0].storage.values
+    values = cache_of(out).packed_layers[0].storage.values
     assert values.stats().cells_sealed > 0
     mask = int.from_bytes(values.sealed_page(0, 0)[:16], "little")
-    assert out.past_key_values.params.protect == pytest.approx(0.2 if backend.endswith("STP") else 0)
+    assert cache_of(out).params.protect == pytest.approx(0.2 if backend.endswith("STP") else 0)
     if backend.endswith("STP"):
         visual = torch.isin(inputs["input_ids"][0], torch.tensor([IMAGE, VIDEO]))
         assert len(protected) == 2 and len(protected[0]) == max(32, int(0.2 * visual.sum()) // 32 * 32)  # a prefill each
@@ -110,9 +111,9 @@ def test_published_calls(kind, backend, monkeypatch):
 def test_dtypes(dtype, attention):
     model = text_model("llama").to(dtype)
     ids = torch.randint(3, 280, (1, 400), generator=torch.Generator().manual_seed(3))
-    want, _ = generated_scores(model, {"input_ids": ids}, past_key_values=DynamicCache(config=model.config))
+    want, _ = generated_scores(model, {"input_ids": ids}, cache=DynamicCache(config=model.config))
     model.set_attn_implementation(attention)
-    got, _ = generated_scores(model, {"input_ids": ids}, past_key_values=VidKVCache(model.config, "k2v2"))
+    got, _ = generated_scores(model, {"input_ids": ids}, cache=VidKVCache(model.config, "k2v2"))
     assert got.dtype == torch.float32 or got.dtype == dtype
     assert torch.nn.functional.mse_loss(got.float(), want.float()) / want.float().var() < 0.15
 
@@ -126,7 +127,7 @@ def test_plain_torch_reads_the_same_codes(preset):
     ids[0, :50] = 0
     caches = [VidKVCache(model.config, preset, force_torch=force) for force in (False, True)]
     mask = (ids != 0).long()
-    got = [generated_scores(model, {"input_ids": ids, "attention_mask": mask}, past_key_values=cache)[0] for cache in caches]
+    got = [generated_scores(model, {"input_ids": ids, "attention_mask": mask}, cache=cache)[0] for cache in caches]
     assert torch.nn.functional.mse_loss(got[1], got[0]) / got[0].var() < 1e-3
     first = [cache.packed_layers[0].storage.values.sealed_page(0, 0) for cache in caches]
     assert first[0] is not None and first[0] == first[1]

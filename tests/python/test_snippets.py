@@ -10,6 +10,7 @@ from common import PUBLISHED, ROOT, vision_model
 
 import vidkv
 import vidkv.transformers  # switches the published calls on
+from vidkv.transformers.names import cache_of
 
 DOCUMENTS = ["README.md", os.path.join("docs", "transformers.md")]
 
@@ -54,7 +55,7 @@ def test_published_configurations(backend, nbits, as_text):
     config = {"backend": backend, **PUBLISHED, "nbits": nbits}
     out = model.generate(**inputs, max_new_tokens=6, do_sample=False, return_dict_in_generate=True, cache_implementation="quantized",
                          cache_config=str(config) if as_text else config)
-    cache, (key_bits, value_bits) = out.past_key_values, nbits if isinstance(nbits, list) else (nbits, nbits)
+    cache, (key_bits, value_bits) = cache_of(out), nbits if isinstance(nbits, list) else (nbits, nbits)
     assert (cache.params.key_bits, cache.params.value_bits) == (key_bits, pytest.approx(value_bits))
     assert cache.params.protect == pytest.approx(0.2 if backend == "QuantizedCacheVLMSTP" and value_bits < 2 else 0)
     assert cache.packed_layers[0].storage.keys.stats().cells_sealed >= 128

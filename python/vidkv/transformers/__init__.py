@@ -4,7 +4,7 @@ Importing this module switches VidKV on (`enable()`): the attention implementati
 the published cache configurations. Two ways to use it:
 
     cache = VidKVCache(model.config, "t1.65")
-    model.generate(**inputs, past_key_values=cache)
+    model.generate(**inputs, cache=cache)
 
     model.generate(**inputs, cache_implementation="quantized",
                    cache_config={"backend": "QuantizedCacheVLM", "nbits": [1.5, 1.58], "q_group_size": 32,
@@ -13,8 +13,9 @@ the published cache configurations. Two ways to use it:
 from .attention import register_attention
 from .cache import VidKVCache
 from .generate import disable, enable
+from .names import as_arguments, cache_of
 from .options import BACKENDS, params_from_cache_config
 
 enable()
 
-__all__ = ["BACKENDS", "VidKVCache", "disable", "enable", "params_from_cache_config", "register_attention"]
+__all__ = ["BACKENDS", "VidKVCache", "as_arguments", "cache_of", "disable", "enable", "params_from_cache_config", "register_attention"]

@@ -1,4 +1,4 @@
-"""VidKVCache: what `generate(past_key_values=...)` takes."""
+"""VidKVCache: what `generate(cache=...)` takes."""
 from collections.abc import Iterable, Mapping
 
 import torch

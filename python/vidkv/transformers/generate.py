@@ -2,10 +2,11 @@
 import functools
 import threading
 
-from transformers import GenerationMixin
+from transformers import Cache, GenerationMixin
 
 from .attention import NAME, register_attention
 from .cache import VidKVCache
+from .names import CACHE, NEW
 from .options import is_published
 from .saliency import watch_prefill
 
@@ -25,11 +26,11 @@ def _switch_attention(model, undo):
 
 
 def _prepare_cache(self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length):
-    cache = model_kwargs.get("past_key_values")
+    cache = model_kwargs.get(CACHE)
     undo = getattr(_running, "undo", None)
     ours = cache is None and generation_config.cache_implementation == "quantized" and is_published(generation_config.cache_config)
     if ours and generation_config.use_cache is not False:
-        cache = model_kwargs["past_key_values"] = VidKVCache(self.config, cache_config=generation_config.cache_config)
+        cache = model_kwargs[CACHE] = VidKVCache(self.config, cache_config=generation_config.cache_config)
         if undo is not None and not generation_config.output_attentions:
             _switch_attention(self, undo)
     else:
@@ -39,6 +40,8 @@ def _prepare_cache(self, generation_config, model_kwargs, generation_mode, batch
 
 
 def _generate(self, *args, **kwargs):
+    if CACHE not in kwargs and isinstance(kwargs.get(NEW), Cache):  # an older transformers is called as a newer one
+        kwargs[CACHE] = kwargs.pop(NEW)
     outer, _running.undo = getattr(_running, "undo", None), []
     try:
         return _original["generate"](self, *args, **kwargs)

@@ -3,6 +3,8 @@ import warnings
 
 import torch
 
+from .names import given_cache
+
 VISUAL_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 UNIT = 32  # visual tokens are protected by multiples of this
 
@@ -51,7 +53,7 @@ class _PrefillWatch:
 
     def see_embeddings(self, module, args, kwargs):
         embeddings = kwargs.get("inputs_embeds")
-        if embeddings is None or kwargs.get("past_key_values") is not self.cache or self.visual is None:
+        if embeddings is None or given_cache(kwargs) is not self.cache or self.visual is None:
             return
         past, n = self.cache.get_seq_length(), embeddings.shape[1]
         if self.visual.shape[1] != n:

@@ -1,0 +1,25 @@
+"""python -m vidkv COMMAND: the programs that come with the package."""
+import argparse
+import importlib
+import sys
+
+COMMANDS = {"demo": "asks a video model about a video, its keys and values packed",
+            "bench": "measures the caches of transformers and VidKV's on one prompt"}
+
+
+def main(arguments=None):
+    listed = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
+    parser = argparse.ArgumentParser(prog="python -m vidkv", formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     description=f"Programs of VidKV for transformers:\n\n{listed}\n\n"
+                                                 "python -m vidkv COMMAND --help says what each takes.")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments:
+        parser.print_help()
+        return 0
+    command = parser.parse_args(arguments[:1]).command
+    return importlib.import_module(f".{command}", __package__).main(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
