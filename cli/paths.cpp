@@ -16,11 +16,8 @@ fs::path program_folder() {
     return failed ? fs::current_path() : program.parent_path();
 }
 
-// Folders that may hold models/ and measure/: the tree the program was built in, its source, and an installation's share.
-std::vector<fs::path> data_roots() {
-    const fs::path program = program_folder();
-    return {program / ".." / "..", VIDKV_SOURCE_DIR, program / ".." / "share" / "vidkv"};
-}
+// The folder that holds models/ and measure/, in a build tree as in an installation.
+fs::path data_root() { return program_folder() / ".." / "share" / "vidkv"; }
 
 bool is_file(const fs::path & path) {
     std::error_code failed;
@@ -41,10 +38,8 @@ ModelFiles default_model() {
             throw Error(std::string("no vidkv-tiny.gguf and mmproj-vidkv-tiny.gguf in VIDKV_MODEL_DIR (") + folder + ")");
         return files;
     }
-    for (const fs::path & root : data_roots()) {
-        ModelFiles files = model_in((root / "models" / "tiny").lexically_normal());
-        if (!files.text.empty()) return files;
-    }
+    ModelFiles files = model_in((data_root() / "models" / "tiny").lexically_normal());
+    if (!files.text.empty()) return files;
     throw Error("the small video model is not installed beside this program: set VIDKV_MODEL_DIR, or name a model with -m "
                 "and --mmproj");
 }
@@ -72,8 +67,8 @@ std::string plugin_path() {
 }
 
 std::string script_path(const std::string & name) {
-    for (const fs::path & root : data_roots())
-        if (is_file(root / name)) return (root / name).lexically_normal().string();
+    const fs::path script = data_root() / name;
+    if (is_file(script)) return script.lexically_normal().string();
     throw Error(name + " is not installed beside this program");
 }
 

@@ -61,14 +61,16 @@ lowest_transformers() {
     echo "$folder"
 }
 
-# configure_and_build FOLDER CMAKE-OPTION...: quiet; the log is FOLDER/build.log.
+# configure_and_build FOLDER CMAKE-OPTION...: quiet; the log is FOLDER/build.log. Builds $target, or else everything.
 configure_and_build() {
     local folder=$1 log=$1/build.log
     shift
     mkdir -p "$folder"
-    "$root/scripts/build-engine" >/dev/null || exit 1
     say "building ${folder#"$root"/}"
-    cmake -S "$root" -B "$folder" -G Ninja "$@" >"$log" 2>&1 || { tail -n 20 "$log" >&2; die "cmake failed; see $log"; }
-    cmake --build "$folder" --parallel "${VIDKV_JOBS:-$(nproc)}" >>"$log" 2>&1 ||
+    # The engine is built as it is configured: its lines are shown.
+    : >"$log"
+    cmake -S "$root" -B "$folder" -G Ninja -DVIDKV_ENGINE_JOBS="${VIDKV_JOBS:-}" "$@" 2>&1 >>"$log" | tee -a "$log" |
+        sed -n '/^build-engine/p' >&2 || { tail -n 20 "$log" >&2; die "cmake failed; see $log"; }
+    cmake --build "$folder" --parallel "${VIDKV_JOBS:-$(nproc)}" --target "${target:-all}" >>"$log" 2>&1 ||
         { grep -m5 -A8 -E 'error|FAILED' "$log" >&2 || tail -n 20 "$log" >&2; die "the build failed; see $log"; }
 }

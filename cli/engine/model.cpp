@@ -4,6 +4,7 @@
 #include <fstream>
 
 #include "error.h"
+#include "engine/backends.h"
 #include "engine/logs.h"
 #include "engine/plugin.h"
 
@@ -42,6 +43,7 @@ void check_fits(const KvChoice & kv, const Model & model) {
 Model::Model(const ModelOptions & options, const KvChoice & kv) : options_(options) {
     check_gguf(options_.files.text);
     if (!options_.files.mmproj.empty()) check_gguf(options_.files.mmproj);
+    load_cpu_backend();
     forget_logged_error();
     load_text(kv);
     forget_logged_error();

@@ -13,6 +13,8 @@ namespace {
 ggml_backend_reg_t plugin() {
     static ggml_backend_reg_t loaded = nullptr;
     if (loaded) return loaded;
+    loaded = ggml_backend_reg_by_name(VIDKV_REG_NAME); // by GGML_BACKEND_PATH
+    if (loaded) return loaded;
     const std::string path = plugin_path();
     if (path.empty())
         throw Error("libggml-vidkv.so is not beside this program: set VIDKV_PLUGIN to its path, or use --kv stock");

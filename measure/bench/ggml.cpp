@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "bench/attention.h"
+#include "engine/backends.h"
 #include "error.h"
 
 namespace vidkv::cli {
@@ -22,11 +23,12 @@ using Context = std::unique_ptr<ggml_context, ContextFree>;
 using Buffer = std::unique_ptr<ggml_backend_buffer, BufferFree>;
 using Backend = std::unique_ptr<ggml_backend, BackendFree>;
 
-ggml_backend_reg_t cpu_registry() {
-    ggml_backend_dev_t device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-    if (!device) throw Error("ggml has no CPU back-end here");
-    return ggml_backend_dev_backend_reg(device);
+ggml_backend_dev_t cpu_device() {
+    load_cpu_backend();
+    return ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
 }
+
+ggml_backend_reg_t cpu_registry() { return ggml_backend_dev_backend_reg(cpu_device()); }
 
 Context new_context() {
     constexpr size_t TENSORS = 64;
@@ -78,9 +80,9 @@ class GgmlContender : public Contender {
 GgmlContender::GgmlContender(ggml_type type, Layout layout, const AttentionShape & shape, int64_t capacity,
                              const TokenRows & rows)
     : name_(std::string(layout == Layout::BY_HEAD ? "ggml-" : "llama.cpp-") + ggml_type_name(type)), layout_(layout),
-      shape_(shape), capacity_(capacity), backend_(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr)),
+      shape_(shape), capacity_(capacity), backend_(ggml_backend_dev_init(cpu_device(), nullptr)),
       cache_context_(new_context()) {
-    if (!backend_) throw Error("ggml has no CPU back-end here");
+    if (!backend_) throw Error("ggml's CPU back-end does not start");
     k_ = ggml_new_tensor_2d(cache_context_.get(), type, shape.channels(), capacity);
     v_ = ggml_new_tensor_2d(cache_context_.get(), type, shape.channels(), capacity);
     cache_buffer_ = allocate(cache_context_.get(), backend_.get());

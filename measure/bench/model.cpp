@@ -11,6 +11,7 @@
 #include "bench/attention.h"
 #include "bench/bench.h"
 #include "bench/machine.h"
+#include "engine/backends.h"
 #include "engine/kv_choice.h"
 #include "engine/logs.h"
 #include "engine/model.h"
@@ -51,6 +52,7 @@ LoadedModel load(const std::string & path, bool stock) {
     llama_model_params params = llama_model_default_params();
     params.devices = devices.data();
     params.n_gpu_layers = stock ? 0 : 999; // the device takes the cache; weights stay with the CPU
+    load_cpu_backend();
     forget_logged_error();
     LoadedModel model(llama_model_load_from_file(path.c_str(), params));
     if (!model) throw Error("cannot load the model '" + path + "'" + because());

@@ -1,0 +1,13 @@
+# A Debian package by CPack, as in `cpack -G DEB` in the build folder: command, plug-in, engine, small model, library.
+set(CPACK_PACKAGE_NAME vidkv)
+set(CPACK_PACKAGE_CONTACT "The VidKV authors <vidkv@localhost>")
+set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "Ask questions about long videos, with a KV cache of 1 to 3 bits per element")
+set(CPACK_PACKAGING_INSTALL_PREFIX /usr)
+set(CPACK_RESOURCE_FILE_LICENSE ${PROJECT_SOURCE_DIR}/LICENSE)
+set(CPACK_STRIP_FILES ON)
+set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
+set(CPACK_DEBIAN_PACKAGE_SECTION utils)
+set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
+set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS_PRIVATE_DIRS ${VIDKV_ENGINE_BIN_DIR} ${CMAKE_BINARY_DIR}/bin)
+set(CPACK_DEBIAN_PACKAGE_RECOMMENDS "python3-numpy")
+include(CPack)
