@@ -42,9 +42,20 @@ def vidkv_lines():
         for line in commands(read(document)):
             if vidkv_arguments(line):
                 yield document, line
-    for line in help_text(()).splitlines():
-        if line.startswith("  vidkv "):
-            yield "vidkv --help", line.strip()
+    for chosen in all_subcommands():
+        for line in help_text(chosen).splitlines():
+            if line.startswith("  vidkv ") and "COMMAND" not in line:
+                for part in re.split(r"\s{3,}", line.strip())[0].split(" && "):
+                    yield " ".join(("vidkv", *chosen, "--help")), part
+
+
+def all_subcommands(above=()):
+    found = [above]
+    for section in re.findall(r"(?m)^[A-Za-z' ]+:\n((?:  .*\n)+)", help_text(above)):
+        for name in re.findall(r"(?m)^  ([a-z]+) ", section):
+            if help_text((*above, name)) not in (None, help_text(above)):
+                found += all_subcommands((*above, name))
+    return found
 
 
 @cache
