@@ -1,5 +1,6 @@
 #include "cache/seal.h"
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
 #include <utility>
@@ -9,6 +10,7 @@
 #include "base/thread_pool.h"
 #include "codec/two_bit.h"
 #include "codec/key_page.h"
+#include "codec/packed_keys.h"
 #include "codec/trellis_keys.h"
 #include "codec/value_page.h"
 
@@ -54,7 +56,8 @@ class KeySealing {
   public:
     explicit KeySealing(SealJob & job)
         : layout_(*job.key_layout), plans_(*job.plans), statistics_(job.statistics), pages_(job.pages), sealed_(job.sealed),
-          choose_(job.plans->empty()), rows_(pages_.size() * heads()), feedback_(heads()), codes_(pages_.size()) {
+          choose_(job.plans->empty()), rows_(pages_.size() * heads()), feedback_(heads()), packed_(rows_.size()),
+          codes_(pages_.size()), kept_(pages_.size()) {
         if (choose_) plans_.resize(heads());
         for (const OpenPage & page : pages_) {
             const Use flags = vidkv::use_of(page);
@@ -69,13 +72,16 @@ class KeySealing {
 
     void gather(size_t i) { // one head of a page
         rows_[i] = gather_keys(pages_[i / heads()], static_cast<int>(i % heads()), layout_.head_dim, layout_.kv_heads);
+        if (trellis()) packed_[i] = find_codes(rows_[i], use_of_page(i / heads()));
     }
 
     void prepare(size_t head) {
         const std::vector<const KeyRows *> of_head = pages_of(head);
         if (trellis()) {
             feedback_[head] = make_feedback(statistics_, static_cast<int>(head), layout_.head_dim, of_head, use_);
-            if (choose_) plans_[head] = plan_trellis_keys(feedback_[head], of_head, use_);
+            if (!choose_) return;
+            plans_[head] = plan_trellis_keys(feedback_[head], of_head, use_);
+            fit_plan(packed_pages_of(head), plans_[head]);
         } else if (choose_) {
             plans_[head] = choose_channels(of_head, use_, layout_.head_dim, layout_.wide);
         }
@@ -85,7 +91,9 @@ class KeySealing {
         const size_t quads = static_cast<size_t>(layout_.head_dim / 4);
         std::vector<const KeyRows *> of_heads;
         for (size_t head = 0; head < heads(); ++head) of_heads.push_back(&rows_of(page, head));
-        codes_[page] = allot_bits(layout_, plans_, feedback_, of_heads, page);
+        if (was_packed(page)) codes_[page] = fitting_codes(layout_, plans_, &packed_[page * heads()]);
+        kept_[page] = !codes_[page].empty();
+        if (!kept_[page]) codes_[page] = allot_bits(layout_, plans_, feedback_, of_heads, page);
         size_t start = 0;
         uint8_t * starts = sealed_[page].data.get() + layout_.head_codes + heads() * layout_.head_meta;
         for (size_t head = 0; head < heads(); ++head) {
@@ -103,8 +111,10 @@ class KeySealing {
             return;
         }
         const KeyPage place = key_page(layout_, data, static_cast<int>(head));
+        uint8_t *codes = data + (place.codes - data), *meta = data + (place.meta - data);
+        if (kept_[page]) return encode_packed_keys(plans_[head], packed_[i], use_of_page(page), codes, meta);
         encode_trellis_keys(plans_[head], feedback_[head], &codes_[page][head * static_cast<size_t>(layout_.head_dim / 4)], rows_[i],
-                            feedback_[head].page(page), data + (place.codes - data), data + (place.meta - data));
+                            feedback_[head].page(page), codes, meta);
     }
 
   private:
@@ -113,6 +123,18 @@ class KeySealing {
     std::vector<const KeyRows *> pages_of(size_t head) const {
         std::vector<const KeyRows *> out;
         for (size_t p = 0; p < pages_.size(); ++p) out.push_back(&rows_of(p, head));
+        return out;
+    }
+
+    bool was_packed(size_t page) const {
+        const auto first = packed_.begin() + static_cast<ptrdiff_t>(page * heads());
+        return std::none_of(first, first + layout_.kv_heads, [](const PackedHead & head) { return head.empty(); });
+    }
+    std::vector<const PackedHead *> packed_pages_of(size_t head) const {
+        std::vector<const PackedHead *> out;
+        for (size_t p = 0; p < pages_.size(); ++p) {
+            if (was_packed(p)) out.push_back(&packed_[p * heads() + head]);
+        }
         return out;
     }
 
@@ -125,7 +147,9 @@ class KeySealing {
     std::vector<KeyRows> rows_;         // [page][head]
     std::vector<uint8_t> use_;          // [page][128]
     std::vector<KeyFeedback> feedback_; // [head], trellis
+    std::vector<PackedHead> packed_;    // [page][head], trellis: pages packed before
     std::vector<std::vector<QuadCode>> codes_; // [page], trellis
+    std::vector<uint8_t> kept_;                // [page], trellis: the codes are those it had before
 };
 
 // Which cells of a page get the better code: the marked ones, cut or filled up to whole units.

@@ -19,4 +19,10 @@ inline float log_scale_value(uint8_t u) {
 // The nearest step on the logarithmic scale, 1..255; 0 if s is not above 0 or is less than half the smallest step.
 uint8_t log_scale_code(float s);
 
+// The smallest step that is not below s, if there is one.
+inline uint8_t log_scale_at_least(float s) {
+    const uint8_t code = log_scale_code(s);
+    return log_scale_value(code) < s && code < 255 ? static_cast<uint8_t>(code + 1) : code;
+}
+
 } // namespace vidkv

@@ -27,8 +27,8 @@ TwoBit encode_wide(const float * x, const uint8_t * use, int tokens, uint8_t * l
     return affine;
 }
 
-// One DFT coefficient of one group: its mean magnitude over the tokens in use, then signs (1 is +).
-uint16_t encode_narrow(const float * y, const uint8_t * use, int tokens, uint8_t * levels) {
+// One DFT coefficient of one group: its mean magnitude over the tokens in use.
+float mean_magnitude(const float * y, const uint8_t * use, int tokens) {
     float sum = 0;
     int count = 0;
     for (int t = 0; t < tokens; ++t) {
@@ -36,9 +36,24 @@ uint16_t encode_narrow(const float * y, const uint8_t * use, int tokens, uint8_t
         sum += std::fabs(y[t]);
         ++count;
     }
-    for (int t = 0; t < tokens; ++t) levels[4 * t] = y[t] >= 0.0f;
-    return float_to_half(count ? std::min(sum / static_cast<float>(count), half_max) : 0.0f);
+    return count ? std::min(sum / static_cast<float>(count), half_max) : 0.0f;
 }
+
+// Scales of a group's coefficients are multiples of a power of two, 1/512 to 1/256 of the largest one. Decoded rows are rounded to f16,
+// and packed again they give each magnitude with some noise, far below half a step: so every scale is found again.
+class ScaleGrid {
+  public:
+    explicit ScaleGrid(float largest) : step_(step_for(largest)) { step_ = step_for(round(largest)); }
+    float round(float scale) const { return std::min(std::nearbyint(scale / step_) * step_, half_max); }
+
+  private:
+    static float step_for(float largest) {
+        int exponent;
+        std::frexp(largest, &exponent);
+        return std::ldexp(1.0f, std::max(exponent - 9, -22)); // rows have steps of 2^-24 at least
+    }
+    float step_;
+};
 
 } // namespace
 
@@ -68,11 +83,19 @@ void encode_paper_keys(const KeyLayout & layout, const ChannelPlan & plan, const
         for (int t = 0; t < page_tokens; ++t) gathered[c * page_tokens + t] = sanitize(row[t]);
     }
     real_dft(narrow)->forward_columns(gathered.data(), coefficients.data(), page_tokens);
+    std::vector<float> scales(static_cast<size_t>(layout.groups() * narrow));
+    for (int g = 0; g < layout.groups(); ++g) {
+        float * of_group = &scales[g * narrow];
+        for (int c = 0; c < narrow; ++c) of_group[c] = mean_magnitude(&coefficients[c * page_tokens + g * group], use + g * group, group);
+        const ScaleGrid grid(*std::max_element(of_group, of_group + narrow));
+        for (int c = 0; c < narrow; ++c) {
+            of_group[c] = grid.round(of_group[c]);
+            store_at(meta + g * group_meta + 4 * wide, c, float_to_half(of_group[c]));
+        }
+    }
     for (int c = 0; c < narrow; ++c) {
-        for (int g = 0; g < layout.groups(); ++g) {
-            const int first = g * group;
-            const uint16_t scale = encode_narrow(&coefficients[c * page_tokens + first], use + first, group, levels + 4 * first + c % 4);
-            store_at(meta + g * group_meta + 4 * wide, c, scale);
+        for (int t = 0; t < page_tokens; ++t) { // 1 is +, and stands where there is no sign
+            levels[4 * t + c % 4] = coefficients[c * page_tokens + t] >= 0.0f || scales[t / group * narrow + c] == 0.0f;
         }
         if (c % 4 == 3) {
             pack_uniform(QuadCode::uniform1, levels, page_tokens, codes);

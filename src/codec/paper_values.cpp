@@ -31,21 +31,31 @@ void encode_two_bit(const ValueLayout & layout, const float * x, const uint8_t *
     }
 }
 
+// The mean magnitude of the used elements of a channel that lie beyond a threshold; 0 if there are none.
+float mean_beyond(float threshold, const float * column, int stride, const uint8_t * use, int n) {
+    float sum = 0;
+    int count = 0;
+    for (int t = 0; t < n; ++t) {
+        const float magnitude = std::fabs(sanitize(column[t * stride]));
+        if (!use[t] || !(magnitude > threshold)) continue;
+        sum += magnitude;
+        ++count;
+    }
+    return count ? sum / static_cast<float>(count) : 0.0f;
+}
+
+// The paper's threshold, half of the mean magnitude. The scale is the mean magnitude of the tokens beyond it: the least squares fit,
+// and found again in what was decoded. The mean of all tokens, those coded 0 too, would shrink at every packing.
 void encode_ternary(const ValueLayout & layout, const float * x, const uint8_t * use, uint8_t * levels, uint8_t * meta) {
-    const int head_dim = layout.head_dim;
+    const int head_dim = layout.head_dim, group = layout.group;
     for (int c = 0; c < head_dim; ++c) {
-        float sum = 0;
-        int count = 0;
-        for (int t = 0; t < layout.group; ++t) {
-            if (!use[t]) continue;
-            sum += std::fabs(sanitize(x[t * head_dim + c]));
-            ++count;
-        }
-        const float mean = count ? sum / static_cast<float>(count) : 0.0f;
-        store_at(meta, c, float_to_half(mean));
-        for (int t = 0; t < layout.group; ++t) {
+        const float threshold = 0.5f * mean_beyond(-1.0f, x + c, head_dim, use, group);
+        const uint16_t scale = float_to_half(mean_beyond(threshold, x + c, head_dim, use, group));
+        store_at(meta, c, scale);
+        for (int t = 0; t < group; ++t) {
             const float v = sanitize(x[t * head_dim + c]);
-            level_at(levels, head_dim, t, c) = v > 0.5f * mean ? 2 : v < -0.5f * mean ? 0 : 1;
+            const bool zero = scale == 0 || !use[t] || !(std::fabs(v) > threshold);
+            level_at(levels, head_dim, t, c) = zero ? 1 : v > 0.0f ? 2 : 0;
         }
     }
 }

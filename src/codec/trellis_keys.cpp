@@ -245,7 +245,7 @@ ChannelCode encode_channel(QuadCode code, const float * target, const float * we
         scale = std::max(zy > 0.3f * zz && zz > 0.0f ? deviation * (zz / zy) : deviation, least);
     }
     ChannelCode out;
-    out.scale = log_scale_code(scale);
+    out.scale = scale > least ? log_scale_code(scale) : log_scale_at_least(least);
     const float stored = log_scale_value(out.scale);
     // The mean that the levels do not express: without it the page as a whole would be shifted against the others.
     float left = 0, total = 0;

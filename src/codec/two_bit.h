@@ -18,9 +18,16 @@ inline float sanitize(float x) { return std::isfinite(x) ? std::clamp(x, -half_m
 struct TwoBit {
     uint16_t scale, minimum; // f16
 
-    // The tightest range around [low, high].
+    // The tightest range around [low, high] that survives its own rounding: decoded to f16 and coded again it is the same.
     static TwoBit between(float low, float high) {
-        return {float_to_half((high - low) / 3.0f), float_to_half(low)};
+        TwoBit range{float_to_half((high - low) / 3.0f), float_to_half(low)};
+        for (int i = 0; i < 4; ++i) { // once is enough but for ties
+            const float top = half_to_float(float_to_half(std::min(range.value(3), half_max)));
+            const uint16_t scale = float_to_half((top - half_to_float(range.minimum)) / 3.0f);
+            if (scale == range.scale) break;
+            range.scale = scale;
+        }
+        return range;
     }
     uint8_t code(float x) const {
         const float step = half_to_float(scale);

@@ -196,7 +196,7 @@ TEST(ValueCodec, TernaryHasTheExpectedDistortion) {
             const std::vector<float> x = rng.normals(static_cast<size_t>(dim) * 128, 5.0f);
             fidelity.add(x, encode_value_page(layout, x, all_used()).decode());
         }
-        EXPECT_NEAR(fidelity.nmse(), 0.262, 0.012) << dim; // with s = mean |x| and threshold s/2
+        EXPECT_NEAR(fidelity.nmse(), 0.210, 0.012) << dim; // threshold mean |x| / 2; 0.262 with mean |x| as the scale too
     }
 }
 
