@@ -17,8 +17,9 @@ vidkv_status refuse(std::string message) { return fail(VIDKV_E_ARGUMENT, "attent
 // All threads or one. A job of fewer multiply-adds than this is done before a sleeping thread has begun; a part of the host's team is
 // never asked for, because an OpenMP runtime may end the threads that are left out.
 int worthwhile_threads(const vidkv_attention_args & args, int dims) {
-    constexpr int64_t work_for_two = 1 << 21;
-    return args.tokens * args.heads * args.cells * dims >= work_for_two ? args.threads : 1;
+    constexpr double work_for_two = 1 << 21;
+    const double work = static_cast<double>(args.tokens) * args.heads * static_cast<double>(args.cells) * dims; // may exceed any int
+    return work >= work_for_two ? args.threads : 1;
 }
 
 vidkv_status check_stores(const Store & keys, const Store & values) {
@@ -101,10 +102,23 @@ vidkv_status vidkv_attention(const vidkv_store * keys, const vidkv_store * value
         call.threads = vidkv::worthwhile_threads(*args, key_store.head_dim() + value_store.head_dim());
         vidkv::attend(key_store, value_store, call, vidkv::active_kernels());
         return VIDKV_OK;
-    } catch (const std::bad_alloc &) {
+    } catch (const std::exception & error) {
+        if (dynamic_cast<const std::bad_alloc *>(&error) == nullptr) return vidkv::fail(VIDKV_E_MEMORY, error.what());
         return vidkv::fail(VIDKV_E_MEMORY, "attention: not enough memory for the scratch space; use fewer threads");
     }
 }
 
-const char * vidkv_isa(void) { return vidkv::active_kernels().name; }
-const char * vidkv_isa_error(void) { return vidkv::kernels_error(); }
+const char * vidkv_isa(void) {
+    try {
+        return vidkv::active_kernels().name;
+    } catch (const std::exception &) {
+        return "unknown"; // no memory to find out; the next call tries again
+    }
+}
+const char * vidkv_isa_error(void) {
+    try {
+        return vidkv::kernels_error();
+    } catch (const std::exception &) {
+        return "";
+    }
+}

@@ -9,10 +9,13 @@
 #include "codec/presets.h"
 
 using vidkv::Cache;
+using vidkv::check_store;
 using vidkv::fail;
 using vidkv::Store;
 
 namespace {
+
+constexpr int32_t most_layers = 1 << 16;
 
 Store * unwrap(vidkv_store * store) { return reinterpret_cast<Store *>(store); }
 const Store * unwrap(const vidkv_store * store) { return reinterpret_cast<const Store *>(store); }
@@ -21,27 +24,27 @@ const Cache * unwrap(const vidkv_cache * cache) { return reinterpret_cast<const 
 
 vidkv_status null_pointer() { return fail(VIDKV_E_ARGUMENT, "a pointer that must not be null is null"); }
 
+// The status of the exception at hand.
+vidkv_status status_of_exception() {
+    try {
+        throw;
+    } catch (const std::bad_alloc &) {
+        return fail(VIDKV_E_MEMORY, "not enough memory for the cache");
+    } catch (const std::length_error &) {
+        return fail(VIDKV_E_MEMORY, "the cache asked for is larger than any memory");
+    } catch (const std::exception & error) {
+        return fail(VIDKV_E_MEMORY, error.what()); // a lock or a thread that the system refuses
+    }
+}
+
 // Runs body unless a pointer is null; nothing leaves the library as an exception.
 template <typename Body, typename... Pointers> vidkv_status guarded(Body body, Pointers... pointers) {
     if (((pointers == nullptr) || ...)) return null_pointer();
     try {
         return body();
-    } catch (const std::bad_alloc &) {
-        return fail(VIDKV_E_MEMORY, "not enough memory for the cache");
-    } catch (const std::length_error &) {
-        return fail(VIDKV_E_MEMORY, "the cache asked for is larger than any memory");
+    } catch (...) {
+        return status_of_exception();
     }
-}
-
-vidkv_status check_store(const vidkv_store_shape & shape, const vidkv_params & params) {
-    if (vidkv_status status = vidkv::check_params(params, shape.head_dim)) return status;
-    if (shape.side != VIDKV_KEYS && shape.side != VIDKV_VALUES) return fail(VIDKV_E_ARGUMENT, "side must be keys or values");
-    if (shape.channels < 1 || shape.sequences < 1) return fail(VIDKV_E_ARGUMENT, "channels and sequences must be at least 1");
-    if (shape.cells < 1 || shape.cells > INT32_MAX) return fail(VIDKV_E_ARGUMENT, "cells must be 1 to 2147483647");
-    if (shape.head_dim != 0 && shape.channels % shape.head_dim != 0) {
-        return fail(VIDKV_E_ARGUMENT, "head_dim must divide the number of channels");
-    }
-    return VIDKV_OK;
 }
 
 vidkv_status check_request(const vidkv_seal_request & request) {
@@ -72,7 +75,9 @@ vidkv_status vidkv_params_check(const vidkv_params * params, int32_t head_dim) {
     return guarded([&] { return vidkv::check_params(*params, head_dim); }, params);
 }
 double vidkv_true_bits(const vidkv_params * params, vidkv_side side, int32_t head_dim) {
-    return params ? vidkv::true_bits(*params, side, head_dim) : 0;
+    double bits = 0;
+    guarded([&] { return bits = vidkv::true_bits(*params, side, head_dim), VIDKV_OK; }, params);
+    return bits;
 }
 
 vidkv_status vidkv_store_create(const vidkv_store_shape * shape, const vidkv_params * params, vidkv_store ** out) {
@@ -174,8 +179,8 @@ void vidkv_store_get_stats(const vidkv_store * store, vidkv_store_stats * out) {
     if (store && out) *out = unwrap(store)->stats();
 }
 uint64_t vidkv_planned_bytes(const vidkv_store_shape * shape, const vidkv_params * params) {
-    if (!shape || !params || check_store(*shape, *params) != VIDKV_OK) return 0;
-    return vidkv::planned_bytes(*shape, *params);
+    const auto is_sound = [&] { return check_store(*shape, *params); };
+    return guarded(is_sound, shape, params) == VIDKV_OK ? vidkv::planned_bytes(*shape, *params) : 0;
 }
 
 vidkv_status vidkv_cache_create(const vidkv_cache_shape * shape, const vidkv_params * params, vidkv_cache ** out) {
@@ -184,9 +189,14 @@ vidkv_status vidkv_cache_create(const vidkv_cache_shape * shape, const vidkv_par
             if (shape->layers < 1 || shape->kv_heads < 1 || shape->head_dim < 1) {
                 return fail(VIDKV_E_ARGUMENT, "layers, kv_heads and head_dim must be at least 1");
             }
-            const vidkv_store_shape store{VIDKV_KEYS, shape->kv_heads * shape->head_dim, shape->head_dim, shape->cells,
-                                          shape->sequences};
-            if (vidkv_status status = check_store(store, *params)) return status;
+            const int64_t channels = int64_t{shape->kv_heads} * shape->head_dim;
+            if (shape->layers > most_layers || channels > vidkv::most_channels) {
+                return fail(VIDKV_E_ARGUMENT, "a cache has at most 65536 layers and 1048576 channels (kv_heads times head_dim)");
+            }
+            for (const vidkv_side side : {VIDKV_KEYS, VIDKV_VALUES}) {
+                const vidkv_store_shape store{side, static_cast<int32_t>(channels), shape->head_dim, shape->cells, shape->sequences};
+                if (vidkv_status status = check_store(store, *params)) return status;
+            }
             *out = reinterpret_cast<vidkv_cache *>(new Cache(*shape, *params));
             return VIDKV_OK;
         },

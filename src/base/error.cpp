@@ -1,18 +1,21 @@
 #include "base/error.h"
 
-#include <utility>
+#include <algorithm>
+#include <cstring>
 
 namespace vidkv {
 
 namespace {
-thread_local std::string message_of_thread;
+thread_local char message_of_thread[2048];
 }
 
-vidkv_status fail(vidkv_status status, std::string message) {
-    message_of_thread = std::move(message);
+vidkv_status fail(vidkv_status status, const char * message) noexcept {
+    const size_t length = std::min(std::strlen(message), sizeof message_of_thread - 1);
+    std::memmove(message_of_thread, message, length);
+    message_of_thread[length] = '\0';
     return status;
 }
 
-const char * last_error() { return message_of_thread.c_str(); }
+const char * last_error() noexcept { return message_of_thread; }
 
 } // namespace vidkv

@@ -39,6 +39,9 @@ vidkv_status Cache::append(int layer, int sequence, int64_t n, const float * k, 
     std::vector<int64_t> cells(static_cast<size_t>(n));
     std::iota(cells.begin(), cells.end(), length);
     const int64_t stride = target.keys->channels();
+    for (Store * store : {target.keys.get(), target.values.get()}) { // both or neither
+        if (vidkv_status status = store->make_room(sequence, cells.data(), n)) return status;
+    }
     if (vidkv_status status = target.keys->write(sequence, cells.data(), n, k, stride)) return status;
     if (vidkv_status status = target.values->write(sequence, cells.data(), n, v, stride)) return status;
     length += n;

@@ -85,9 +85,10 @@ vidkv_status Cache::save(const char * path) const {
     good = std::fclose(file) == 0 && good;
     good = good && std::rename(beside.c_str(), path) == 0;
     if (good) return VIDKV_OK;
-    const vidkv_status status = io_error("write", path);
+    const int reason = errno;
     std::remove(beside.c_str());
-    return status;
+    errno = reason;
+    return io_error("write", path);
 }
 
 vidkv_status Cache::load(const char * path) {

@@ -55,8 +55,8 @@ KeyRows gather_keys(const OpenPage & page, int head, int head_dim, int kv_heads)
 class KeySealing {
   public:
     explicit KeySealing(SealJob & job)
-        : layout_(*job.key_layout), plans_(*job.plans), statistics_(job.statistics), pages_(job.pages), sealed_(job.sealed),
-          choose_(job.plans->empty()), rows_(pages_.size() * heads()), feedback_(heads()), packed_(rows_.size()),
+        : layout_(*job.key_layout), plans_(job.plans), statistics_(job.statistics), pages_(job.pages), sealed_(job.sealed),
+          choose_(job.plans.empty()), rows_(pages_.size() * heads()), feedback_(heads()), packed_(rows_.size()),
           codes_(pages_.size()), kept_(pages_.size()) {
         if (choose_) plans_.resize(heads());
         for (const OpenPage & page : pages_) {

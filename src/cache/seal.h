@@ -38,11 +38,12 @@ struct SealedPage {
 // What one sequence of one store has to pack: keys or values, told by the layout that is not null.
 struct SealJob {
     const KeyLayout * key_layout = nullptr;
-    std::vector<ChannelPlan> * plans = nullptr;   // keys: one per KV head; chosen from these pages if empty
+    std::vector<ChannelPlan> plans;               // keys: one per KV head; chosen from these pages if empty
     const QueryStatistics * statistics = nullptr; // keys; may be null
     const ValueLayout * value_layout = nullptr;
     std::vector<OpenPage> pages;
-    std::vector<SealedPage> sealed; // the result, page by page
+    std::vector<std::unique_ptr<uint16_t[]>> sink_rows; // [page], null where it begins with no sink cells
+    std::vector<SealedPage> sealed;                     // the result, page by page
 };
 
 // Packs all jobs side by side: the heads and pages of all of them share the threads.

@@ -31,6 +31,25 @@ int64_t seal_age(const vidkv_params & params) { return std::max(params.residual_
 
 } // namespace
 
+vidkv_status check_store(const vidkv_store_shape & shape, const vidkv_params & params) {
+    if (vidkv_status status = check_params(params, shape.head_dim)) return status;
+    if (shape.side != VIDKV_KEYS && shape.side != VIDKV_VALUES) return fail(VIDKV_E_ARGUMENT, "side must be keys or values");
+    if (shape.channels < 1 || shape.channels > most_channels) {
+        return fail(VIDKV_E_ARGUMENT, "channels must be 1 to " + std::to_string(most_channels) + "; got " + std::to_string(shape.channels));
+    }
+    if (shape.sequences < 1 || shape.sequences > most_sequences) {
+        return fail(VIDKV_E_ARGUMENT, "sequences must be 1 to " + std::to_string(most_sequences) + "; got " + std::to_string(shape.sequences));
+    }
+    if (shape.cells < 1 || shape.cells > INT32_MAX) return fail(VIDKV_E_ARGUMENT, "cells must be 1 to 2147483647");
+    if (shape.head_dim == 0) return VIDKV_OK;
+    if (shape.channels % shape.head_dim != 0) return fail(VIDKV_E_ARGUMENT, "head_dim must divide the number of channels");
+    const bool trellis_keys = shape.side == VIDKV_KEYS && params.key_codec == VIDKV_CODEC_TRELLIS && !is_f16(params, VIDKV_KEYS);
+    if (trellis_keys && make_key_layout(params, shape.head_dim, shape.channels / shape.head_dim).quad_bits > UINT16_MAX) {
+        return fail(VIDKV_E_ARGUMENT, "trellis keys of " + std::to_string(shape.channels) + " channels at these bits do not fit the format: use fewer bits");
+    }
+    return VIDKV_OK;
+}
+
 Store::Store(const vidkv_store_shape & shape, const vidkv_params & params)
     : shape_(shape), params_(params), pages_per_sequence_((shape.cells + page_tokens - 1) / page_tokens),
       sequences_(static_cast<size_t>(shape.sequences)) {
@@ -43,10 +62,9 @@ Store::Store(const vidkv_store_shape & shape, const vidkv_params & params)
 vidkv_status Store::set_head_dim(int head_dim) {
     if (shape_.head_dim == head_dim) return VIDKV_OK;
     if (shape_.head_dim != 0) return fail(VIDKV_E_ARGUMENT, "the store's head_dim is set already");
-    if (vidkv_status status = check_params(params_, head_dim)) return status;
-    if (shape_.channels % head_dim != 0) {
-        return fail(VIDKV_E_ARGUMENT, "head_dim must divide the number of channels");
-    }
+    vidkv_store_shape shape = shape_;
+    shape.head_dim = head_dim;
+    if (vidkv_status status = check_store(shape, params_)) return status;
     shape_.head_dim = head_dim;
     if (is_f16(params_, shape_.side)) return VIDKV_OK;
     if (shape_.side == VIDKV_KEYS) key_layout_ = make_key_layout(params_, head_dim, kv_heads());
@@ -95,15 +113,15 @@ void Store::recount(Sequence & sequence) const {
     }
 }
 
-// The f16 rows of a page, made if it is empty, decoded if it is sealed.
+// The f16 rows of a page, made if it is empty, decoded if it is sealed. Nothing has changed if there is no memory for that.
 uint16_t * Store::open_page(Sequence & sequence, int64_t index) {
     Page & page = sequence.pages[index];
     if (page.state == PageState::open) return reinterpret_cast<uint16_t *>(page.data.get());
     PageData data = make_page(open_bytes());
     auto * rows = reinterpret_cast<uint16_t *>(data.get());
+    if (page.state == PageState::sealed) decode_page(sequence, index, rows);
     sequence.open.push_back(index);
     if (page.state == PageState::sealed) {
-        decode_page(sequence, index, rows);
         page.sink_rows.reset();
         --sequence.sealed_pages;
         ++pages_reopened_;
@@ -137,12 +155,18 @@ void Store::decode_page(const Sequence & sequence, int64_t index, uint16_t * row
     }
 }
 
-template <typename Element>
-vidkv_status Store::write(int sequence, const int64_t * cells, int64_t n, const Element * rows, int64_t stride) {
+vidkv_status Store::make_room(int sequence, const int64_t * cells, int64_t n) {
     if (vidkv_status status = check_range(sequence, 0, 0)) return status;
     for (int64_t i = 0; i < n; ++i) {
         if (vidkv_status status = check_range(sequence, cells[i], 1)) return status;
     }
+    for (int64_t i = 0; i < n; ++i) open_page(sequences_[sequence], cells[i] / page_tokens);
+    return VIDKV_OK;
+}
+
+template <typename Element>
+vidkv_status Store::write(int sequence, const int64_t * cells, int64_t n, const Element * rows, int64_t stride) {
+    if (vidkv_status status = make_room(sequence, cells, n)) return status;
     Sequence & seq = sequences_[sequence];
     const size_t channels = static_cast<size_t>(shape_.channels);
     for (int64_t i = 0; i < n; ++i) {
@@ -212,32 +236,29 @@ vidkv_status Store::seal(int threads) {
     return VIDKV_OK;
 }
 
-SealJob Store::seal_job(Sequence & sequence, const std::vector<int64_t> & pages) const {
+SealJob Store::seal_job(const Sequence & sequence, const std::vector<int64_t> & pages) const {
     SealJob job;
     const bool keys = shape_.side == VIDKV_KEYS;
     job.key_layout = keys ? &key_layout_ : nullptr;
     job.value_layout = keys ? nullptr : &value_layout_;
-    job.plans = &sequence.plans;
+    if (sequence.sealed_pages != 0) job.plans = sequence.plans;
     job.statistics = sequence.queries.get();
-    if (sequence.sealed_pages == 0) sequence.plans.clear();
     for (const int64_t index : pages) {
         const Page & page = sequence.pages[index];
         job.pages.push_back({reinterpret_cast<const uint16_t *>(page.data.get()), used_cells(sequence, index), page.marked});
+        const size_t elements = static_cast<size_t>(sinks_in(sequence, index)) * static_cast<size_t>(shape_.channels);
+        job.sink_rows.push_back(elements ? std::make_unique<uint16_t[]>(elements) : nullptr);
+        if (elements) std::memcpy(job.sink_rows.back().get(), page.data.get(), elements * 2);
     }
     return job;
 }
 
-void Store::take_sealed(Sequence & sequence, const std::vector<int64_t> & pages, SealJob & job) {
-    std::vector<std::unique_ptr<uint16_t[]>> sinks(pages.size()); // allocated before anything changes
-    for (size_t i = 0; i < pages.size(); ++i) {
-        const size_t elements = static_cast<size_t>(sinks_in(sequence, pages[i])) * static_cast<size_t>(shape_.channels);
-        if (elements == 0) continue;
-        sinks[i] = std::make_unique<uint16_t[]>(elements);
-        std::memcpy(sinks[i].get(), sequence.pages[pages[i]].data.get(), elements * 2);
-    }
+// Everything is allocated by now.
+void Store::take_sealed(Sequence & sequence, const std::vector<int64_t> & pages, SealJob & job) noexcept {
+    sequence.plans = std::move(job.plans);
     for (size_t i = 0; i < pages.size(); ++i) {
         Page & page = sequence.pages[pages[i]];
-        page.sink_rows = std::move(sinks[i]);
+        page.sink_rows = std::move(job.sink_rows[i]);
         page.data = std::move(job.sealed[i].data);
         page.bytes = job.sealed[i].bytes;
         page.state = PageState::sealed;
@@ -246,7 +267,25 @@ void Store::take_sealed(Sequence & sequence, const std::vector<int64_t> & pages,
     std::erase_if(sequence.open, [&](int64_t index) { return sequence.pages[index].state == PageState::sealed; });
 }
 
+namespace {
+
+// One plan serves all pages of a sequence, so they must be packed together, and each once.
+void merge(std::vector<SealOrder> & orders) {
+    for (size_t i = 0; i < orders.size(); ++i) {
+        for (size_t j = orders.size() - 1; j > i; --j) {
+            if (orders[j].store != orders[i].store || orders[j].sequence != orders[i].sequence) continue;
+            orders[i].pages.insert(orders[i].pages.end(), orders[j].pages.begin(), orders[j].pages.end());
+            orders.erase(orders.begin() + static_cast<ptrdiff_t>(j));
+        }
+        std::sort(orders[i].pages.begin(), orders[i].pages.end());
+        orders[i].pages.erase(std::unique(orders[i].pages.begin(), orders[i].pages.end()), orders[i].pages.end());
+    }
+}
+
+} // namespace
+
 void seal_pages(std::vector<SealOrder> & orders, int threads) {
+    merge(orders);
     for (SealOrder & order : orders) {
         const Store & store = *order.store;
         const std::vector<Store::Page> & pages = store.sequences_[order.sequence].pages;
@@ -267,6 +306,7 @@ vidkv_status Store::truncate(int sequence, int64_t first_cell) {
     Sequence & seq = sequences_[sequence];
     const int64_t cut = first_cell / page_tokens;
     const int kept = static_cast<int>(first_cell % page_tokens);
+    if (kept != 0 && seq.pages[cut].state == PageState::sealed) open_page(seq, cut); // the one thing that may fail comes first
     for (int64_t i = pages_per_sequence_ - 1; i >= cut; --i) {
         Page & page = seq.pages[i];
         if (i > cut || kept == 0) {
@@ -374,8 +414,9 @@ uint64_t planned_bytes(const vidkv_store_shape & shape, const vidkv_params & par
         bytes += static_cast<uint64_t>(params.sink_tokens) * channels * 2;
         if (keys) bytes += channels * sizeof(uint16_t) * (params.key_codec == VIDKV_CODEC_TRELLIS ? 2 : 1);
     }
-    if (keys && wants_queries(params)) bytes += QueryStatistics(kv_heads, head_dim).bytes();
-    return bytes * static_cast<uint64_t>(shape.sequences);
+    if (keys && wants_queries(params)) bytes += QueryStatistics::bytes_for(kv_heads, head_dim);
+    uint64_t all = 0;
+    return __builtin_mul_overflow(bytes, static_cast<uint64_t>(shape.sequences), &all) ? UINT64_MAX : all;
 }
 
 } // namespace vidkv

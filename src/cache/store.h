@@ -26,7 +26,8 @@ struct SealOrder {
     std::vector<int64_t> pages;
 };
 
-// Packs the pages that are open and hold something, of all stores side by side; a store that packs nothing is left alone.
+// Packs the pages that are open and hold something, of all stores side by side; a store that packs nothing is left alone. Orders for the
+// same sequence are one. All pages are packed, or none if there is no memory.
 void seal_pages(std::vector<SealOrder> & orders, int threads);
 
 enum class PageState : uint8_t { empty, open, sealed };
@@ -61,6 +62,8 @@ class Store {
     const ChannelPlan & plan(int sequence, int kv_head) const; // keys: valid once the sequence has a sealed page
 
     vidkv_status set_head_dim(int head_dim);
+    // Opens the pages of these cells: writing to them then needs no memory.
+    vidkv_status make_room(int sequence, const int64_t * cells, int64_t n);
     template <typename Element> // float or uint16_t (f16)
     vidkv_status write(int sequence, const int64_t * cells, int64_t n, const Element * rows, int64_t stride);
     vidkv_status read(int sequence, int64_t first_cell, int64_t n, uint16_t * rows) const;
@@ -130,8 +133,8 @@ class Store {
     uint16_t * open_page(Sequence & sequence, int64_t index);
     void decode_page(const Sequence & sequence, int64_t index, uint16_t * rows) const;
     Sequence copy_of(const Sequence & source) const;
-    SealJob seal_job(Sequence & sequence, const std::vector<int64_t> & pages) const;
-    void take_sealed(Sequence & sequence, const std::vector<int64_t> & pages, SealJob & job);
+    SealJob seal_job(const Sequence & sequence, const std::vector<int64_t> & pages) const;
+    void take_sealed(Sequence & sequence, const std::vector<int64_t> & pages, SealJob & job) noexcept;
     friend void seal_pages(std::vector<SealOrder> & orders, int threads);
     void save_sequence(const Sequence & sequence, std::vector<uint8_t> & out) const;
     bool load_sequence(Sequence & sequence, ByteReader & in) const;
@@ -152,6 +155,10 @@ inline bool wants_queries(const vidkv_params & params) {
     const bool trellis_keys = params.key_codec == VIDKV_CODEC_TRELLIS && !is_f16(params, VIDKV_KEYS);
     return trellis_keys || (params.protect > 0.0f && !is_f16(params, VIDKV_VALUES));
 }
+
+// Sizes are bounded so that no count of bytes in a page overflows.
+constexpr int32_t most_channels = 1 << 20, most_sequences = 1 << 16;
+vidkv_status check_store(const vidkv_store_shape & shape, const vidkv_params & params);
 
 // Bytes of a full store of this shape, all pages sealed except those of the residual window.
 uint64_t planned_bytes(const vidkv_store_shape & shape, const vidkv_params & params);

@@ -46,9 +46,10 @@ vidkv_status Store::copy_sequence(int from, int to) {
 }
 
 vidkv_status Store::resize(int64_t cells, int sequences) {
-    if (cells < 1 || cells > INT32_MAX || sequences < 1) {
-        return fail(VIDKV_E_ARGUMENT, "a store has 1 to 2147483647 cells and at least 1 sequence");
-    }
+    vidkv_store_shape wanted = shape_;
+    wanted.cells = cells;
+    wanted.sequences = sequences;
+    if (vidkv_status status = check_store(wanted, params_)) return status;
     const int64_t pages = (cells + page_tokens - 1) / page_tokens;
     for (const Sequence & sequence : sequences_) {
         for (int64_t i = cells; i < shape_.cells; ++i) {
@@ -58,11 +59,17 @@ vidkv_status Store::resize(int64_t cells, int sequences) {
             }
         }
     }
-    sequences_.resize(static_cast<size_t>(sequences));
+    // All memory first; from then on nothing fails.
+    sequences_.reserve(static_cast<size_t>(sequences));
+    for (Sequence & sequence : sequences_) sequence.pages.reserve(static_cast<size_t>(pages));
+    std::vector<Sequence> added(static_cast<size_t>(std::max(0, sequences - shape_.sequences)));
+    for (Sequence & sequence : added) sequence.pages.resize(static_cast<size_t>(pages));
+    if (sequences < shape_.sequences) sequences_.resize(static_cast<size_t>(sequences));
     for (Sequence & sequence : sequences_) {
         sequence.pages.resize(static_cast<size_t>(pages));
         recount(sequence);
     }
+    for (Sequence & sequence : added) sequences_.push_back(std::move(sequence));
     shape_.cells = cells;
     shape_.sequences = sequences;
     pages_per_sequence_ = pages;
@@ -103,7 +110,8 @@ vidkv_status Store::channel_plan(int sequence, int kv_head, uint16_t * order, ui
 }
 
 vidkv_status Store::release_page(int sequence, int64_t index) {
-    if (vidkv_status status = check_range(sequence, index * page_tokens, 1)) return status;
+    if (vidkv_status status = check_range(sequence, 0, 0)) return status;
+    if (index < 0 || index >= pages_per_sequence_) return fail(VIDKV_E_ARGUMENT, "there is no page " + std::to_string(index));
     Page & page = sequences_[sequence].pages[index];
     if (page.state == PageState::empty) return fail(VIDKV_E_ARGUMENT, "page " + std::to_string(index) + " is empty");
     const PageBits marked = page.marked;

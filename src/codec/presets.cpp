@@ -1,7 +1,7 @@
 #include "codec/presets.h"
 
+#include <charconv>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <iterator>
 #include <string>
@@ -25,14 +25,13 @@ struct Alias {
 };
 constexpr Alias aliases[] = {{"t2.2", 2.0625f, 2.0f}, {"t1.65", 1.5f, 1.5f}, {"t1.15", 1.0f, 1.0f}, {"t1.0", 0.734375f, 1.0f}};
 
-// Reads digits and one point, from 0 on; false unless there is a number.
+// Reads digits and one point, from 0 on, whatever the locale; false unless there is a number.
 bool number_at(const char *& text, float & value) {
-    const std::string digits(text, std::strspn(text, "0123456789."));
-    if (digits.empty() || digits[0] == '.') return false;
-    char * end = nullptr;
-    value = std::strtof(digits.c_str(), &end);
-    if (*end != '\0') return false;
-    text += digits.size();
+    const char * end = text + std::strspn(text, "0123456789.");
+    if (*text == '.') return false;
+    const auto read = std::from_chars(text, end, value, std::chars_format::fixed);
+    if (read.ec != std::errc() || read.ptr != end) return false;
+    text = end;
     return true;
 }
 
@@ -80,10 +79,8 @@ bool parse(const char * name, vidkv_params & params) {
 }
 
 std::string number(float value) {
-    std::string text = std::to_string(value);
-    text.erase(text.find_last_not_of('0') + 1);
-    if (text.back() == '.') text.pop_back();
-    return text;
+    char text[64];
+    return std::string(text, std::to_chars(text, std::end(text), value).ptr);
 }
 
 vidkv_status check_bits(const vidkv_params & p) {

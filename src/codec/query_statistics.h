@@ -23,7 +23,11 @@ class QueryStatistics {
     double mean(int head, int i) const;
     void save(std::vector<uint8_t> & out) const;
     bool load(ByteReader & in); // of the same shape
-    size_t bytes() const { return (second_.size() + mean_.size()) * sizeof(float); }
+    size_t bytes() const { return bytes_for(kv_heads_, head_dim_); }
+    static size_t bytes_for(int kv_heads, int head_dim) {
+        const size_t n = static_cast<size_t>(head_dim);
+        return (n * (n + 1) / 2 + n) * static_cast<size_t>(kv_heads) * sizeof(float);
+    }
 
   private:
     int kv_heads_, head_dim_;

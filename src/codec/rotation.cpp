@@ -9,6 +9,8 @@ namespace vidkv {
 
 namespace {
 
+constexpr int largest = 512; // head_dim
+
 // x [n] in place, n a power of two, not normalised; a fixed order of sums.
 void hadamard(float * x, int n) {
     for (int half = 1; half < n; half *= 2) {
@@ -44,16 +46,16 @@ void Rotation::forward(float * x) const {
     for (int i = 0; i < n_; ++i) x[i] *= signs_[i];
     for (int block = 0; block < odd_; ++block) hadamard(x + block * even_, even_);
     if (!dft_) return;
-    std::vector<float> mixed(static_cast<size_t>(n_));
-    dft_->forward_columns(x, mixed.data(), even_); // x is [odd][even]
-    std::copy(mixed.begin(), mixed.end(), x);
+    float mixed[largest]; // not allocated: attention rotates in its parallel tasks, which must not throw
+    dft_->forward_columns(x, mixed, even_); // x is [odd][even]
+    std::copy_n(mixed, n_, x);
 }
 
 void Rotation::inverse(float * x) const {
     if (dft_) {
-        std::vector<float> mixed(static_cast<size_t>(n_));
-        dft_->inverse_columns(x, mixed.data(), even_);
-        std::copy(mixed.begin(), mixed.end(), x);
+        float mixed[largest];
+        dft_->inverse_columns(x, mixed, even_);
+        std::copy_n(mixed, n_, x);
     }
     for (int block = 0; block < odd_; ++block) hadamard(x + block * even_, even_);
     for (int i = 0; i < n_; ++i) x[i] *= signs_[i];
