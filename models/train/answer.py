@@ -15,7 +15,6 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 import batches
-from clips import generate as g
 import tokens
 from evaluate import HERE, read_frames
 from network import Config, Vision

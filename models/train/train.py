@@ -208,7 +208,7 @@ def vision(args):
 
 def recall(args):
     run = Run(args, "recall", [], [("model", 1.0)])
-    recent, begun, fresh = collections.deque(maxlen=25), run.step, True
+    recent, begun, _fresh = collections.deque(maxlen=25), run.step, True
     while run.level < len(LEVELS) and run.minutes() < args.minutes:
         most, clips, count, goal, limit = LEVELS[run.level]
         rng = run.rng()

@@ -13,7 +13,7 @@ BITS_OF_KEYS = r"^1\.6\d\d\n$"  # of t1.65 at head_dim 128
 
 
 def run(command, **options):
-    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
     if done.returncode:
         raise AssertionError(f"{command}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout

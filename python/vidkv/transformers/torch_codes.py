@@ -95,12 +95,12 @@ class QuadTables:
         return self.values[code + 256 * read.sample + 512 * number[..., None, None]]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def quad_tables(rows, device):
     return QuadTables(rows, device)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def scale_table(device):
     """What a byte of a logarithmic scale stands for: f32 [256]."""
     scales = torch.exp2((torch.arange(256, dtype=torch.float64) - 128) / 8)
@@ -108,7 +108,7 @@ def scale_table(device):
     return scales.float().to(device)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def dft_basis(n, device):
     """The orthonormal real DFT as a matrix: y = basis x, x = y basis; f32 [n, n]."""
     k, i = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
@@ -118,7 +118,7 @@ def dft_basis(n, device):
     return (wave * torch.where(alone, 1 / n, 2 / n).sqrt()).float().to(device)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def unrotation(n, device):
     """The matrix that undoes the rotation of values: x = rotated x matrix; f32 [n, n]."""
     even = n & -n
