@@ -7,7 +7,8 @@
  *
  * Conventions: every function that can fail returns a vidkv_status; vidkv_last_error() then holds one line for people.
  * The library never prints, never aborts and never throws through this API. f16 is IEEE binary16 in a uint16_t.
- * A store may be read from several threads at once; writing needs exclusive access.
+ * A store may be read from several threads at once, each of which gets an OpenMP team of its own where the host has OpenMP;
+ * writing needs exclusive access. A call that returns VIDKV_E_MEMORY can be made again.
  */
 #ifndef VIDKV_H
 #define VIDKV_H
@@ -36,7 +37,12 @@ typedef enum vidkv_status {
 /* One line about the last failure on this thread; "" if there was none. Valid until the next call on this thread. */
 VIDKV_API const char * vidkv_last_error(void);
 
-/* "MAJOR.MINOR.PATCH". */
+/* The version of this header. While MAJOR is 0, structs and functions may change with MINOR, and the shared library's name with them. */
+#define VIDKV_VERSION_MAJOR 0
+#define VIDKV_VERSION_MINOR 1
+#define VIDKV_VERSION_PATCH 0
+
+/* The version of the library, "MAJOR.MINOR.PATCH". */
 VIDKV_API const char * vidkv_version(void);
 
 /* The instruction set in use: "scalar", "avx2", "avx512" or "neon". VIDKV_FORCE_ISA in the environment chooses one of those this
@@ -72,7 +78,8 @@ typedef struct vidkv_params {
 
 /* Names:
  *   f16
- *   t2.2, t1.65, t1.15, t1.0       trellis codes, named by the mean true bits of keys and values
+ *   t2.2, t1.65, t1.15, t1.0       trellis codes, named by the mean true bits of keys and values; how good they are depends on
+ *                                  vidkv_store_observe_queries: without it all channels of the keys weigh the same
  *   k<bits>v<bits>[-g<group>]      the paper's, key bits 1..2 or 16, value bits 1.58, 2 or 16: k2v2, k1.5v1.58, k1.5v1.58-g128
  *   kt<bits>, vt<bits>             in the place of k and v: the trellis codes at any rate they have, as in kt1.5v2
  *   ...-stp<share>                 semantic token protection (paper, section 3.3) of that share of tokens: k1.5v1.58-stp0.2 */

@@ -1,9 +1,12 @@
 #include "settings.h"
 
 #include <cerrno>
+#include <charconv>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
+#include <system_error>
 
 namespace vidkv_ggml {
 
@@ -24,10 +27,9 @@ std::string complaint(const std::string & variable, const char * value, const st
 }
 
 bool read_number(const char * text, float & out) {
-    char * end = nullptr;
-    errno = 0;
-    out = std::strtof(text, &end);
-    return errno == 0 && end != text && *end == '\0' && std::isfinite(out);
+    const char * end = text + std::strlen(text); // not strtof: its point is the locale's
+    const auto read = std::from_chars(text, end, out);
+    return read.ec == std::errc() && read.ptr == end && std::isfinite(out);
 }
 
 bool read_number(const char * text, int32_t & out) {

@@ -9,7 +9,7 @@
 
 #include "attention/tiles.h"
 #include "attention/scratch.h"
-#include "kernels/softmax_math.h"
+#include "base/softmax_math.h"
 #include "base/half.h"
 #include "base/thread_pool.h"
 #include "codec/real_dft.h"

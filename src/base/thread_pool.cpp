@@ -4,10 +4,15 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <memory>
 #include <mutex>
 #include <system_error>
 #include <thread>
 #include <vector>
+
+#if __has_include(<pthread.h>)
+#include <pthread.h>
+#endif
 
 #if __has_include(<dlfcn.h>)
 #include <dlfcn.h>
@@ -152,6 +157,27 @@ TeamParallel host_team() {
 TeamParallel host_team() { return nullptr; }
 #endif
 
+// The pool of the process. A forked child has none of its threads: it leaves its parent's pool alone and makes one when it needs it.
+std::atomic<ThreadPool *> pool_of_process{nullptr}, pool_of_parent{nullptr};
+
+struct PoolOwner {
+    PoolOwner() {
+#if __has_include(<pthread.h>)
+        pthread_atfork(nullptr, nullptr, [] { pool_of_parent = pool_of_process.exchange(nullptr); });
+#endif
+    }
+    ~PoolOwner() { delete pool_of_process.exchange(nullptr); }
+};
+
+ThreadPool & shared_pool() {
+    static const PoolOwner owner;
+    ThreadPool * pool = pool_of_process.load(std::memory_order_acquire);
+    if (pool) return *pool;
+    auto made = std::make_unique<ThreadPool>();
+    if (pool_of_process.compare_exchange_strong(pool, made.get())) return *made.release();
+    return *pool;
+}
+
 struct TeamJob {
     const std::function<void(int64_t)> & task;
     int64_t count;
@@ -176,8 +202,7 @@ void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>
         team(work_on, &job, static_cast<unsigned>(threads), 0); // the whole team: GOMP ends the threads that a smaller one leaves out
         return;
     }
-    static ThreadPool pool;
-    pool.run(count, static_cast<int>(helpers), task);
+    shared_pool().run(count, static_cast<int>(helpers), task);
 }
 
 } // namespace vidkv

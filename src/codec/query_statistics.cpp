@@ -7,7 +7,8 @@ namespace vidkv {
 
 namespace {
 
-constexpr double horizon = 300;    // a query counts 1/e after so many tokens
+// A query counts 1/e after 300 tokens: exp(-1/300) and exp(-4/300), the same on every machine.
+constexpr float decay_of_one = 0x1.fe4bd2p-1f, decay_of_four = 0x1.f937f8p-1f;
 constexpr int64_t small_batch = 8; // a batch of at most so many tokens is decoding: every fourth token is observed
 constexpr int stride = 4;
 
@@ -36,7 +37,7 @@ QueryStatistics::QueryStatistics(int kv_heads, int head_dim)
 
 void QueryStatistics::observe(const float * q, int64_t tokens, int heads, int64_t token_stride, int64_t head_stride) {
     const int step = tokens <= small_batch ? stride : 1;
-    const float decay = static_cast<float>(std::exp(-step / horizon));
+    const float decay = step == stride ? decay_of_four : decay_of_one;
     const int heads_per_kv_head = heads / kv_heads_;
     for (int64_t t = 0; t < tokens; ++t) {
         if (seen_++ % step != 0 || !is_sane(q + t * token_stride, heads, head_stride, head_dim_)) continue;

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "base/half.h"
+#include "base/softmax_math.h"
 #include "codec/two_bit.h"
 #include "codec/log_scale.h"
 #include "codec/trellis.h"
@@ -111,7 +112,7 @@ std::vector<float> expected_attention(const QueryStatistics * statistics, int he
     const auto middle = used.begin() + static_cast<ptrdiff_t>(used.size() / 2);
     std::nth_element(used.begin(), middle, used.end());
     for (size_t i = 0; i < log.size(); ++i) {
-        if (use[i]) weight[i] = std::clamp(std::exp(0.5f * (log[i] - *middle)), 1.0f, most_attention);
+        if (use[i]) weight[i] = std::clamp(exp_weight(std::min(0.5f * (log[i] - *middle), 4.0f)), 1.0f, most_attention);
     }
     return weight;
 }

@@ -9,7 +9,7 @@
 #include <immintrin.h>
 #include <utility>
 
-#include "kernels/softmax_math.h"
+#include "base/softmax_math.h"
 #include "base/bytes.h"
 #include "base/half.h"
 #include "codec/log_scale.h"

@@ -11,7 +11,7 @@
 #include <sys/auxv.h>
 #endif
 
-#include "kernels/softmax_math.h"
+#include "base/softmax_math.h"
 #include "base/bytes.h"
 #include "base/half.h"
 #include "codec/log_scale.h"

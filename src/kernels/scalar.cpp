@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "kernels/kernels.h"
-#include "kernels/softmax_math.h"
+#include "base/softmax_math.h"
 #include "base/bytes.h"
 #include "base/half.h"
 #include "codec/log_scale.h"

@@ -7,7 +7,7 @@
 #include <limits>
 #include <numeric>
 
-#include "kernels/softmax_math.h"
+#include "base/softmax_math.h"
 #include "base/half.h"
 #include "codec/trit.h"
 #include "core/random.h"

@@ -1,6 +1,11 @@
 #include <gtest/gtest.h>
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
+#include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -70,6 +75,28 @@ TEST(ThreadPool, SeveralCallersAtOnce) {
     }
     for (std::thread & thread : threads) thread.join();
     EXPECT_EQ(wrong, 0);
+}
+
+// The child has none of its parent's threads: it works with threads of its own, and its exit waits for nobody.
+TEST(ThreadPool, AForkedChildWorksAndExits) {
+    const auto work = [] {
+        std::atomic<int> done{0};
+        parallel_for(100, 3, [&](int64_t) { ++done; });
+        return done == 100;
+    };
+    ASSERT_TRUE(work());
+    std::fflush(nullptr);
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+        alarm(100); // a child that hangs is killed, and seen as that
+        std::exit(work() ? 42 : 1);
+    }
+    int status = 0;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
+    EXPECT_EQ(WEXITSTATUS(status), 42);
+    EXPECT_TRUE(work());
 }
 
 } // namespace

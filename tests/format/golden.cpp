@@ -141,6 +141,7 @@ void write_bad(const fs::path & good, const fs::path & folder) {
         write_bytes(folder / (std::string(name) + ".vidkv"), forged);
     };
     forge("version1", paper, 7, '1' ^ '2');
+    forge("version3", paper, 7, '3' ^ '2'); // of a release to come
     forge("forged_length", paper, Places::length + 7, 0x80);
     forge("forged_writes", paper, Places::writes + 7, 0x80);
     forge("forged_plan", paper, Places::order, 1);

@@ -1,4 +1,4 @@
-// exp for softmax weights, by the same operations as the vector kernels: the same bits on every machine.
+// exp and tanh by the operations of the vector kernels, not by the C library: the same bits on every machine.
 #pragma once
 
 #include <bit>
