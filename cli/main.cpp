@@ -7,7 +7,9 @@
 
 #include "commands.h"
 #include "error.h"
+#include "help.h"
 #include "interrupt.h"
+#include "spinning.h"
 #include "vidkv/vidkv.h"
 
 #if defined(VIDKV_MEASURE)
@@ -23,20 +25,18 @@ constexpr const char * DESCRIPTION = R"(vidkv - ask a video, with a KV cache of 
 Decodes a video file, shows it to a video language model through llama.cpp, and answers questions about it. The cache
 that holds the video is packed by VidKV's codecs. The answer goes to standard output, everything else to standard error.)";
 
-constexpr const char * FOOTER = R"(
-EXAMPLES
+constexpr const char * FOOTER = R"(EXAMPLES
   vidkv ask clip.mp4 "What colour is the circle?"
-  vidkv ask clip.mp4 "What happens?" -m Qwen2.5-VL-7B.gguf --mmproj mmproj.gguf --kv k1.5v1.58 --frames 64
-  vidkv ask clip.mp4 "First question" "Second question" --json
-  vidkv ask clip.mp4 "First question" --save-cache clip.cache
-  vidkv ask --load-cache clip.cache "Second question"
+  vidkv ask holiday.mp4 "Where are we?" -hf ggml-org/Qwen2.5-VL-3B-Instruct-GGUF
   vidkv chat clip.mp4
   vidkv presets
+  vidkv plan --minutes 30 --fps 1
   vidkv data --seed 7 --split short --count 20 clips
-  vidkv eval video --kv f16,t1.65,k1.5v1.58 --seed 7 --count 20
   vidkv eval kl --kv all --text manual.txt
-  vidkv report out
-  vidkv bench attention --shape 28/4/128 --tokens 32k --kv k2v2,t1.65
+  vidkv eval video --kv f16,t2.2,t1.65,t1.15 --seed 7 --count 20
+  vidkv report page
+  vidkv bench attention --shape 28/4/128 --tokens 32k --kv t2.2,t1.65,t1.15
+  ("vidkv COMMAND --help" has more of each)
 
 ENVIRONMENT
   VIDKV_MODEL, VIDKV_MMPROJ, VIDKV_KV, VIDKV_FPS, VIDKV_FRAMES, VIDKV_CTX_SIZE, VIDKV_PREDICT, VIDKV_THREADS
@@ -46,14 +46,15 @@ ENVIRONMENT
   VIDKV_PYTHON        the Python with numpy that makes clips, and with matplotlib that plots (default: python3)
   VIDKV_TEXT_MODEL    the text model of eval kl (default: SmolLM2-135M, fetched into VIDKV_CACHE_DIR)
   VIDKV_CACHE_DIR     where that is kept (default: ~/.cache/vidkv)
-  VIDKV_FORCE_ISA     scalar or avx2: instruction set of the codecs
+  VIDKV_FORCE_ISA     instruction set of the codecs: scalar, avx2, avx512 or neon (default: the best there is)
+  HF_TOKEN, HF_ENDPOINT, LLAMA_CACHE
+                      of -hf, as llama.cpp takes them
+  GOMP_SPINCOUNT, OMP_WAIT_POLICY
+                      how threads wait for each other, as libgomp takes them (default: a spin count of 1000)
 
 EXIT CODES
   0  done                1  failed: one line on standard error says why and what to do
-  2  usage               130  interrupted (Ctrl-C)
-
-Needs the programs ffmpeg and ffprobe; vidkv data and eval video also need python3 with numpy, vidkv
-report matplotlib.)";
+  2  usage               130  interrupted (Ctrl-C))";
 
 std::string one_line(std::string text) {
     while (!text.empty() && text.back() == '\n') text.pop_back();
@@ -75,28 +76,48 @@ int finish() {
     return EXIT_OK;
 }
 
+// A wrong VIDKV_FORCE_ISA would otherwise be measured as the best instruction set.
+void check_instruction_set() {
+    if (const std::string wrong = vidkv_isa_error(); !wrong.empty()) std::fprintf(stderr, "vidkv: %s\n", wrong.c_str());
+}
+
+// llama.cpp's name of an option has two letters behind one dash, which would be two options here.
+std::vector<std::string> arguments_of(int argc, char ** argv) {
+    std::vector<std::string> arguments;
+    bool options = true;
+    for (int i = argc - 1; i > 0; --i) arguments.push_back(argv[i]); // the parser takes them from behind
+    for (auto argument = arguments.rbegin(); argument != arguments.rend() && options; ++argument) {
+        options = *argument != "--";
+        if (*argument == "-hf" || *argument == "-hfr") *argument = "--hf-repo";
+    }
+    return arguments;
+}
+
 int run(int argc, char ** argv) {
     CLI::App app(DESCRIPTION, "vidkv");
-    app.footer(FOOTER);
+    app.formatter(help_formatter());
     app.require_subcommand(1);
     app.set_version_flag("--version", std::string("vidkv ") + vidkv_version());
-    app.get_formatter()->column_width(34);
     Command command;
     add_ask(app, command);
     add_chat(app, command);
     add_presets(app, command);
+    add_plan(app, command);
     add_data(app, command);
 #if defined(VIDKV_MEASURE)
     add_measurements(app, command);
 #endif
+    app.footer(FOOTER); // last: commands would inherit it
+    if (const std::string unknown = unknown_command(app, argc, argv); !unknown.empty()) throw UsageError(unknown);
     try {
-        app.parse(argc, argv);
+        app.parse(arguments_of(argc, argv));
     } catch (const CLI::Success & success) {
         app.exit(success);
         return finish();
     } catch (const CLI::ParseError & error) {
         return complain(std::string(error.what()) + " (see vidkv --help)", EXIT_USAGE);
     }
+    check_instruction_set();
     command();
     return finish();
 }
@@ -107,6 +128,7 @@ int run(int argc, char ** argv) {
 
 int main(int argc, char ** argv) {
     using namespace vidkv::cli;
+    bound_spinning(argv);
     catch_interrupts();
     try {
         return run(argc, argv);

@@ -1,5 +1,6 @@
 #include "options.h"
 
+#include <cstdlib>
 #include <filesystem>
 #include <limits>
 
@@ -33,6 +34,15 @@ void Options::add_model(CLI::App & app) {
     app.add_flag("-v,--verbose", verbose, "show what llama.cpp logs");
 }
 
+void Options::add_hub(CLI::App & app) {
+    app.add_option(
+           "--hf-repo", hub.name,
+           "as llama.cpp's -hf (-hf works too): a model of Hugging Face, USER/MODEL or USER/MODEL:Q4_K_M, with its mmproj; "
+           "fetched once, into llama.cpp's cache folder")
+        ->type_name("REPO");
+    app.add_flag("--offline", hub.offline, "with -hf: take only what was fetched before");
+}
+
 void Options::add_video(CLI::App & app) {
     app.add_option("--fps", fps, "frames taken per second (default 4)")
         ->envname("VIDKV_FPS")
@@ -56,13 +66,39 @@ void Options::add_answer(CLI::App & app) {
     app.add_option("-n,--predict", session.max_tokens, "at most this many tokens an answer (default 256)")
         ->envname("VIDKV_PREDICT")
         ->check(CLI::Range(1, 1 << 20));
+    app.add_option("--system", system, "a system prompt, said before the video");
     app.add_option("--temp", session.temperature, "temperature; 0: always the likeliest token (default)")
         ->check(CLI::Range(0.0, 100.0));
+    app.add_option("--top-k", session.top_k, "with --temp: only the K likeliest tokens (default 40; 0: all)")
+        ->check(CLI::Range(0, 1 << 20))
+        ->type_name("K");
+    app.add_option("--top-p", session.top_p,
+                   "with --temp: only the likeliest tokens that have this share together (default 0.95)")
+        ->check(CLI::Range(0.0, 1.0));
     app.add_option("--seed", session.seed, "seed of the sampler (default 0)");
+}
+
+std::string Options::kv_name() const {
+    if (!kv.empty()) return kv;
+    const char * set = std::getenv("VIDKV_KV");
+    return set && *set ? set : DEFAULT_KV;
+}
+
+void Options::fetch(Progress & progress) {
+    if (hub.name.empty()) {
+        if (hub.offline) throw UsageError("--offline belongs to -hf");
+        return;
+    }
+    if (!model.empty()) throw UsageError("name a model with -hf or with -m, not both");
+    hub.verbose = verbose;
+    const ModelFiles files = fetch_model(hub, mmproj, progress);
+    model = files.text;
+    mmproj = files.mmproj;
 }
 
 ModelOptions Options::model_options() const {
     ModelOptions options;
+    options.system = system;
     options.threads = session.threads;
     if (model.empty() && !mmproj.empty()) throw UsageError("--mmproj needs -m");
     options.files = model.empty() ? default_model() : ModelFiles{model, mmproj};

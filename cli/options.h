@@ -5,15 +5,18 @@
 
 #include <CLI/CLI.hpp>
 
-#include "video/encode.h"
+#include "engine/hub.h"
 #include "engine/model.h"
 #include "engine/session.h"
+#include "video/encode.h"
 
 namespace vidkv::cli {
 
 struct Options {
     std::string model, mmproj; // "": the small video model
-    std::string kv = DEFAULT_KV;
+    HubModel hub;              // instead of model; name "": none
+    std::string kv;            // "": not said
+    std::string system;
     double fps = 4;
     int64_t frames = 0;
     double timestamps = -1; // seconds; < 0: what suits the model
@@ -24,7 +27,13 @@ struct Options {
 
     void add_model(CLI::App & app);
     void add_video(CLI::App & app);
+    void add_hub(CLI::App & app);
     void add_answer(CLI::App & app);
+
+    // --kv, or VIDKV_KV, or the default.
+    std::string kv_name() const;
+    // -hf: fetches the model unless it is there; model and mmproj then name its files.
+    void fetch(Progress & progress);
 
     ModelOptions model_options() const;
     WatchOptions watch_options(const Model & model) const;

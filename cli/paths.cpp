@@ -45,6 +45,7 @@ ModelFiles default_model() {
 }
 
 std::string mmproj_beside(const std::string & model) {
+    if (!is_file(model)) throw Error("cannot read the model '" + model + "': no such file, or no permission");
     fs::path folder = fs::path(model).parent_path();
     std::error_code failed;
     std::vector<std::string> found;

@@ -7,6 +7,12 @@
 
 namespace vidkv::cli {
 
+// "8 s", "1:05 min", "2:10 h".
+std::string duration_text(double seconds);
+// One line of less than `width` columns; after some seconds with the time that is left.
+std::string progress_line(const std::string & stage, int64_t done, int64_t total, const char * unit, double elapsed,
+                          int width);
+
 class Progress {
   public:
     // quiet: never draw (as with --json).
@@ -24,7 +30,7 @@ class Progress {
     bool enabled_;
     bool drawn_ = false;
     std::string stage_;
-    std::chrono::steady_clock::time_point last_;
+    std::chrono::steady_clock::time_point began_, last_; // of the stage; drawn
 };
 
 } // namespace vidkv::cli

@@ -7,4 +7,10 @@ namespace vidkv::cli {
 
 inline std::string first_line(const std::string & text) { return text.substr(0, text.find('\n')); }
 
+// Without white space at both ends.
+inline std::string trim(const std::string & text) {
+    const size_t first = text.find_first_not_of(" \t\r\n"), last = text.find_last_not_of(" \t\r\n");
+    return first == std::string::npos ? "" : text.substr(first, last - first + 1);
+}
+
 } // namespace vidkv::cli

@@ -1,7 +1,7 @@
 # The engine: llama.cpp b11434, built by scripts/build-engine and cached outside the tree.
 # VIDKV_ENGINE_VARIANTS makes it the engine for other machines too: CPU back-ends as modules, chosen at run time.
 #
-# Targets    llama_cpp::ggml_base  llama_cpp::ggml  llama_cpp::llama  llama_cpp::mtmd
+# Targets    llama_cpp::ggml_base  llama_cpp::ggml  llama_cpp::llama  llama_cpp::mtmd  llama_cpp::common
 # Variables  VIDKV_LLAMA_CPP_SOURCE_DIR  the source tree (private headers: ggml/src)
 #            VIDKV_ENGINE_BIN_DIR        its libraries, llama-server, llama-perplexity, ...
 include_guard(GLOBAL)
@@ -52,6 +52,7 @@ set(VIDKV_ENGINE_BIN_DIR ${VIDKV_ENGINE_DIR}/build/bin)
 vidkv_import_engine_library(ggml-base ${VIDKV_LLAMA_CPP_SOURCE_DIR}/ggml/include)
 vidkv_import_engine_library(ggml ${VIDKV_LLAMA_CPP_SOURCE_DIR}/ggml/include)
 vidkv_import_engine_library(llama ${VIDKV_LLAMA_CPP_SOURCE_DIR}/include)
+vidkv_import_engine_library(llama-common ${VIDKV_LLAMA_CPP_SOURCE_DIR}/common)
 vidkv_import_engine_library(mtmd ${VIDKV_LLAMA_CPP_SOURCE_DIR}/tools/mtmd)
 set_target_properties(llama_cpp::ggml PROPERTIES INTERFACE_LINK_LIBRARIES llama_cpp::ggml_base)
 set_target_properties(llama_cpp::llama PROPERTIES INTERFACE_LINK_LIBRARIES llama_cpp::ggml)
@@ -83,3 +84,5 @@ function(vidkv_install_engine destination component)
     vidkv_install_engine_library(${file} ${name} ${destination} ${component})
   endforeach()
 endfunction()
+set_target_properties(llama_cpp::llama_common PROPERTIES INTERFACE_LINK_LIBRARIES llama_cpp::llama)
+add_library(llama_cpp::common ALIAS llama_cpp::llama_common)

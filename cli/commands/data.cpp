@@ -12,14 +12,21 @@
 #include "paths.h"
 #include "python.h"
 #include "subprocess.h"
+#include "text.h"
 
 namespace vidkv::cli {
 
 namespace {
 
 std::vector<std::string> generator_command(const DataOptions & options) {
-    std::vector<std::string> command = {find_python("numpy"), script_path("models/clips/generate.py"), "--seed",  std::to_string(options.seed),
-                                        "--split",     options.split,    "--count", std::to_string(options.count)};
+    std::vector<std::string> command = {find_python("numpy"),
+                                        script_path("models/clips/generate.py"),
+                                        "--seed",
+                                        std::to_string(options.seed),
+                                        "--split",
+                                        options.split,
+                                        "--count",
+                                        std::to_string(options.count)};
     if (options.blank) command.push_back("--blank");
     command.push_back("--");
     command.push_back(options.out);
@@ -52,7 +59,7 @@ void generate_data(const DataOptions & options) {
     generator.read_all();
     if (generator.wait() != 0) {
         const std::string complaint = generator.complaints();
-        throw Error("cannot make clips: " + complaint.substr(0, complaint.find('\n')));
+        throw Error("cannot make clips: " + first_line(complaint.starts_with("vidkv: ") ? complaint.substr(7) : complaint));
     }
 }
 
@@ -60,8 +67,8 @@ void add_data(CLI::App & app, Command & run) {
     auto options = std::make_shared<DataOptions>();
     CLI::App * data = app.add_subcommand("data", "Make video clips with questions and answers");
     add_data_options(*data, *options);
-    data->get_option("--seed")->required();
-    data->get_option("--split")->required();
+    data->get_option("--seed")->required()->description("the same seed makes the same clips");
+    data->get_option("--split")->required()->description("short: up to 300 visual tokens per clip; long: 2,000 to 4,000");
     data->get_option("--count")->required();
     data->add_flag("--blank", options->blank, "the same questions over empty frames");
     data->add_option("OUT", options->out, "a new or empty folder: clip-00000.mp4 ... and questions.jsonl")->required();

@@ -86,9 +86,8 @@ void add_presets(CLI::App & app, Command & run) {
     auto as_json = std::make_shared<bool>(false);
     CLI::App * presets = app.add_subcommand("presets", "List the presets of --kv with their true bits");
     presets->add_flag("--json", *as_json, "print one JSON document instead of a table");
-    presets->callback([as_json, &run] {
-        run = [as_json] { *as_json ? print_json(all_presets()) : print_table(all_presets()); };
-    });
+    presets->callback(
+        [as_json, &run] { run = [as_json] { *as_json ? print_json(all_presets()) : print_table(all_presets()); }; });
 }
 
 } // namespace vidkv::cli

@@ -1,7 +1,10 @@
 #include "commands/watch.h"
 
+#include <chrono>
 #include <cstdio>
-#include <iostream>
+#include <fstream>
+
+#include <sys/resource.h>
 
 #include "engine/saved_cache.h"
 #include "error.h"
@@ -27,65 +30,92 @@ std::string size_text(uint64_t bytes) {
     return text;
 }
 
+bool unpacked(const KvChoice & kv, const KvReport & report) {
+    return !kv.stock && kv.params.key_bits < 16 && !report.packed;
+}
+
+// --load-cache: the preset is the file's.
+Watched restore(AskOptions & options, const std::vector<std::string> & questions, Progress & progress) {
+    if (!options.common.system.empty())
+        throw UsageError("--system is part of a saved cache: leave it out, or read the video anew");
+    Watched watched;
+    const std::string asked =
+        options.common.kv.empty() && options.protect == 0 ? "" : options.kv(options.common.kv_name()).name;
+    if (!std::ifstream(options.load))
+        throw Error("cannot read the saved cache '" + options.load + "': no such file, or no permission");
+    options.common.fetch(progress);
+    const ModelOptions model_options = options.common.model_options();
+    const SavedCache saved = load_cache(options.load, model_options.files, asked);
+    watched.kv = parse_kv(saved.kv);
+    watched.model = std::make_unique<Model>(model_options, watched.kv);
+    watched.session =
+        std::make_unique<Session>(*watched.model, watched.kv, options.common.session, saved.prefix.tokens, questions);
+    watched.session->restore(saved.prefix, saved.state);
+    return watched;
+}
+
 } // namespace
 
-KvChoice AskOptions::kv() const {
-    KvChoice choice = parse_kv(common.kv);
+KvChoice AskOptions::kv(const std::string & name) const {
+    KvChoice choice = parse_kv(name);
     if (protect > 0) protect_share(choice, protect);
     return choice;
 }
 
-Watched watch(const AskOptions & options, const std::vector<std::string> & questions, Progress & progress) {
-    const KvChoice kv = options.kv();
-    if (options.load.empty()) probe_video(options.video); // before the model is loaded
+uint64_t peak_bytes() {
+    rusage usage = {};
+    getrusage(RUSAGE_SELF, &usage);
+    return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
+}
+
+Watched watch(AskOptions & options, const std::vector<std::string> & questions, Progress & progress) {
     Watched watched;
+    watched.kv = options.kv(options.common.kv_name());
+    if (!options.load.empty()) return restore(options, questions, progress);
+    probe_video(options.video); // before the model is loaded
+    if (!options.save.empty()) check_savable(options.save);
+    options.common.fetch(progress);
     const ModelOptions model_options = options.common.model_options();
-    if (!options.load.empty()) {
-        const SavedCache saved = load_cache(options.load, model_options.files, kv.name);
-        watched.model = std::make_unique<Model>(model_options, kv);
-        watched.session =
-            std::make_unique<Session>(*watched.model, kv, options.common.session, saved.prefix.tokens, questions);
-        watched.session->restore(saved.prefix, saved.state);
-        return watched;
-    }
-    watched.model = std::make_unique<Model>(model_options, kv);
+    watched.model = std::make_unique<Model>(model_options, watched.kv);
+    const auto start = std::chrono::steady_clock::now();
     const EncodedVideo video =
         encode_video(*watched.model, options.video, options.common.watch_options(*watched.model), progress);
-    watched.session = std::make_unique<Session>(*watched.model, kv, options.common.session, video.tokens, questions);
-    watched.session->prefill(video, options.video, protected_cells(*watched.model, kv, video, questions), progress);
+    watched.read_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    watched.session =
+        std::make_unique<Session>(*watched.model, watched.kv, options.common.session, video.tokens, questions);
+    watched.session->prefill(video, options.video, protected_cells(*watched.model, watched.kv, video, questions), progress);
     progress.clear();
     if (!options.save.empty())
-        save_cache(options.save, {watched.session->prefix(), watched.session->state()}, model_options.files, kv.name);
+        save_cache(options.save, {watched.kv.name, watched.session->prefix(), watched.session->state()},
+                   model_options.files);
     return watched;
 }
 
-void print_summary(const Session & session, const std::string & kv) {
+void print_summary(const Watched & watched) {
+    const Session & session = *watched.session;
     const VideoPrefix & prefix = session.prefix();
     const KvReport report = session.kv_report();
-    std::fprintf(stderr, "%lld frames, %lld visual tokens | KV %s: %s held, %s in f16 | %.2f true bits | %.1f tokens/s\n",
-                 static_cast<long long>(prefix.frames), static_cast<long long>(prefix.visual_tokens), kv.c_str(),
-                 size_text(report.bytes).c_str(), size_text(report.bytes_f16).c_str(), report.true_bits,
+    std::fprintf(stderr, "%lld frames, %lld visual tokens | KV %s: %s held, %s in f16 | %.2f true bits%s | %.1f tokens/s\n",
+                 static_cast<long long>(prefix.frames), static_cast<long long>(prefix.visual_tokens),
+                 watched.kv.name.c_str(), size_text(report.bytes).c_str(), size_text(report.bytes_f16).c_str(),
+                 report.true_bits, unpacked(watched.kv, report) ? ", nothing old enough to be packed yet" : "",
                  session.tokens_per_second());
-}
-
-std::string trim(const std::string & text) {
-    const size_t first = text.find_first_not_of(" \t\r\n"), last = text.find_last_not_of(" \t\r\n");
-    return first == std::string::npos ? "" : text.substr(first, last - first + 1);
-}
-
-void stream_answer(Session & session, const std::string & question) {
-    session.ask(question, [](const std::string & text) { std::cout << text << std::flush; });
-    std::cout << std::endl;
+    std::fprintf(stderr, "read %.1f s, prefill %.1f s, decode %.1f s (%lld tokens) | %s of memory at most\n",
+                 watched.read_seconds, session.prefill_seconds(), session.decode_seconds(),
+                 static_cast<long long>(session.generated()), size_text(peak_bytes()).c_str());
 }
 
 void add_shared(CLI::App & app, AskOptions & options) {
     options.common.add_model(app);
+    options.common.add_hub(app);
     app.add_option("--kv", options.common.kv,
-                   "how the cache is kept (default " + std::string(DEFAULT_KV) + "): " + kv_names() + ". `vidkv presets` has their bits")
-        ->envname("VIDKV_KV");
-    app.add_option("--protect", options.protect,
-                   "share of the tokens whose values get more bits: the visual tokens nearest to the question (ask), or those "
-                   "that attention goes to (chat); the paper's, the same as a preset's -stp<share>")
+                   "how the cache is kept (default " + std::string(DEFAULT_KV) + "): " + kv_names() +
+                       ". `vidkv presets` has their bits [VIDKV_KV]")
+        ->type_name("PRESET");
+    app.add_option(
+           "--protect", options.protect,
+           "share of the tokens whose values get more bits: the visual tokens nearest to the question (ask), or those "
+           "that attention goes to (chat); the paper's, the same as a preset's -stp<share>")
         ->check(CLI::Range(0.0, 0.5));
     options.common.add_video(app);
     options.common.add_answer(app);

@@ -23,8 +23,8 @@ struct AskOptions {
     double protect = 0;
     bool json = false;
 
-    // --kv with --protect.
-    KvChoice kv() const;
+    // The preset of that name, with --protect.
+    KvChoice kv(const std::string & name) const;
 };
 
 // The options that ask and chat have both.
@@ -34,14 +34,14 @@ void add_shared(CLI::App & app, AskOptions & options);
 struct Watched {
     std::unique_ptr<Model> model;
     std::unique_ptr<Session> session;
+    KvChoice kv;
+    double read_seconds = 0; // spent on the video's frames and visual tokens
 };
-Watched watch(const AskOptions & options, const std::vector<std::string> & questions, Progress & progress);
+Watched watch(AskOptions & options, const std::vector<std::string> & questions, Progress & progress);
 
 // The line on standard error after the answers.
-void print_summary(const Session & session, const std::string & kv);
-// One answer on standard output, as it grows.
-void stream_answer(Session & session, const std::string & question);
-
-std::string trim(const std::string & text);
+void print_summary(const Watched & watched);
+// Most memory this process has held, in bytes.
+uint64_t peak_bytes();
 
 } // namespace vidkv::cli

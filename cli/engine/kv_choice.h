@@ -20,6 +20,7 @@ struct KvChoice {
 struct KvReport {
     uint64_t bytes = 0;     // held for the tokens in the cache
     uint64_t bytes_f16 = 0; // what they would take in f16
+    bool packed = false;    // some of them; a cache that is short is all window
     double true_bits = 0;   // per element of a sealed page, mean of K and V
 };
 

@@ -3,10 +3,11 @@
 #include <array>
 #include <fstream>
 
-#include "error.h"
 #include "engine/backends.h"
 #include "engine/logs.h"
 #include "engine/plugin.h"
+#include "error.h"
+#include "text.h"
 
 namespace vidkv::cli {
 
@@ -87,21 +88,45 @@ int Model::head_dim() const {
     return heads > 0 ? llama_model_n_embd(text()) / heads : 0;
 }
 
-Turn Model::format(const std::string & question) const {
-    const std::string marker = mtmd_default_marker();
-    const std::string content = marker + question;
+std::string Model::conversation(const std::vector<Exchange> & turns, const std::string & question) const {
+    std::vector<llama_chat_message> messages;
+    if (!options_.system.empty()) messages.push_back({"system", options_.system.c_str()});
+    const std::string first = mtmd_default_marker() + (turns.empty() ? question : turns.front().question); // the video
+    for (const Exchange & turn : turns) {
+        messages.push_back({"user", &turn == &turns.front() ? first.c_str() : turn.question.c_str()});
+        messages.push_back({"assistant", turn.answer.c_str()});
+    }
+    messages.push_back({"user", turns.empty() ? first.c_str() : question.c_str()});
     const char * own = llama_model_chat_template(text(), nullptr);
     const char * chat_template = own ? own : "chatml";
-    const llama_chat_message message = {"user", content.c_str()};
-    std::string buffer(content.size() + 1024, '\0');
-    const int length =
-        llama_chat_apply_template(chat_template, &message, 1, true, buffer.data(), static_cast<int>(buffer.size()));
-    if (length < 0 || length > static_cast<int>(buffer.size()))
-        throw Error("llama.cpp does not know the chat template of '" + options_.files.text + "'");
+    std::string buffer(1024, '\0');
+    const auto apply = [&] {
+        return llama_chat_apply_template(chat_template, messages.data(), messages.size(), true, buffer.data(),
+                                         static_cast<int>(buffer.size()));
+    };
+    int length = apply();
+    if (length > static_cast<int>(buffer.size())) {
+        buffer.resize(static_cast<size_t>(length));
+        length = apply();
+    }
+    if (length < 0) throw Error("llama.cpp does not know the chat template of '" + options_.files.text + "'");
     buffer.resize(static_cast<size_t>(length));
-    const size_t at = buffer.find(marker);
+    return buffer;
+}
+
+Turn Model::format(const std::string & question) const {
+    const std::string marker = mtmd_default_marker(), whole = conversation({}, question);
+    const size_t at = whole.find(marker);
     if (at == std::string::npos) throw Error("the chat template of '" + options_.files.text + "' drops the user's message");
-    return {buffer.substr(0, at), buffer.substr(at + marker.size())};
+    return {whole.substr(0, at), whole.substr(at + marker.size())};
+}
+
+std::string Model::format_next(const std::vector<Exchange> & turns, const std::string & question) const {
+    const std::vector<Exchange> earlier(turns.begin(), turns.end() - 1);
+    const std::string so_far = conversation(earlier, turns.back().question), whole = conversation(turns, question);
+    for (const std::string & answer : {turns.back().answer, trim(turns.back().answer)}) // some templates trim
+        if (whole.starts_with(so_far + answer)) return whole.substr(so_far.size() + answer.size());
+    throw Error("the chat template of '" + options_.files.text + "' rewrites earlier turns: use /clear, and ask anew");
 }
 
 std::vector<llama_token> Model::tokenize(const std::string & words, bool start) const {

@@ -21,6 +21,7 @@ struct VisionDeleter {
 
 struct ModelOptions {
     ModelFiles files;
+    std::string system; // said before the video; "": nothing
     bool small = false; // the project's own model, whose frames, sizes and timestamps are known
     int threads = 1;
     int frame_tokens = 0; // most visual tokens per frame pair or frame; 0: what the model says
@@ -30,6 +31,11 @@ struct ModelOptions {
 struct Turn {
     std::string before; // up to the video
     std::string after;  // the question and what follows it, up to the answer
+};
+
+// A question that was answered.
+struct Exchange {
+    std::string question, answer;
 };
 
 class Model {
@@ -44,11 +50,15 @@ class Model {
     int head_dim() const;
 
     Turn format(const std::string & question) const;
+    // What follows the last answer of earlier turns when a question comes after them.
+    std::string format_next(const std::vector<Exchange> & turns, const std::string & question) const;
     // With special tokens; start: with the BOS token where the model wants one.
     std::vector<llama_token> tokenize(const std::string & words, bool start) const;
     std::string piece(llama_token token) const;
 
   private:
+    // The chat format of these turns and one more question, up to where its answer begins.
+    std::string conversation(const std::vector<Exchange> & turns, const std::string & question) const;
     void load_text(const KvChoice & kv);
     void load_vision();
 

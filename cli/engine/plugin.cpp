@@ -2,8 +2,8 @@
 
 #include <string>
 
-#include "error.h"
 #include "engine/logs.h"
+#include "error.h"
 #include "paths.h"
 
 namespace vidkv::cli {

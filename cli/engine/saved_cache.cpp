@@ -11,7 +11,9 @@
 #include <unistd.h>
 
 #include <nlohmann/json.hpp>
+#include <xxhash.h>
 
+#include "build-info.h"
 #include "error.h"
 
 using nlohmann::json;
@@ -20,7 +22,8 @@ namespace vidkv::cli {
 
 namespace {
 
-constexpr uint32_t VERSION = 1;
+constexpr uint32_t VERSION = 2;
+constexpr int64_t MOST_TOKENS = int64_t(1) << 30; // -c takes no more
 
 struct FileHeader {
     std::array<char, 8> magic = {'V', 'I', 'D', 'K', 'V', 'S', 'E', 'S'};
@@ -31,13 +34,6 @@ struct FileHeader {
 };
 static_assert(sizeof(FileHeader) == 32);
 
-// FNV-1a, 64 bits.
-uint64_t fnv1a(const void * data, size_t n, uint64_t hash = 0xcbf29ce484222325) {
-    const auto * bytes = static_cast<const unsigned char *>(data);
-    for (size_t i = 0; i < n; ++i) hash = (hash ^ bytes[i]) * 0x100000001b3;
-    return hash;
-}
-
 // Tells one model file from another: its size, its first MiB and its last.
 uint64_t fingerprint(const std::string & path, uint64_t hash) {
     constexpr uint64_t PART = 1 << 20;
@@ -45,12 +41,12 @@ uint64_t fingerprint(const std::string & path, uint64_t hash) {
     const uint64_t size = std::filesystem::file_size(path, failed);
     std::ifstream file(path, std::ios::binary);
     if (failed || !file) throw Error("cannot read the model '" + path + "': no such file, or no permission");
-    hash = fnv1a(&size, sizeof(size), hash);
+    hash = XXH3_64bits_withSeed(&size, sizeof(size), hash);
     std::vector<char> part(std::min(PART, size));
     for (const uint64_t at : {uint64_t(0), size - part.size()}) {
         file.seekg(static_cast<std::streamoff>(at));
         file.read(part.data(), static_cast<std::streamsize>(part.size()));
-        hash = fnv1a(part.data(), part.size(), hash);
+        hash = XXH3_64bits_withSeed(part.data(), part.size(), hash);
     }
     return hash;
 }
@@ -63,8 +59,8 @@ std::string fingerprint(const ModelFiles & model) {
 }
 
 uint64_t checksum(const FileHeader & file, const std::string & header, const std::vector<uint8_t> & state) {
-    const uint64_t lengths = fnv1a(&file.header_bytes, sizeof(file.header_bytes) + sizeof(file.state_bytes));
-    return fnv1a(state.data(), state.size(), fnv1a(header.data(), header.size(), lengths));
+    const uint64_t lengths = XXH3_64bits(&file.header_bytes, sizeof(file.header_bytes) + sizeof(file.state_bytes));
+    return XXH3_64bits_withSeed(state.data(), state.size(), XXH3_64bits_withSeed(header.data(), header.size(), lengths));
 }
 
 struct FileCloser {
@@ -83,32 +79,88 @@ bool write_all(const std::string & path, const FileHeader & file_header, const s
     return std::fclose(file.release()) == 0 && written;
 }
 
+// What to do about an error of the file system.
+std::string advice(int error) {
+    if (error == ENOSPC || error == EFBIG || error == EDQUOT) return "free some space, or name another place";
+    if (error == ENOENT || error == ENOTDIR) return "make its folder first, or name another place";
+    return "name another place";
+}
+
+[[noreturn]] void cannot_save(const std::string & path, int error) {
+    throw Error("cannot save the cache to '" + path + "' (" + std::strerror(error) + "): " + advice(error));
+}
+
+std::string part_of(const std::string & path) { return path + ".part"; }
+
 [[noreturn]] void damaged(const std::string & path) {
     throw Error("the saved cache '" + path + "' is cut off or altered: save it again with --save-cache");
 }
 
+// The facts of the header, each of the type it must have.
+class Facts {
+  public:
+    Facts(const std::string & path, const std::string & header) : path_(path), facts_(json::parse(header, nullptr, false)) {
+        if (!facts_.is_object()) damaged(path_);
+    }
+    std::string text(const char * name) const {
+        if (!facts_.contains(name) || !facts_[name].is_string()) wrong(name);
+        return facts_[name];
+    }
+    int64_t whole(const char * name, int64_t least, int64_t most) const {
+        if (!facts_.contains(name) || !facts_[name].is_number_integer()) wrong(name);
+        const int64_t value = facts_[name];
+        if (value < least || value > most) wrong(name);
+        return value;
+    }
+
+  private:
+    [[noreturn]] void wrong(const char * name) const {
+        throw Error("the saved cache '" + path_ + "' has no valid '" + name +
+                    "' in its header: save it again with --save-cache");
+    }
+
+    const std::string & path_;
+    json facts_;
+};
+
+void check_origin(const std::string & path, const Facts & facts, const ModelFiles & model, const std::string & kv) {
+    if (facts.text("model") != fingerprint(model))
+        throw Error("the saved cache '" + path + "' is of another model: name that model with -m and --mmproj");
+    if (facts.text("engine") != llama_build_info())
+        throw Error("the saved cache '" + path + "' was saved with llama.cpp " + facts.text("engine") + ", this is " +
+                    llama_build_info() + ": save it again with --save-cache");
+    if (!kv.empty() && facts.text("kv") != kv)
+        throw Error("the saved cache '" + path + "' was kept as " + facts.text("kv") + ": leave --kv out, or use --kv " +
+                    facts.text("kv"));
+}
+
 } // namespace
 
-void save_cache(const std::string & path, const SavedCache & cache, const ModelFiles & model, const std::string & kv) {
+void check_savable(const std::string & path) {
+    const std::string beside = part_of(path);
+    std::error_code failed;
+    if (std::filesystem::is_directory(path, failed)) cannot_save(path, EISDIR);
+    const File file(std::fopen(beside.c_str(), "wb"));
+    if (!file) cannot_save(path, errno);
+    std::remove(beside.c_str());
+}
+
+void save_cache(const std::string & path, const SavedCache & cache, const ModelFiles & model) {
     const VideoPrefix & prefix = cache.prefix;
-    const std::string header = json{
-        {"model", fingerprint(model)},
-        {"kv", kv},
-        {"video", prefix.video},
-        {"frames", prefix.frames},
-        {"visual_tokens", prefix.visual_tokens},
-        {"tokens", prefix.tokens},
-        {"position",
-         prefix.position}}.dump(-1, ' ', false, json::error_handler_t::replace);
+    const std::string header = json{{"model", fingerprint(model)},  {"kv", cache.kv},
+                                    {"engine", llama_build_info()}, {"video", prefix.video},
+                                    {"frames", prefix.frames},      {"visual_tokens", prefix.visual_tokens},
+                                    {"tokens", prefix.tokens},      {"position", prefix.position}}
+                                   .dump(-1, ' ', false, json::error_handler_t::replace);
     FileHeader file_header;
     file_header.header_bytes = static_cast<uint32_t>(header.size());
     file_header.state_bytes = cache.state.size();
     file_header.checksum = checksum(file_header, header, cache.state);
-    const std::string beside = path + ".part";
+    const std::string beside = part_of(path);
     if (!write_all(beside, file_header, header, cache.state) || std::rename(beside.c_str(), path.c_str()) != 0) {
-        const std::string reason = std::strerror(errno);
+        const int error = errno;
         std::remove(beside.c_str());
-        throw Error("cannot save the cache to '" + path + "' (" + reason + "): free some space, or name another place");
+        cannot_save(path, error);
     }
 }
 
@@ -130,16 +182,12 @@ SavedCache load_cache(const std::string & path, const ModelFiles & model, const 
     file.read(header.data(), static_cast<std::streamsize>(header.size()));
     file.read(reinterpret_cast<char *>(cache.state.data()), static_cast<std::streamsize>(cache.state.size()));
     if (!file || checksum(file_header, header, cache.state) != file_header.checksum) damaged(path);
-    const json facts = json::parse(header, nullptr, false);
-    if (!facts.is_object()) damaged(path);
-    if (facts.value("model", "") != fingerprint(model))
-        throw Error("the saved cache '" + path + "' is of another model: name that model with -m and --mmproj");
-    if (facts.value("kv", "") != kv) {
-        throw Error("the saved cache '" + path + "' was kept as " + facts.value("kv", "") + ": use --kv " +
-                    facts.value("kv", ""));
-    }
-    cache.prefix = {facts.value("video", ""), facts.value("frames", int64_t(0)), facts.value("visual_tokens", int64_t(0)),
-                    facts.value("tokens", int64_t(0)), facts.value("position", llama_pos(0))};
+    const Facts facts(path, header);
+    check_origin(path, facts, model, kv);
+    cache.kv = facts.text("kv");
+    const int64_t tokens = facts.whole("tokens", 1, MOST_TOKENS);
+    cache.prefix = {facts.text("video"), facts.whole("frames", 0, MOST_TOKENS), facts.whole("visual_tokens", 0, tokens),
+                    tokens, static_cast<llama_pos>(facts.whole("position", 1, MOST_TOKENS))};
     return cache;
 }
 

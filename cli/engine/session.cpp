@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <chrono>
 
-#include "error.h"
-#include "interrupt.h"
 #include "engine/log_softmax.h"
 #include "engine/logs.h"
 #include "engine/plugin.h"
+#include "error.h"
+#include "interrupt.h"
 
 namespace vidkv::cli {
 
@@ -15,21 +15,25 @@ namespace {
 
 constexpr int BATCH = 512; // tokens per call of llama_decode
 
+double seconds_since(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
 struct SamplerDeleter {
     void operator()(llama_sampler * sampler) const { llama_sampler_free(sampler); }
 };
 using Sampler = std::unique_ptr<llama_sampler, SamplerDeleter>;
 
-Sampler make_sampler(float temperature, uint32_t seed) {
+Sampler make_sampler(const SessionOptions & options) {
     Sampler chain(llama_sampler_chain_init(llama_sampler_chain_default_params()));
-    if (temperature <= 0) {
+    if (options.temperature <= 0) {
         llama_sampler_chain_add(chain.get(), llama_sampler_init_greedy());
         return chain;
     }
-    llama_sampler_chain_add(chain.get(), llama_sampler_init_top_k(40));
-    llama_sampler_chain_add(chain.get(), llama_sampler_init_top_p(0.95f, 1));
-    llama_sampler_chain_add(chain.get(), llama_sampler_init_temp(temperature));
-    llama_sampler_chain_add(chain.get(), llama_sampler_init_dist(seed));
+    llama_sampler_chain_add(chain.get(), llama_sampler_init_top_k(options.top_k));
+    llama_sampler_chain_add(chain.get(), llama_sampler_init_top_p(options.top_p, 1));
+    llama_sampler_chain_add(chain.get(), llama_sampler_init_temp(options.temperature));
+    llama_sampler_chain_add(chain.get(), llama_sampler_init_dist(options.seed));
     return chain;
 }
 
@@ -70,10 +74,11 @@ Session::Session(const Model & model, const KvChoice & kv, const SessionOptions 
                     std::to_string(asked) + ", but the context holds " + std::to_string(options.context) + ": use -c " +
                     std::to_string(needed) + " or more, or lower --fps, --frames or -n");
     }
+    const int64_t most = needed + options.conversation_tokens;
     if (!kv_.stock) configure_plugin(kv_.params);
     forget_logged_error();
-    context_.reset(
-        llama_init_from_model(model.text(), context_params(model, kv_, options, std::max(options.context, needed))));
+    context_.reset(llama_init_from_model(
+        model.text(), context_params(model, kv_, options, options.context > 0 ? options.context : most)));
     if (!context_)
         throw Error("llama.cpp cannot make a context of " + std::to_string(needed) + " tokens: " + logged_error());
 }
@@ -122,12 +127,15 @@ void Session::prefill(const EncodedVideo & video, const std::string & name, cons
     position_ = 0;
     used_ = 0;
     forget_logged_error();
+    turns_.clear();
+    const auto start = std::chrono::steady_clock::now();
     for (const Piece & piece : video.pieces) {
         check_interrupt();
         decode(piece);
         progress.show("filling the cache", used_, video.tokens, "tokens");
     }
     llama_synchronize(context_.get());
+    prefill_seconds_ = seconds_since(start);
     prefix_ = {name, video.frames, video.visual_tokens, video.tokens, position_};
 }
 
@@ -142,7 +150,12 @@ void Session::forget_question() {
 
 void Session::begin_question(const std::string & question) {
     forget_question();
-    const std::vector<llama_token> tokens = model_.tokenize(model_.format(question).after, false);
+    turns_.clear();
+    feed(model_.format(question).after);
+}
+
+void Session::feed(const std::string & words) {
+    const std::vector<llama_token> tokens = model_.tokenize(words, false);
     if (used_ + static_cast<int64_t>(tokens.size()) >= cells()) {
         throw Error("the question takes " + std::to_string(tokens.size()) + " tokens and the context has " +
                     std::to_string(cells() - used_) + " left: use a larger -c");
@@ -152,23 +165,44 @@ void Session::begin_question(const std::string & question) {
 
 std::string Session::ask(const std::string & question, const std::function<void(const std::string &)> & on_text) {
     begin_question(question);
-    const Sampler sampler = make_sampler(options_.temperature, options_.seed);
-    std::string answer;
+    return answer(on_text);
+}
+
+std::string Session::ask_next(const std::string & question, const std::function<void(const std::string &)> & on_text,
+                              bool & forgot) {
+    forgot = false;
+    std::string words = turns_.empty() ? "" : model_.format_next(turns_, question);
+    if (!turns_.empty() &&
+        used_ + static_cast<int64_t>(model_.tokenize(words, false).size()) + options_.max_tokens > cells()) {
+        forgot = true;
+        turns_.clear();
+    }
+    if (turns_.empty())
+        begin_question(question);
+    else
+        feed(words);
+    turns_.push_back({question, answer(on_text)});
+    return turns_.back().answer;
+}
+
+std::string Session::answer(const std::function<void(const std::string &)> & on_text) {
+    const Sampler sampler = make_sampler(options_);
+    std::string text;
     answer_tokens_.clear();
     for (int i = 0; i < options_.max_tokens && used_ < cells(); ++i) {
         const auto start = std::chrono::steady_clock::now();
         const llama_token token = llama_sampler_sample(sampler.get(), context_.get(), -1);
         if (llama_vocab_is_eog(model_.vocab(), token)) break;
-        const std::string text = model_.piece(token);
-        answer += text;
-        on_text(text);
+        const std::string piece = model_.piece(token);
+        text += piece;
+        on_text(piece);
         answer_tokens_.push_back(token);
         decode({token}, true);
         llama_synchronize(context_.get());
-        seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        seconds_ += seconds_since(start);
         ++generated_;
     }
-    return answer;
+    return text;
 }
 
 std::vector<float> Session::answer_distributions(const std::string & question, const std::vector<llama_token> & answer) {
@@ -203,6 +237,7 @@ KvReport Session::kv_report() const {
     const vidkv_store_stats stats = plugin_stats();
     report.bytes = stats.bytes;
     report.bytes_f16 = stats.bytes_f16;
+    report.packed = stats.cells_sealed > 0;
     return report;
 }
 
@@ -217,6 +252,9 @@ std::vector<uint8_t> Session::state() const {
 void Session::restore(const VideoPrefix & prefix, const std::vector<uint8_t> & state) {
     if (llama_state_seq_set_data(context_.get(), state.data(), state.size(), 0) == 0)
         throw Error("llama.cpp does not take the saved cache: " + logged_error());
+    const llama_pos last = llama_memory_seq_pos_max(llama_get_memory(context_.get()), 0);
+    if (last < 0 || last >= prefix.position || prefix.tokens > cells())
+        throw Error("the saved cache states another length than it has: save it again with --save-cache");
     prefix_ = prefix;
     position_ = prefix.position;
     used_ = prefix.tokens;

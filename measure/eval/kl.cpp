@@ -14,6 +14,7 @@
 #include "eval/kl_run.h"
 #include "engine/logs.h"
 #include "options.h"
+#include "run_record.h"
 #include "progress.h"
 #include "eval/text_model.h"
 
@@ -232,7 +233,8 @@ void run_kl(const KlOptions & options) {
     if (!options.json) return print_table(results, text.name, windows.size(), options.length);
     Json presets = Json::array();
     for (const CodecResult & result : results) presets.push_back(codec_report(result, options.details));
-    const Json document = {{"model", named},
+    const Json document = {{"run", run_record()},
+                           {"model", named},
                            {"text", text.name},
                            {"protocol", options.protocol},
                            {"windows", windows.size()},
@@ -257,7 +259,8 @@ void add_eval_kl(CLI::App & eval, Command & run) {
         ->check(CLI::Range(1, 1000));
     kl->add_option("--window-length", options->length, "tokens per window (default 2048)")->check(CLI::Range(1, 1 << 20));
     kl->add_option("--protocol", options->protocol, "near or far (default near)")->check(CLI::IsMember({"near", "far"}));
-    kl->add_option("--sink", options->sinks, "sink tokens kept in f16 (default: the preset's, 4)")->check(CLI::Range(0, 32));
+    kl->add_option("--sink", options->sinks, "sink tokens kept in f16 (default: the preset's, 4)")
+        ->check(CLI::Range(0, 32));
     kl->add_option("--residual", options->residual, "newest tokens kept in f16 (default 128)")
         ->check(CLI::Range(0, 1 << 20));
     kl->add_option(

@@ -4,8 +4,6 @@
 #include <iostream>
 #include <memory>
 
-#include <unistd.h>
-
 #include "measurements.h"
 #include "error.h"
 #include "paths.h"
@@ -23,27 +21,6 @@ struct ReportOptions {
     std::string out, kl, far, video;
     std::string windows = "6", clips = "20";
     std::vector<std::string> kv = {"all"};
-};
-
-// A folder that is removed again.
-class Scratch {
-  public:
-    Scratch() {
-        std::string name = (fs::temp_directory_path() / "vidkv-report-XXXXXX").string();
-        if (!mkdtemp(name.data()))
-            throw Error("cannot make a folder in '" + fs::temp_directory_path().string() + "': set TMPDIR");
-        folder_ = name;
-    }
-    ~Scratch() {
-        std::error_code ignored;
-        fs::remove_all(folder_, ignored);
-    }
-    Scratch(const Scratch &) = delete;
-    Scratch & operator=(const Scratch &) = delete;
-    std::string file(const std::string & name) const { return (fs::path(folder_) / name).string(); }
-
-  private:
-    std::string folder_;
 };
 
 std::string joined(const std::vector<std::string> & names) {
@@ -64,24 +41,28 @@ void measure_into(const std::string & file, std::vector<std::string> arguments) 
         const std::string complaint = first_line(measurement.complaints());
         throw Error(complaint.starts_with("vidkv: ") ? complaint.substr(7) : complaint);
     }
-    if (!(std::ofstream(file) << document)) throw Error("cannot write '" + file + "': is the disk full?");
+    std::ofstream out(file);
+    if (!(out << document) || (out.close(), !out)) throw Error("cannot write '" + file + "': is the disk full?");
 }
 
 void run_report(const ReportOptions & options) {
     const std::string python = find_python("matplotlib"), script = script_path("measure/eval/report.py");
     for (const std::string & given : {options.kl, options.far, options.video})
         if (!given.empty() && !std::ifstream(given)) throw Error("cannot read '" + given + "'");
-    const Scratch scratch;
     const std::string codecs = joined(options.kv);
     std::string kl = options.kl, far = options.far, video = options.video;
-    const bool nothing_given = kl.empty() && far.empty() && video.empty();
-    if (nothing_given) {
-        kl = scratch.file("kl.json");
+    if (kl.empty() && far.empty() &&
+        video.empty()) { // measured into OUT, so that hours of work outlast what comes after them
+        const auto file = [&](const char * name) { return (fs::path(options.out) / name).string(); };
+        std::error_code failed;
+        fs::create_directories(options.out, failed);
+        if (failed) throw Error("cannot make the folder '" + options.out + "': " + failed.message());
+        kl = file("kl.json");
         measure_into(kl, {"eval", "kl", "--kv", codecs, "--windows", options.windows, "--details", "--json"});
-        far = scratch.file("far.json");
-        measure_into(far,
-                     {"eval", "kl", "--protocol", "far", "--kv", codecs, "--windows", options.windows, "--details", "--json"});
-        video = scratch.file("video.json");
+        far = file("far.json");
+        measure_into(
+            far, {"eval", "kl", "--protocol", "far", "--kv", codecs, "--windows", options.windows, "--details", "--json"});
+        video = file("video.json");
         measure_into(video, {"eval", "video", "--kv", codecs, "--split", "long", "--count", options.clips, "--json"});
     }
     std::vector<std::string> command = {python, script, "--out", options.out};
@@ -99,13 +80,21 @@ void run_report(const ReportOptions & options) {
 void add_report(CLI::App & app, Command & run) {
     auto options = std::make_shared<ReportOptions>();
     CLI::App * report = app.add_subcommand("report", "One HTML page with plots of what eval kl and eval video measure");
-    report->add_option("--kl", options->kl, "JSON of vidkv eval kl --details; without --kl, --far and --video all are measured");
+    report->add_option("--kl", options->kl,
+                       "JSON of vidkv eval kl --details; without --kl, --far and --video all are measured");
     report->add_option("--far", options->far, "JSON of vidkv eval kl --protocol far");
     report->add_option("--video", options->video, "JSON of vidkv eval video");
     report->add_option("--kv", options->kv, "codecs to measure, separated by commas (default all)")->delimiter(',');
     report->add_option("--windows", options->windows, "windows to measure (default 6)");
     report->add_option("--clips", options->clips, "long clips to measure (default 20)");
-    report->add_option("OUT", options->out, "folder for index.html and the PNG plots")->required();
+    report
+        ->add_option(
+            "OUT", options->out,
+            "folder for index.html, the PNG plots and what was measured; parts that lie there already are shown too")
+        ->required();
+    report->footer(R"(EXAMPLES
+  vidkv report page                       measure everything (hours), then plot
+  vidkv eval kl --details --json > kl.json && vidkv report --kl kl.json page)");
     report->callback([options, &run] { run = [options] { run_report(*options); }; });
 }
 

@@ -15,6 +15,7 @@
 #include "error.h"
 #include "engine/logs.h"
 #include "options.h"
+#include "run_record.h"
 #include "video/saliency.h"
 
 namespace vidkv::cli {
@@ -86,7 +87,8 @@ class Evaluation {
 
   private:
     Session watch(const Contender & contender, const Clip & clip, const EncodedVideo & video) const;
-    void evaluate(Result & result, const Clip & clip, const EncodedVideo & video, std::vector<Reference> & references) const;
+    void evaluate(Result & result, const Clip & clip, const EncodedVideo & video,
+                  std::vector<Reference> & references) const;
     EncodedVideo encode(const Clip & clip, bool blank) const;
 
     const EvalOptions & options_;
@@ -164,7 +166,8 @@ void Evaluation::evaluate(Result & result, const Clip & clip, const EncodedVideo
     }
     const KvReport report = session.kv_report();
     const Packed packed = measure(result.contender, video.tokens, session.used());
-    result.bytes += static_cast<double>(result.contender.reference ? packed.bytes : report.bytes) / static_cast<double>(clips_);
+    result.bytes +=
+        static_cast<double>(result.contender.reference ? packed.bytes : report.bytes) / static_cast<double>(clips_);
     result.true_bits = result.contender.reference ? (packed.k_bits + packed.v_bits) / 2 : report.true_bits;
 }
 
@@ -227,7 +230,9 @@ void Evaluation::print_json(size_t clips) const {
                            {"kv_bytes", static_cast<uint64_t>(result.bytes)},
                            {"true_bits", result.true_bits}});
     }
-    const Json document = {{"clips", clips},
+    const Json document = {{"run", run_record()},
+                           {"clips", clips},
+                           {"questions", results_.front().all.asked},
                            {"visual_tokens_mean", visual_tokens_mean_},
                            {"presets", presets},
                            {"blank_accuracy", blank_.all.share()}};

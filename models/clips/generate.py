@@ -15,22 +15,28 @@ Every question has at least two candidates in the clip, so it can be answered on
 Events start on even frames: a video model that merges frames in pairs sees whole pairs.
 """
 import argparse
+import errno
 import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)           # until there is something to tidy up
+
 try:
     import numpy as np
 except ImportError:
-    sys.exit("generate.py: numpy is missing: install python3-numpy")
+    sys.exit("vidkv: numpy is missing: install python3-numpy")
 
 SIZE = 84                 # pixels per side: 6x6 patches of 14, merged 2x2 -> 9 visual tokens per frame pair
 TOKENS_PER_PAIR = 9
 FPS = 4
+LEAST_SPACE = 1 << 20     # bytes: with less, a clip that cannot be written is taken for a full disk
 COLOURS = {"red": (225, 40, 40), "green": (40, 190, 60), "blue": (60, 90, 245),
            "yellow": (235, 215, 50), "purple": (190, 60, 215), "white": (240, 240, 240)}
 COLOUR_NAMES = list(COLOURS)
@@ -327,7 +333,7 @@ def user_clip(seed, split, index):
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
-        print(f"generate.py: {message}", file=sys.stderr)
+        print(f"vidkv: {message}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -344,11 +350,37 @@ def whole(low, high):
 
 
 def fail(message):
-    print(f"generate.py: {message}", file=sys.stderr)
+    print(f"vidkv: {message}", file=sys.stderr)
     sys.exit(1)
 
 
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def show_progress(done, count):
+    if sys.stderr.isatty():
+        print(f"\r\033[K{f'making clips {done}/{count}' if done < count else ''}", end="", file=sys.stderr, flush=True)
+
+
+def reason(error, folder):
+    """One line, and the right one where ffmpeg only says that it could not write."""
+    if error.errno == errno.ENOSPC if isinstance(error, OSError) else shutil.disk_usage(folder).free < LEAST_SPACE:
+        return f"no space left for clips in '{folder}': free some, or name another place"
+    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
+
+
 def main():
+    signal.signal(signal.SIGTERM, interrupted)
+    signal.signal(signal.SIGINT, interrupted)
+    try:
+        make_set()
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        sys.exit(130)
+
+
+def make_set():
     parser = Parser(description="Write video clips (H.264) with questions and answers.")
     parser.add_argument("--seed", type=whole(0, 2 ** 63 - 1), required=True)
     parser.add_argument("--split", choices=list(SPLITS), required=True, help="short: up to 300 visual tokens; long: 2,000 to 4,000")
@@ -359,26 +391,28 @@ def main():
     if not shutil.which("ffmpeg"):
         fail("the ffmpeg program is missing: install ffmpeg")
     work = None
+    parent = os.path.dirname(os.path.abspath(args.out))
     try:
         if os.path.exists(args.out) and os.listdir(args.out):
             fail(f"{args.out} is not empty: name a new directory")
-        parent = os.path.dirname(os.path.abspath(args.out))
         os.makedirs(parent, exist_ok=True)
         work = tempfile.mkdtemp(prefix=".vidkv-data-", dir=parent)           # a set appears whole or not at all
         lines = []
         for i in range(args.count):
+            show_progress(i, args.count)
             frames, chosen, pairs = user_clip(args.seed, args.split, i)
             name = f"clip-{i:05d}.mp4"
             write_video(os.path.join(work, name), blank(frames) if args.blank else frames)
             lines += [json.dumps({"video": name, "question": q, "answer": a, "type": t, "candidates": n,
                                   "visual_tokens": pairs * TOKENS_PER_PAIR}) + "\n" for t, q, a, n, _ in chosen]
+        show_progress(args.count, args.count)
         with open(os.path.join(work, "questions.jsonl"), "w", encoding="utf-8") as f:
             f.writelines(lines)
         os.makedirs(args.out, exist_ok=True)
         for name in sorted(os.listdir(work)):                                # questions.jsonl comes last
             os.replace(os.path.join(work, name), os.path.join(args.out, name))
     except (OSError, RuntimeError) as e:
-        fail(f"{e.filename}: {e.strerror}" if isinstance(e, OSError) and e.strerror else str(e))
+        fail(reason(e, parent))
     finally:
         if work:
             shutil.rmtree(work, ignore_errors=True)

@@ -102,7 +102,8 @@ class Reports(Clips):
             done = vidkv("ask", self.clip, QUESTION, "How many squares appear?", "--kv", kv, "--json", "-n", "4", *FPS)
             self.assertEqual((done.returncode, done.stderr), (0, ""))
             report = json.loads(done.stdout)
-            self.assertEqual(list(report), ["video", "frames", "visual_tokens", "kv", "kv_bytes", "kv_bytes_f16", "true_bits", "tokens_per_s", "answers"])
+            self.assertEqual(list(report), ["video", "frames", "visual_tokens", "kv", "kv_bytes", "kv_bytes_f16", "true_bits", "tokens_per_s", "read_s", "prefill_s", "decode_s", "tokens", "packed", "peak_bytes",
+                                            "answers"])
             self.assertEqual((report["video"], report["kv"]), (self.clip, kv))
             self.assertEqual([a["question"] for a in report["answers"]], [QUESTION, "How many squares appear?"])
             self.assertEqual(report["visual_tokens"], report["frames"] // 2 * 9)
@@ -132,8 +133,8 @@ class Reports(Clips):
         done = vidkv("ask", self.clip, QUESTION, "--kv", "f16", "-n", "4")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertEqual(done.stdout.count("\n"), 1)
-        self.assertEqual(done.stderr.count("\n"), 1)
-        for words in ("frames", "visual tokens", "held", "true bits", "tokens/s"):
+        self.assertEqual(done.stderr.count("\n"), 2)
+        for words in ("frames", "visual tokens", "held", "true bits", "tokens/s", "prefill", "decode", "memory"):
             self.assertIn(words, done.stderr)
 
     def test_frames_caps(self):
@@ -141,7 +142,7 @@ class Reports(Clips):
         self.assertEqual((report["frames"], report["visual_tokens"]), (8, 36))
 
     def test_chat(self):
-        done = subprocess.run([VIDKV, "chat", self.clip, "-n", "3", "--kv", "f16"], input=f"{QUESTION}\n\n{QUESTION}\n/quit\n", capture_output=True, text=True)
+        done = subprocess.run([VIDKV, "chat", self.clip, "-n", "3", "--kv", "f16"], input=f"{QUESTION}\n\n/clear\n{QUESTION}\n/quit\n", capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stderr)
         answers = done.stdout.splitlines()
         self.assertEqual(len(answers), 2)
@@ -149,7 +150,7 @@ class Reports(Clips):
 
     def test_eval(self):
         report = json.loads(vidkv("eval", "video", "--kv", "f16,k2v2", "--data", self.set, "--json").stdout)
-        self.assertEqual(list(report), ["clips", "visual_tokens_mean", "presets", "blank_accuracy"])
+        self.assertEqual(list(report), ["run", "clips", "questions", "visual_tokens_mean", "presets", "blank_accuracy"])
         self.assertEqual(report["clips"], 1)
         for preset, name in zip(report["presets"], ("f16", "k2v2")):
             self.assertEqual(list(preset), ["name", "accuracy", "accuracy_by_type", "accuracy_by_candidates", "kld", "kv_bytes", "true_bits"])
