@@ -10,7 +10,8 @@ void add_measurements(CLI::App & app, Command & run) {
     add_eval_video(*eval, run);
     add_bench(app, run);
     add_report(app, run);
-    for (const char * name : {"bench", "report"}) app.get_subcommand(name)->group(group);
+    add_benchmark(app, run);
+    for (const char * name : {"bench", "report", "benchmark"}) app.get_subcommand(name)->group(group);
 }
 
 } // namespace vidkv::cli

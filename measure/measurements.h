@@ -8,6 +8,7 @@ namespace vidkv::cli {
 void add_measurements(CLI::App & app, Command & run);
 
 void add_bench(CLI::App & app, Command & run);
+void add_benchmark(CLI::App & app, Command & run);
 void add_eval_kl(CLI::App & eval, Command & run);
 void add_eval_video(CLI::App & eval, Command & run);
 void add_report(CLI::App & app, Command & run);

@@ -61,6 +61,23 @@ lowest_transformers() {
     echo "$folder"
 }
 
+# Makes an environment with lmms-eval over environment $1, once; prints its folder.
+benchmark_environment() {
+    local list=$root/measure/benchmarks/requirements.txt key folder packages
+    key=$({ echo "$1"; cat "$list"; } | sha256sum | cut -c1-16)
+    folder=$cache/benchmarks-$key
+    if [ ! -e "$folder/complete" ]; then
+        say "installing lmms-eval (a minute)"
+        rm -rf "$folder"
+        { "$python" -m venv "$folder" && "$folder/bin/pip" install --quiet --disable-pip-version-check --no-deps -r "$list"; } >&2 ||
+            die "the Python packages of $list could not be installed: is PyPI reachable?"
+        packages=$("$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+        echo "$packages" >"$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+        touch "$folder/complete"
+    fi
+    echo "$folder"
+}
+
 # configure_and_build FOLDER CMAKE-OPTION...: quiet; the log is FOLDER/build.log. Builds $target, or else everything.
 configure_and_build() {
     local folder=$1 log=$1/build.log

@@ -4,7 +4,8 @@ import importlib
 import sys
 
 COMMANDS = {"demo": "asks a video model about a video, its keys and values packed",
-            "bench": "measures the caches of transformers and VidKV's on one prompt"}
+            "bench": "measures the caches of transformers and VidKV's on one prompt",
+            "benchmark": "runs the paper's benchmarks through lmms-eval with any cache"}
 
 
 def main(arguments=None):
@@ -18,7 +19,8 @@ def main(arguments=None):
         parser.print_help()
         return 0
     command = parser.parse_args(arguments[:1]).command
-    return importlib.import_module(f".{command}", __package__).main(arguments[1:])
+    module = "benchmark.__main__" if command == "benchmark" else command
+    return importlib.import_module(f".{module}", __package__).main(arguments[1:])
 
 
 if __name__ == "__main__":

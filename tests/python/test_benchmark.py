@@ -1,0 +1,118 @@
+"""The benchmark harness without lmms-eval: the judge that stands between, the log, the table."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from common import ROOT
+
+from vidkv.benchmark.answers_log import read_lines, read_log
+from vidkv.benchmark.http import Refused, post
+from vidkv.benchmark.judge import Judge, readable
+from vidkv.benchmark.suites import FIGURES, PAPER, Column, tasks_of
+from vidkv.benchmark.table import score, standard_error, write
+
+SCORE = "generate the response in the form of a Python dictionary string\nCorrect Answer: red\nPredicted Answer: red\n"
+
+
+@pytest.fixture(params=["well", "mute", "nonsense"])
+def judge(request, tmp_path):
+    stub = subprocess.Popen([sys.executable, os.path.join(ROOT, "measure", "benchmarks", "stub_judge.py"), "--behave", request.param],
+                            stdout=subprocess.PIPE, text=True)
+    judge = Judge(stub.stdout.readline().strip(), "any", memory=tmp_path / "verdicts.jsonl", pause=0)
+    judge.behaves = request.param
+    yield judge
+    judge.close()
+    stub.kill()
+    stub.wait()
+
+
+def question(text):
+    return dict(model="gpt", messages=[dict(role="user", content=text)])
+
+
+def test_a_judge_that_does_not_answer_is_an_error(judge):
+    if judge.behaves == "well":
+        reply = post(judge.address, question(SCORE))
+        assert json.loads(reply["choices"][0]["message"]["content"].replace("'", '"')) == {"pred": "yes", "score": 5}
+        assert judge.complaint is None
+        return
+    with pytest.raises(Refused, match="502"):
+        post(judge.address, question(SCORE))
+    assert judge.complaint.startswith("the judge at") and {"mute": "503", "nonsense": "no verdict"}[judge.behaves] in judge.complaint
+
+
+@pytest.mark.parametrize("judge", ["well"], indirect=True)
+def test_a_question_is_judged_once(judge):
+    for _ in range(2):
+        post(judge.address, question(SCORE))
+    post(judge.address, question(SCORE + "?"))
+    assert judge.asked == 2
+    again = Judge("http://127.0.0.1:9/nobody", "any", memory=judge.memory, pause=0)
+    assert post(again.address, question(SCORE))["choices"]
+    again.close()
+
+
+@pytest.mark.parametrize("prompt, reply, read", [
+    (SCORE, "Sure! ```python\n{'score': 4.8}\n```", "{'score': 4.8}"),
+    (SCORE, "{'score': 7}", None),
+    (SCORE, "four", None),
+    (SCORE + "'pred'", "{'pred': 'Yes', 'score': 3}", "{'pred': 'yes', 'score': 3}"),
+    (SCORE + "'pred'", "{'score': 3}", None),
+    ('respond "Correct"', "It is incorrect.", "Incorrect"),
+    ('respond "Correct"', "perhaps", None),
+    ("Keypoint in the ground truth", "Rationale:\nyes\nPoint:\n0.5", "Point:\n0.5"),
+    ("Keypoint in the ground truth", "Point: 1", "Point:\n1"),
+    ("Keypoint in the ground truth", "half a point", None),
+    ("single uppercase character", "(B) because", "B"),
+    ("single uppercase character", "Because", None),
+    ("anything else", "  ", None),
+])
+def test_verdicts(prompt, reply, read):
+    assert readable(prompt, reply) == read
+
+
+def test_a_line_that_was_cut_off_is_dropped_and_the_rest_kept(tmp_path):
+    log = tmp_path / "answers.jsonl"
+    line = json.dumps(dict(task="t", doc_id=1, question="q", answer="a")) + "\n"
+    log.write_text(line + line.replace("1", "2")[:20])
+    assert list(read_log(log)) == [("t", 1, "q")] and log.read_text() == line
+    assert read_lines(tmp_path / "none") == []
+
+
+def cell(values):
+    return {"task": dict(results={"metric": sum(values) / len(values)}, answers=[],
+                         samples={"metric": {str(i): {"score": value} for i, value in enumerate(values)}})}
+
+
+def test_standard_errors_are_of_the_paired_difference():
+    column = Column("c", (("task", "metric"),), 100)
+    reference = cell([0, 5, 0, 5] * 25)
+    assert score(column, reference) == 250
+    assert standard_error(column, cell([1, 6, 1, 6] * 25), reference) == 0  # the same difference everywhere: sure, however much answers vary
+    lost = cell([0, 5, 0, 4] * 25)
+    assert standard_error(column, lost, reference) == pytest.approx(100 * (.25 * .75 / 100) ** .5, rel=0.1)
+    assert standard_error(column, {"task": dict(cell([1])["task"], samples={})}, reference) is None
+
+
+def test_a_table_stands_beside_the_papers_figures(tmp_path):
+    columns = PAPER
+    cells = {task: dict(results={}, samples={}, answers=[dict(visual_tokens=10, bytes_held=2048, true_bits=1.6, seconds=1.0)])
+             for task in tasks_of(columns)}
+    for column in columns:
+        for task, metric in column.parts:
+            cells[task]["results"][metric] = .5
+    lines = write(Path(tmp_path), columns, {"f16": cells, "t1.65": cells}, "made up")
+    assert len(lines) == 3 and "VATEX CIDEr" in lines[0] and "\t50\t" in lines[2]
+    table = (tmp_path / "table.csv").read_text().splitlines()
+    assert len(table) == 3 + len(FIGURES) and any("LLaVA-OV-7B 1.5/1.58" in row and "20.09" in row for row in table)
+    assert "paired bootstrap" in (tmp_path / "table.html").read_text()
+
+
+def test_what_is_wrong_is_said_before_anything_runs(tmp_path):
+    run = lambda *arguments: subprocess.run([sys.executable, "-m", "vidkv.benchmark", *arguments], capture_output=True, text=True)
+    said = run("--model", "small", "--data", str(tmp_path))
+    assert said.returncode == 1 and ("lmms-eval is not installed" in said.stderr or "a judge is asked" in said.stderr)
+    assert len(said.stderr.strip().splitlines()) == 1
