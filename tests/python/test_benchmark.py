@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from common import ROOT
 
+from vidkv.benchmark.__main__ import BenchmarkError, check, columns_of, other_columns, parse, tasks_for
 from vidkv.benchmark.answers_log import read_lines, read_log
 from vidkv.benchmark.http import Refused, post
 from vidkv.benchmark.judge import Judge, readable
@@ -109,6 +110,30 @@ def test_a_table_stands_beside_the_papers_figures(tmp_path):
     table = (tmp_path / "table.csv").read_text().splitlines()
     assert len(table) == 3 + len(FIGURES) and any("LLaVA-OV-7B 1.5/1.58" in row and "20.09" in row for row in table)
     assert "paired bootstrap" in (tmp_path / "table.html").read_text()
+
+
+def test_columns_of_single_tasks():
+    columns = lambda tasks: [(c.name, len(c.parts)) for c in columns_of(parse(["--model", "small", "--tasks", tasks]))]
+    assert columns("moviechat_global,worldqa_gen") == [("MovieChat score", 1), ("MovieChat acc", 1), ("WorldQA", 1)]
+    assert columns("tempcompass_yes_no,mvbench") == [("tempcompass_yes_no", 1)]
+    mvbench = {"mvbench": dict(results={"alias": "mvbench", "accuracy": 50.0, "samples": 3})}
+    assert [c.name for c in other_columns((), mvbench)] == ["mvbench accuracy"]
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["--kv", "t9"], "t9"),
+    (["--kv", "kivi2"], "transformers has no such cache"),
+    (["--model", "/no/such"], "no config.json"),
+    (["--data", "/no/such/folder"], "there is no such folder"),
+    (["--suite", "paper"], "a judge is asked"),
+    (["--judge", "http://127.0.0.1:9", "--limit", "3"], "must be even"),
+])
+def test_bad_options(arguments, says, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    options = parse(["--model", "small", "--data", str(tmp_path), *arguments])
+    with pytest.raises(BenchmarkError, match=says):
+        check(options)
+        tasks_for(options, columns_of(options))
 
 
 def test_what_is_wrong_is_said_before_anything_runs(tmp_path):

@@ -80,6 +80,8 @@ def tasks_for(options, columns):
     judged = [task for task in tasks if task not in WITHOUT_JUDGE]
     if judged and not options.judge:
         raise BenchmarkError(f"{', '.join(judged)}: a judge is asked; give --judge URL (a llama-server can be one)")
+    if "videochatgpt_consistency" in tasks and (options.limit or 0) % 2:
+        raise BenchmarkError("--limit must be even for videochatgpt_consistency: its rows are pairs")
     return tasks
 
 
