@@ -1,4 +1,5 @@
-// vidkv benchmark: the paper's benchmarks through lmms-eval. The work is done by the Python package (python/vidkv/benchmark).
+// vidkv benchmark: the paper's benchmarks through lmms-eval. The work is done by the Python package
+// (python/vidkv/benchmark).
 #include <cerrno>
 #include <cstring>
 #include <memory>
@@ -17,10 +18,11 @@ namespace {
 
 std::string python_with_package() {
     try {
-        return find_python("vidkv.benchmark");
+        return find_python("vidkv.benchmark.__main__");
     } catch (const Error &) {
         throw Error("vidkv benchmark needs a Python with the package vidkv and lmms-eval: `pip install .` and "
-                    "`pip install -r measure/benchmarks/requirements.txt`, and VIDKV_PYTHON set to it (docs/benchmarks.md)");
+                    "`pip install --no-deps -r measure/benchmarks/requirements.txt`, and VIDKV_PYTHON set to it "
+                    "(docs/benchmarks.md)");
     }
 }
 
@@ -40,7 +42,7 @@ void become_benchmark(const std::vector<std::string> & arguments) {
 void add_benchmark(CLI::App & app, Command & run) {
     CLI::App * benchmark =
         app.add_subcommand("benchmark", "The paper's benchmarks with any cache, through lmms-eval (--help: its options)");
-    benchmark->set_help_flag();  // all that follows is the Python program's
+    benchmark->set_help_flag(); // all that follows is the Python program's
     benchmark->prefix_command();
     benchmark->callback([benchmark, &run] { run = [words = benchmark->remaining()] { become_benchmark(words); }; });
 }
