@@ -20,7 +20,7 @@ std::string python_with_package() {
     try {
         return find_python("vidkv.benchmark.__main__");
     } catch (const Error &) {
-        throw Error("vidkv benchmark needs a Python with the package vidkv and lmms-eval: `pip install .` and "
+        throw Error("vidkv benchmark needs a Python with the package vidkv and lmms-eval: `pip install .[demo]` and "
                     "`pip install --no-deps -r measure/benchmarks/requirements.txt`, and VIDKV_PYTHON set to it "
                     "(docs/benchmarks.md)");
     }
