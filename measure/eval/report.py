@@ -121,7 +121,8 @@ def plot_layers(document):
     figure, both = plt.subplots(1, 2, figsize=(9.6, 4), sharey=True)
     for axes, key, title in zip(both, ("k_error", "v_error"), ("keys", "values")):
         for codec in with_layers(document):
-            axes.plot([layer["layer"] for layer in codec["layers"]], [layer[key] for layer in codec["layers"]], label=codec["name"], linewidth=1.2, color=line_colour(codec["name"]))
+            axes.plot([layer["layer"] for layer in codec["layers"]], [layer[key] for layer in codec["layers"]], label=codec["name"],
+                      linewidth=1.2, color=line_colour(codec["name"]))
         axes.set_yscale("log")
         axes.set_xlabel("layer")
         axes.set_title(title, fontsize=10)

@@ -102,7 +102,8 @@ class Reports(Clips):
             done = vidkv("ask", self.clip, QUESTION, "How many squares appear?", "--kv", kv, "--json", "-n", "4", *FPS)
             self.assertEqual((done.returncode, done.stderr), (0, ""))
             report = json.loads(done.stdout)
-            self.assertEqual(list(report), ["video", "frames", "visual_tokens", "kv", "kv_bytes", "kv_bytes_f16", "true_bits", "tokens_per_s", "read_s", "prefill_s", "decode_s", "tokens", "packed", "peak_bytes",
+            self.assertEqual(list(report), ["video", "frames", "visual_tokens", "kv", "kv_bytes", "kv_bytes_f16", "true_bits", "tokens_per_s",
+                                            "read_s", "prefill_s", "decode_s", "tokens", "packed", "peak_bytes",
                                             "answers"])
             self.assertEqual((report["video"], report["kv"]), (self.clip, kv))
             self.assertEqual([a["question"] for a in report["answers"]], [QUESTION, "How many squares appear?"])

@@ -19,7 +19,8 @@ def kl(protocol="near", **more):
 
 
 def video(**more):
-    presets = [{"name": name, "accuracy": accuracy, "kld": 0.1, "kv_bytes": size, "true_bits": 1.6} for name, accuracy, size in (("f16", 1.0, 9 << 20), ("t1.65", 0.95, 2 << 20))]
+    presets = [{"name": name, "accuracy": accuracy, "kld": 0.1, "kv_bytes": size, "true_bits": 1.6}
+               for name, accuracy, size in (("f16", 1.0, 9 << 20), ("t1.65", 0.95, 2 << 20))]
     return {"run": RUN, "clips": 3, "questions": 21, "visual_tokens_mean": 2980, "blank_accuracy": 0.16, "presets": presets, **more}
 
 
