@@ -1,5 +1,5 @@
-// Loads a saved cache made of the fuzzer's bytes into a cache of the shape that they name, with a right checksum, so that every check
-// behind the checksum is met. What loads is then read, attended to, sealed on and saved: nothing may crash.
+// Loads a saved cache made of the fuzzer's bytes into a cache of the shape that they name, with a right checksum, so that
+// every check behind the checksum is met. What loads is then read, attended to, sealed on and saved: nothing may crash.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -73,7 +73,8 @@ void use(vidkv_cache * cache, const vidkv_cache_shape & shape) {
         }
     }
     vidkv_cache_seal(cache, 1);
-    for (int32_t sequence = 0; sequence < shape.sequences; ++sequence) vidkv_cache_truncate(cache, sequence, shape.cells / 2);
+    for (int32_t sequence = 0; sequence < shape.sequences; ++sequence)
+        vidkv_cache_truncate(cache, sequence, shape.cells / 2);
 }
 
 } // namespace

@@ -127,8 +127,9 @@ class ThreadPool {
     std::atomic<int64_t> next_{0}; // next index to hand out
 };
 
-// The entry point of the OpenMP runtime that the process has loaded already, as ggml and torch do: its threads spin while they wait,
-// so that other threads beside them would get half of a core. Null if there is none; no runtime is loaded for it.
+// The entry point of the OpenMP runtime that the process has loaded already, as ggml and torch do: its threads spin while
+// they wait, so that other threads beside them would get half of a core. Null if there is none; no runtime is loaded for
+// it.
 using TeamParallel = void (*)(void (*)(void *), void *, unsigned threads, unsigned flags);
 #if defined(VIDKV_HAVE_DLSYM)
 // A runtime that was loaded by a library of its own scope (ggml's back-ends as plug-ins) is not among the global symbols.
@@ -157,7 +158,8 @@ TeamParallel host_team() {
 TeamParallel host_team() { return nullptr; }
 #endif
 
-// The pool of the process. A forked child has none of its threads: it leaves its parent's pool alone and makes one when it needs it.
+// The pool of the process. A forked child has none of its threads: it leaves its parent's pool alone and makes one when it
+// needs it.
 std::atomic<ThreadPool *> pool_of_process{nullptr}, pool_of_parent{nullptr};
 
 struct PoolOwner {
@@ -199,7 +201,8 @@ void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>
     }
     if (const TeamParallel team = host_team()) {
         TeamJob job{task, count};
-        team(work_on, &job, static_cast<unsigned>(threads), 0); // the whole team: GOMP ends the threads that a smaller one leaves out
+        team(work_on, &job, static_cast<unsigned>(threads),
+             0); // the whole team: GOMP ends the threads that a smaller one leaves out
         return;
     }
     shared_pool().run(count, static_cast<int>(helpers), task);

@@ -26,8 +26,8 @@ bool is_two_bit(const float * row, const uint8_t * use) {
 }
 
 // Which channels were anomalous when these pages were packed before; none if no page looks like that.
-std::vector<uint8_t> packed_before(const std::vector<const std::vector<float> *> & rows, const std::vector<uint8_t> & use, int head_dim,
-                                   int wide) {
+std::vector<uint8_t> packed_before(const std::vector<const std::vector<float> *> & rows, const std::vector<uint8_t> & use,
+                                   int head_dim, int wide) {
     std::vector<uint8_t> found(head_dim);
     for (size_t p = 0; p < rows.size(); ++p) {
         for (int c = 0; c < head_dim; ++c) found[c] = is_two_bit(&(*rows[p])[c * page_tokens], &use[p * page_tokens]);
@@ -38,8 +38,8 @@ std::vector<uint8_t> packed_before(const std::vector<const std::vector<float> *>
 
 } // namespace
 
-ChannelPlan choose_channels(const std::vector<const std::vector<float> *> & rows, const std::vector<uint8_t> & use, int head_dim,
-                            int wide) {
+ChannelPlan choose_channels(const std::vector<const std::vector<float> *> & rows, const std::vector<uint8_t> & use,
+                            int head_dim, int wide) {
     std::vector<float> range(head_dim);
     for (int c = 0; c < head_dim; ++c) {
         float low = half_max, high = -half_max;
@@ -54,7 +54,9 @@ ChannelPlan choose_channels(const std::vector<const std::vector<float> *> & rows
         range[c] = high - low;
     }
     const std::vector<uint8_t> before = packed_before(rows, use, head_dim, wide);
-    const auto is_more_anomalous = [&](uint16_t a, uint16_t b) { return before[a] != before[b] ? before[a] != 0 : range[a] > range[b]; };
+    const auto is_more_anomalous = [&](uint16_t a, uint16_t b) {
+        return before[a] != before[b] ? before[a] != 0 : range[a] > range[b];
+    };
     ChannelPlan plan;
     plan.wide = wide;
     plan.order.resize(head_dim);

@@ -74,9 +74,10 @@ std::vector<int> levels_above(const std::vector<float> & values, float step, flo
 // One channel under one code and scale.
 class Match {
   public:
-    Match(const float * row, const uint8_t * use, const std::vector<float> & values, QuadCode code, uint8_t scale, float slack, int & searches)
-        : row_(row), use_(use), values_(values), searches_(searches), grid_(level_grid(code)), step_(grid_.step * log_scale_value(scale)),
-          above_(levels_above(values, step_, slack, largest_level(code))) {
+    Match(const float * row, const uint8_t * use, const std::vector<float> & values, QuadCode code, uint8_t scale,
+          float slack, int & searches)
+        : row_(row), use_(use), values_(values), searches_(searches), grid_(level_grid(code)),
+          step_(grid_.step * log_scale_value(scale)), above_(levels_above(values, step_, slack, largest_level(code))) {
         out_.code = code;
         out_.scale = scale;
     }
@@ -93,7 +94,9 @@ class Match {
     const PackedChannel & found() const { return out_; }
 
   private:
-    int above(float value) const { return above_[std::lower_bound(values_.begin(), values_.end(), value) - values_.begin()]; }
+    int above(float value) const {
+        return above_[std::lower_bound(values_.begin(), values_.end(), value) - values_.begin()];
+    }
 
     // Codes were made around the mean.
     int likely_lowest() const {
@@ -108,7 +111,8 @@ class Match {
     }
 
     bool fits(int lowest) {
-        if (!std::all_of(above_.begin(), above_.end(), [&](int a) { return has_level(out_.code, a + lowest); })) return false;
+        if (!std::all_of(above_.begin(), above_.end(), [&](int a) { return has_level(out_.code, a + lowest); }))
+            return false;
         uint8_t wanted[page_tokens], packed[4 * page_tokens];
         float sum = 0, count = 0;
         for (int t = 0; t < page_tokens; ++t) {
@@ -143,7 +147,8 @@ class Match {
     PackedChannel out_;
 };
 
-bool find_channel(const float * row, const uint8_t * use, const std::vector<float> & values, int & searches, PackedChannel & out) {
+bool find_channel(const float * row, const uint8_t * use, const std::vector<float> & values, int & searches,
+                  PackedChannel & out) {
     if (values.size() == 1) {
         out.center = values[0];
         return true;
@@ -166,7 +171,9 @@ bool find_channel(const float * row, const uint8_t * use, const std::vector<floa
     return false;
 }
 
-int eighths(float distance, float scale) { return static_cast<int>(std::nearbyint(std::clamp(8.0f * distance / scale, -1e6f, 1e6f))); }
+int eighths(float distance, float scale) {
+    return static_cast<int>(std::nearbyint(std::clamp(8.0f * distance / scale, -1e6f, 1e6f)));
+}
 
 float shifted_center(const PackedChannel & channel, int shift) {
     return channel.center - static_cast<float>(shift) * level_grid(channel.code).step * log_scale_value(channel.scale);
@@ -209,7 +216,8 @@ double misfit(const std::vector<const PackedChannel *> & pages, float mean) {
     return sum;
 }
 
-// The mean that all centers are whole eighths of their scales away from. Constant channels say little: the median of all serves them.
+// The mean that all centers are whole eighths of their scales away from. Constant channels say little: the median of all
+// serves them.
 uint16_t mean_of(const std::vector<const PackedHead *> & heads, size_t channel, uint16_t otherwise) {
     std::vector<const PackedChannel *> pages;
     std::vector<float> centers;
@@ -219,13 +227,16 @@ uint16_t mean_of(const std::vector<const PackedHead *> & heads, size_t channel, 
     }
     std::nth_element(centers.begin(), centers.begin() + static_cast<ptrdiff_t>(centers.size() / 2), centers.end());
     if (pages.empty()) return float_to_half(centers[centers.size() / 2]);
-    const auto fewer_shifts = [](const auto * a, const auto * b) { return a->most_shift - a->least_shift < b->most_shift - b->least_shift; };
+    const auto fewer_shifts = [](const auto * a, const auto * b) {
+        return a->most_shift - a->least_shift < b->most_shift - b->least_shift;
+    };
     const PackedChannel & first = **std::min_element(pages.begin(), pages.end(), fewer_shifts);
     double least = misfit(pages, half_to_float(otherwise));
     uint16_t best = otherwise;
     for (int shift = first.least_shift; shift <= first.most_shift; ++shift) {
         for (int k = -most_mean; k <= most_mean; ++k) {
-            const uint16_t mean = float_to_half(shifted_center(first, shift) - 0.125f * static_cast<float>(k) * log_scale_value(first.scale));
+            const uint16_t mean =
+                float_to_half(shifted_center(first, shift) - 0.125f * static_cast<float>(k) * log_scale_value(first.scale));
             const double miss = misfit(pages, half_to_float(mean));
             if (miss >= least) continue;
             least = miss;
@@ -266,7 +277,8 @@ void fit_plan(const std::vector<const PackedHead *> & heads, ChannelPlan & plan)
     for (size_t i = 0; i < mean.size(); ++i) plan.mean[i] = mean[plan.order[i]];
 }
 
-std::vector<QuadCode> fitting_codes(const KeyLayout & layout, const std::vector<ChannelPlan> & plans, const PackedHead * heads) {
+std::vector<QuadCode> fitting_codes(const KeyLayout & layout, const std::vector<ChannelPlan> & plans,
+                                    const PackedHead * heads) {
     std::vector<QuadCode> codes;
     size_t bytes = 0;
     for (size_t h = 0; h < plans.size(); ++h) {
@@ -284,7 +296,8 @@ std::vector<QuadCode> fitting_codes(const KeyLayout & layout, const std::vector<
     return bytes == layout.head_codes ? codes : std::vector<QuadCode>();
 }
 
-void encode_packed_keys(const ChannelPlan & plan, const PackedHead & head, const uint8_t * use, uint8_t * codes, uint8_t * meta) {
+void encode_packed_keys(const ChannelPlan & plan, const PackedHead & head, const uint8_t * use, uint8_t * codes,
+                        uint8_t * meta) {
     const size_t n = plan.order.size();
     uint8_t quad_levels[4 * page_tokens];
     for (size_t i = 0; i < n; ++i) {

@@ -1,5 +1,5 @@
-// Pages of keys that were trellis codes before: rows decoded to f16 lie on the grid of their codes, which are found again, so that
-// packing them once more changes nothing. Fresh keys take too many values to be mistaken for such rows.
+// Pages of keys that were trellis codes before: rows decoded to f16 lie on the grid of their codes, which are found again,
+// so that packing them once more changes nothing. Fresh keys take too many values to be mistaken for such rows.
 #pragma once
 
 #include <array>
@@ -24,14 +24,16 @@ using PackedHead = std::vector<PackedChannel>; // [head_dim]; empty: not packed 
 // rows: one head of one page; use: [128], 0 leaves a token out.
 PackedHead find_codes(const KeyRows & rows, const uint8_t * use);
 
-// heads: [page], this head in the pages packed before. Changes the order so that channels that shared a quad share one again, and the
-// means to what the centers were relative to.
+// heads: [page], this head in the pages packed before. Changes the order so that channels that shared a quad share one
+// again, and the means to what the centers were relative to.
 void fit_plan(const std::vector<const PackedHead *> & heads, ChannelPlan & plan);
 
 // The codes of all quads, [kv_heads][head_dim / 4], if they fit the plans and the layout; empty otherwise. heads: one page.
-std::vector<QuadCode> fitting_codes(const KeyLayout & layout, const std::vector<ChannelPlan> & plans, const PackedHead * heads);
+std::vector<QuadCode> fitting_codes(const KeyLayout & layout, const std::vector<ChannelPlan> & plans,
+                                    const PackedHead * heads);
 
 // Writes one head of such a page.
-void encode_packed_keys(const ChannelPlan & plan, const PackedHead & head, const uint8_t * use, uint8_t * codes, uint8_t * meta);
+void encode_packed_keys(const ChannelPlan & plan, const PackedHead & head, const uint8_t * use, uint8_t * codes,
+                        uint8_t * meta);
 
 } // namespace vidkv

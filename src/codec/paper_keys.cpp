@@ -1,5 +1,5 @@
-// Keys as the paper has them, corrected (section 3.2): anomalous channels as 2-bit codes between minimum and maximum, the others
-// through a real DFT over the channels and then sign and mean magnitude.
+// Keys as the paper has them, corrected (section 3.2): anomalous channels as 2-bit codes between minimum and maximum, the
+// others through a real DFT over the channels and then sign and mean magnitude.
 #include <vector>
 
 #include "base/bytes.h"
@@ -39,8 +39,9 @@ float mean_magnitude(const float * y, const uint8_t * use, int tokens) {
     return count ? std::min(sum / static_cast<float>(count), half_max) : 0.0f;
 }
 
-// Scales of a group's coefficients are multiples of a power of two, 1/512 to 1/256 of the largest one. Decoded rows are rounded to f16,
-// and packed again they give each magnitude with some noise, far below half a step: so every scale is found again.
+// Scales of a group's coefficients are multiples of a power of two, 1/512 to 1/256 of the largest one. Decoded rows are
+// rounded to f16, and packed again they give each magnitude with some noise, far below half a step: so every scale is found
+// again.
 class ScaleGrid {
   public:
     explicit ScaleGrid(float largest) : step_(step_for(largest)) { step_ = step_for(round(largest)); }
@@ -86,7 +87,8 @@ void encode_paper_keys(const KeyLayout & layout, const ChannelPlan & plan, const
     std::vector<float> scales(static_cast<size_t>(layout.groups() * narrow));
     for (int g = 0; g < layout.groups(); ++g) {
         float * of_group = &scales[g * narrow];
-        for (int c = 0; c < narrow; ++c) of_group[c] = mean_magnitude(&coefficients[c * page_tokens + g * group], use + g * group, group);
+        for (int c = 0; c < narrow; ++c)
+            of_group[c] = mean_magnitude(&coefficients[c * page_tokens + g * group], use + g * group, group);
         const ScaleGrid grid(*std::max_element(of_group, of_group + narrow));
         for (int c = 0; c < narrow; ++c) {
             of_group[c] = grid.round(of_group[c]);

@@ -1,4 +1,5 @@
-// Values as the paper has them (section 3.3): per channel and group, 2-bit between minimum and maximum, or ternary {-s, 0, +s}.
+// Values as the paper has them (section 3.3): per channel and group, 2-bit between minimum and maximum, or ternary {-s, 0,
+// +s}.
 #include <cmath>
 #include <vector>
 
@@ -27,7 +28,8 @@ void encode_two_bit(const ValueLayout & layout, const float * x, const uint8_t *
         const TwoBit affine = TwoBit::between(low, high);
         store_at(meta, c, affine.scale);
         store_at(meta + 2 * head_dim, c, affine.minimum);
-        for (int t = 0; t < layout.group; ++t) level_at(levels, head_dim, t, c) = affine.code(sanitize(x[t * head_dim + c]));
+        for (int t = 0; t < layout.group; ++t)
+            level_at(levels, head_dim, t, c) = affine.code(sanitize(x[t * head_dim + c]));
     }
 }
 
@@ -44,8 +46,9 @@ float mean_beyond(float threshold, const float * column, int stride, const uint8
     return count ? sum / static_cast<float>(count) : 0.0f;
 }
 
-// The paper's threshold, half of the mean magnitude. The scale is the mean magnitude of the tokens beyond it: the least squares fit,
-// and found again in what was decoded. The mean of all tokens, those coded 0 too, would shrink at every packing.
+// The paper's threshold, half of the mean magnitude. The scale is the mean magnitude of the tokens beyond it: the least
+// squares fit, and found again in what was decoded. The mean of all tokens, those coded 0 too, would shrink at every
+// packing.
 void encode_ternary(const ValueLayout & layout, const float * x, const uint8_t * use, uint8_t * levels, uint8_t * meta) {
     const int head_dim = layout.head_dim, group = layout.group;
     for (int c = 0; c < head_dim; ++c) {
@@ -72,7 +75,8 @@ void pack_ternary(const uint8_t * levels, size_t n, uint8_t * packed) {
 
 } // namespace
 
-void encode_paper_values(const ValueLayout & layout, const float * x, const uint8_t * use, int units, uint8_t * codes, uint8_t * meta) {
+void encode_paper_values(const ValueLayout & layout, const float * x, const uint8_t * use, int units, uint8_t * codes,
+                         uint8_t * meta) {
     const int head_dim = layout.head_dim, group = layout.group;
     const size_t quad = quad_bytes(QuadCode::uniform2, head_dim);
     std::vector<uint8_t> levels(static_cast<size_t>(group) * head_dim);
@@ -84,7 +88,8 @@ void encode_paper_values(const ValueLayout & layout, const float * x, const uint
             pack_ternary(levels.data(), levels.size(), codes);
         } else {
             encode_two_bit(layout, rows, use + g * group, levels.data(), meta);
-            for (int q = 0; q < group / 4; ++q) pack_uniform(QuadCode::uniform2, &levels[q * head_dim * 4], head_dim, codes + q * quad);
+            for (int q = 0; q < group / 4; ++q)
+                pack_uniform(QuadCode::uniform2, &levels[q * head_dim * 4], head_dim, codes + q * quad);
         }
         codes += layout.group_codes(ternary);
         meta += layout.group_meta(ternary);

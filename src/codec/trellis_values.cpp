@@ -24,7 +24,8 @@ float unbiased_scale(const float * x, const float * y, int n) {
 
 } // namespace
 
-void encode_trellis_values(const ValueLayout & layout, const float * x, const uint8_t * use, int units, uint8_t * codes, uint8_t * meta) {
+void encode_trellis_values(const ValueLayout & layout, const float * x, const uint8_t * use, int units, uint8_t * codes,
+                           uint8_t * meta) {
     const int head_dim = layout.head_dim;
     const auto rotate = rotation(head_dim);
     std::vector<float> row(head_dim), value(head_dim);

@@ -49,7 +49,8 @@ TEST(ByteReader, StopsAtTheEnd) {
 }
 
 TEST(Version, HeaderAndLibraryAgree) {
-    EXPECT_EQ(std::string(vidkv_version()), std::to_string(VIDKV_VERSION_MAJOR) + "." + std::to_string(VIDKV_VERSION_MINOR) + "." +
+    EXPECT_EQ(std::string(vidkv_version()), std::to_string(VIDKV_VERSION_MAJOR) + "." +
+                                                std::to_string(VIDKV_VERSION_MINOR) + "." +
                                                 std::to_string(VIDKV_VERSION_PATCH));
 }
 
@@ -65,7 +66,8 @@ TEST(Locale, PresetsAreReadWithAPoint) {
     params.key_bits = 7.25f;
     EXPECT_EQ(vidkv_params_check(&params, 64), VIDKV_E_ARGUMENT);
     EXPECT_NE(std::string(vidkv_last_error()).find("7.25"), std::string::npos) << vidkv_last_error();
-    for (const char * name : {"k1.5.2v2", "k.5v2", "kv2", "k1.5v", "k1e0v2", "k+1v2"}) EXPECT_EQ(vidkv_params_from_preset(name, &params), VIDKV_E_ARGUMENT);
+    for (const char * name : {"k1.5.2v2", "k.5v2", "kv2", "k1.5v", "k1e0v2", "k+1v2"})
+        EXPECT_EQ(vidkv_params_from_preset(name, &params), VIDKV_E_ARGUMENT);
     std::setlocale(LC_ALL, before.c_str());
     if (!found) GTEST_SKIP() << "no locale with a decimal comma is installed; read in the one at hand only";
 }
@@ -74,18 +76,22 @@ TEST(Sizes, BeyondTheBoundsAreRefused) {
     vidkv_params params;
     ASSERT_EQ(vidkv_params_from_preset("kt4vt3", &params), VIDKV_OK);
     vidkv_store * store = nullptr;
-    for (const vidkv_store_shape & shape : {vidkv_store_shape{VIDKV_KEYS, 1 << 24, 512, 128, 1}, {VIDKV_KEYS, 160 * 512, 512, 128, 1},
-                                            {VIDKV_VALUES, 64, 64, 128, 1 << 30}, {VIDKV_VALUES, 64, 64, int64_t{1} << 40, 1}}) {
+    for (const vidkv_store_shape & shape : {vidkv_store_shape{VIDKV_KEYS, 1 << 24, 512, 128, 1},
+                                            {VIDKV_KEYS, 160 * 512, 512, 128, 1},
+                                            {VIDKV_VALUES, 64, 64, 128, 1 << 30},
+                                            {VIDKV_VALUES, 64, 64, int64_t{1} << 40, 1}}) {
         EXPECT_EQ(vidkv_store_create(&shape, &params, &store), VIDKV_E_ARGUMENT) << shape.channels;
         EXPECT_EQ(vidkv_planned_bytes(&shape, &params), 0u);
     }
     vidkv_cache * cache = nullptr;
-    for (const vidkv_cache_shape & shape : {vidkv_cache_shape{1, 1 << 23, 512, 128, 1}, {1 << 30, 1, 64, 128, 1}, {1, INT32_MAX, 512, 128, 1}}) {
+    for (const vidkv_cache_shape & shape :
+         {vidkv_cache_shape{1, 1 << 23, 512, 128, 1}, {1 << 30, 1, 64, 128, 1}, {1, INT32_MAX, 512, 128, 1}}) {
         EXPECT_EQ(vidkv_cache_create(&shape, &params, &cache), VIDKV_E_ARGUMENT);
     }
     const vidkv_store_shape small{VIDKV_VALUES, 64, 64, 300, 1};
     ASSERT_EQ(vidkv_store_create(&small, &params, &store), VIDKV_OK);
-    for (const int64_t page : {int64_t{1} << 57, int64_t{3}, int64_t{-1}, INT64_MAX}) EXPECT_EQ(vidkv_store_release_page(store, 0, page), VIDKV_E_ARGUMENT);
+    for (const int64_t page : {int64_t{1} << 57, int64_t{3}, int64_t{-1}, INT64_MAX})
+        EXPECT_EQ(vidkv_store_release_page(store, 0, page), VIDKV_E_ARGUMENT);
     vidkv_store_free(store);
 }
 

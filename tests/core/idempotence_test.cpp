@@ -116,11 +116,12 @@ TEST_P(Packed, StillTokensAreNotMistaken) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Presets, Packed,
-                         testing::Combine(testing::Values("k2v2", "k1.5v2", "k1.5v1.58", "k1.25v1.58", "k1.5v1.58-g128", "k1v2-g64", "k1.9v2", "t2.2",
-                                                          "t1.65", "t1.15", "t1.0", "kt4vt3"),
+                         testing::Combine(testing::Values("k2v2", "k1.5v2", "k1.5v1.58", "k1.25v1.58", "k1.5v1.58-g128",
+                                                          "k1v2-g64", "k1.9v2", "t2.2", "t1.65", "t1.15", "t1.0", "kt4vt3"),
                                           testing::Values(VIDKV_KEYS, VIDKV_VALUES)),
                          [](const auto & instance) {
-                             std::string name = std::get<0>(instance.param) + (std::get<1>(instance.param) == VIDKV_KEYS ? "_keys" : "_values");
+                             std::string name = std::get<0>(instance.param) +
+                                                (std::get<1>(instance.param) == VIDKV_KEYS ? "_keys" : "_values");
                              for (char & c : name) c = std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
                              return name;
                          });

@@ -1,5 +1,6 @@
-// Every allocation of the library fails once, and from some point on for good: calls then say so, nothing is thrown through the C API,
-// and a call that is made again gives what it would have given. A binary of its own, because it replaces operator new.
+// Every allocation of the library fails once, and from some point on for good: calls then say so, nothing is thrown through
+// the C API, and a call that is made again gives what it would have given. A binary of its own, because it replaces
+// operator new.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -16,7 +17,7 @@
 
 namespace {
 
-std::atomic<int64_t> left{-1};       // allocations until one fails; negative: none does
+std::atomic<int64_t> left{-1};        // allocations until one fails; negative: none does
 std::atomic<bool> stays_empty{false}; // all that follow fail too
 std::atomic<int64_t> failed{0};
 
@@ -32,7 +33,8 @@ bool fails() {
 void * allocate(size_t size, size_t alignment) {
     if (fails()) throw std::bad_alloc();
     const size_t rounded = (size + alignment - 1) / alignment * alignment;
-    void * memory = alignment > alignof(std::max_align_t) ? std::aligned_alloc(alignment, rounded ? rounded : alignment) : std::malloc(size ? size : 1);
+    void * memory = alignment > alignof(std::max_align_t) ? std::aligned_alloc(alignment, rounded ? rounded : alignment)
+                                                          : std::malloc(size ? size : 1);
     if (!memory) throw std::bad_alloc();
     return memory;
 }
@@ -60,7 +62,8 @@ constexpr int64_t cells = 450;
 // Makes the calls of a host, each with the failing allocator; a call that found no memory is made again with a good one.
 class Host {
   public:
-    Host(const char * preset, int64_t first_failure, bool for_good) : preset_(preset), budget_(first_failure), for_good_(for_good) {}
+    Host(const char * preset, int64_t first_failure, bool for_good)
+        : preset_(preset), budget_(first_failure), for_good_(for_good) {}
     ~Host() { vidkv_cache_free(cache_); }
 
     // True if an allocation failed on the way.
@@ -72,7 +75,8 @@ class Host {
         call([&] { return vidkv_cache_create(&shape, &params, &cache_); });
         vidkv::test::Random rng(3);
         for (int step = 0; step < 3; ++step) {
-            const std::vector<float> k = rng.normals(140 * channels), v = rng.normals(140 * channels), q = rng.normals(3 * 2 * channels);
+            const std::vector<float> k = rng.normals(140 * channels), v = rng.normals(140 * channels),
+                                     q = rng.normals(3 * 2 * channels);
             call([&] { return vidkv_cache_append(cache_, 0, 0, 140, k.data(), v.data()); });
             call([&] { return vidkv_cache_observe_queries(cache_, 0, 0, q.data(), 3, 2 * kv_heads); });
             call([&] { return vidkv_cache_seal(cache_, 2); });
@@ -92,7 +96,9 @@ class Host {
         attend(keys, values, 0, 420);
         attend(keys, values, 1, 100);
         vidkv_store_stats stats;
-        armed([&] { return vidkv_store_get_stats(keys, &stats), vidkv_cache_get_stats(cache_, &stats), vidkv_last_error(), VIDKV_OK; });
+        armed([&] {
+            return vidkv_store_get_stats(keys, &stats), vidkv_cache_get_stats(cache_, &stats), vidkv_last_error(), VIDKV_OK;
+        });
         call([&] { return vidkv_store_resize(keys, cells, 2); });
         call([&] { return vidkv_store_resize(values, cells, 2); });
         save_and_load();
@@ -143,7 +149,8 @@ class Host {
         seen_.insert(seen_.end(), out.begin(), out.end());
     }
     void save_and_load() {
-        const std::string path = (std::filesystem::temp_directory_path() / ("vidkv_no_memory_" + std::to_string(::getpid()))).string();
+        const std::string path =
+            (std::filesystem::temp_directory_path() / ("vidkv_no_memory_" + std::to_string(::getpid()))).string();
         call([&] { return vidkv_cache_save(cache_, path.c_str()); });
         EXPECT_FALSE(std::filesystem::exists(path + ".part"));
         call([&] { return vidkv_cache_load(cache_, path.c_str()); });
