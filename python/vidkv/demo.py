@@ -55,7 +55,7 @@ def load(options):
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
     from transformers.utils import logging
 
-    from . import small_model
+    from . import llava_onevision, small_model
 
     logging.disable_progress_bar()
 
@@ -66,7 +66,10 @@ def load(options):
     if small and options.dtype == "auto":
         dtype = torch.float32
     model = AutoModelForImageTextToText.from_pretrained(place, dtype=dtype, attn_implementation="sdpa").eval().to(options.device)
-    return model, AutoTokenizer.from_pretrained(place) if small else AutoProcessor.from_pretrained(place), small
+    if small:
+        return model, AutoTokenizer.from_pretrained(place), small
+    reader = llava_onevision.Reader(place, config) if config.model_type == "llava_onevision" else AutoProcessor.from_pretrained(place)
+    return model, reader, small
 
 
 def prepare(model, reader, small, options):
@@ -83,6 +86,8 @@ def prepare(model, reader, small, options):
         frames = read_frames(options.video, options.frames or (None if options.fps else FRAMES), options.fps)
     if small:
         inputs = small_model.inputs(reader, model.config, frames, options.question)
+    elif hasattr(reader, "inputs"):
+        inputs = reader.inputs(frames, options.question)
     else:
         talk = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": options.question}]}]
         text = reader.apply_chat_template(talk, add_generation_prompt=True)

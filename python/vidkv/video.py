@@ -38,7 +38,7 @@ def _frame_times(path):
 
 def choose_frames(times: list[float], count: int | None = None, fps: float | None = None) -> list[int]:
     """Which of the frames shown at `times` to take: those on screen at every 1/fps seconds (all without fps, none twice), and of them
-    at most `count`, evenly."""
+    at most `count`, evenly, the first and the last among them."""
     chosen = np.arange(len(times))
     if fps is not None:
         shown = np.maximum.accumulate(np.asarray(times))
@@ -46,7 +46,7 @@ def choose_frames(times: list[float], count: int | None = None, fps: float | Non
         ticks = np.arange(shown[0], shown[-1] + max(last, 1e-3) - 1e-6, 1 / fps)
         chosen = np.unique(np.searchsorted(shown, ticks + 1e-6, side="right") - 1)
     if count is not None and count < len(chosen):
-        chosen = chosen[np.linspace(0, len(chosen) - 1, count).round().astype(int)]
+        chosen = chosen[np.linspace(0, len(chosen) - 1, count).astype(int)]  # rounded down, as LLaVA-OneVision's own demo does
     return chosen.tolist()
 
 

@@ -51,7 +51,7 @@ def test_frames_by_time():
     from vidkv.video import choose_frames
     assert choose_frames([0, 0.1, 0.5, 2.0, 2.1], fps=2) == [0, 2, 3]     # what is on screen at 0, 0.5, 1, 1.5 and 2 s
     assert choose_frames([7.0, 7.5, 7.2, 8.0], fps=1) == [0, 3]             # times that start late and step back
-    assert choose_frames([0, 1, 2, 3, 4, 5, 6, 7], 3) == [0, 4, 7]
+    assert choose_frames([0, 1, 2, 3, 4, 5, 6, 7], 3) == [0, 3, 7]
 
 
 def test_python_m_vidkv(clip):
