@@ -159,6 +159,10 @@ VIDKV_API void vidkv_store_keep_open(vidkv_store * store);
 VIDKV_API vidkv_status vidkv_store_observe_queries(vidkv_store * store, int32_t sequence, const float * q, int64_t tokens,
                                                    int32_t heads, int64_t token_stride, int64_t head_stride);
 
+/* The same on several threads; the result is the same bit for bit. */
+VIDKV_API vidkv_status vidkv_store_observe_batch(vidkv_store * store, int32_t sequence, const float * q, int64_t tokens,
+                                                 int32_t heads, int64_t token_stride, int64_t head_stride, int32_t threads);
+
 /* Marks cells of a value store as protected: their values get more bits when their page is sealed, where params.protect is
  * not 0. Cells may be marked before they are written. Forgotten by truncate and clear. */
 VIDKV_API vidkv_status vidkv_store_protect(vidkv_store * values, int32_t sequence, const int64_t * cells, int64_t n);

@@ -44,6 +44,8 @@ void CellMap::forget(int64_t cell, Changes & changes) {
 
 int64_t CellMap::newest_seen(int64_t token, const int64_t * cells, const MaskView & mask) const {
     if (token > 0 && (!mask.is_there() || mask.sees(token, cells[token - 1]))) return cells[token - 1];
+    const bool still_there = newest_cell_ >= 0 && where(newest_cell_) >= 0;
+    if (still_there && (!mask.is_there() || mask.sees(token, newest_cell_))) return newest_cell_;
     int64_t newest = -1;
     const int64_t n =
         mask.is_there() ? std::min(mask.cells, static_cast<int64_t>(where_.size())) : static_cast<int64_t>(where_.size());
@@ -103,6 +105,7 @@ void CellMap::put(int64_t cell, int64_t id, int64_t rank, Changes & changes) {
     ++page.live;
     where_[cell] = place;
     cells_[cell] = {rank, ++serial_};
+    newest_cell_ = cell;
     if (place != cell) ++moved_;
     if (text.batch != batch_) text.batch_tokens = 0;
     if (text.batch_tokens++ == 0) text.first_rank = rank;

@@ -97,6 +97,7 @@ class CellMap {
     std::map<int64_t, Text> texts_;
     int64_t next_text_ = 0, restored_text_ = -1;
     int64_t batch_ = 0, serial_ = 0;
+    int64_t newest_cell_ = -1; // written last of all
     int64_t moved_ = 0;
 };
 

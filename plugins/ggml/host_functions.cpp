@@ -92,8 +92,8 @@ const char * info(int32_t index, vidkv_kv_info * out) {
 }
 
 const char * read(int32_t index, int32_t sequence, int64_t first, int64_t n, uint16_t * rows) {
-    return with_store(
-        index, [=](const KvStore & store) { return store.read_rows(sequence * store.cells() + first, n, rows); });
+    return with_store(index,
+                      [=](const KvStore & store) { return store.read_rows(sequence * store.cells() + first, n, rows); });
 }
 
 const char * write(int32_t index, int32_t sequence, int64_t first, int64_t n, const uint16_t * rows) {
@@ -115,7 +115,7 @@ void pair_values_with(const KvStore & keys) {
 const char * observe(int32_t index, int32_t sequence, const float * q, int64_t tokens, int32_t heads) {
     return with_store(index, [=](KvStore & store) {
         if (store.side() == VIDKV_KEYS) pair_values_with(store);
-        return store.observe_queries(sequence, q, tokens, heads, int64_t{heads} * store.head_dim(), store.head_dim());
+        return store.observe_queries(sequence, q, tokens, heads, int64_t{heads} * store.head_dim(), store.head_dim(), 1);
     });
 }
 

@@ -49,7 +49,18 @@ void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, 
     if (!write_tensor(*store_of(tensor), tensor->view_offs + offset, size, data)) report("writing", tensor);
 }
 
+// Once per process: saved conversations are f16, and a default llama-server saves those that are idle.
+void warn_of_saving(const KvStore & store, size_t size) {
+    static std::atomic<size_t> rows{0};
+    static std::atomic<bool> warned{false};
+    if (store.number() != 0 || !store.placement()) return;
+    if (rows.fetch_add(size / store.row_bytes()) + size / store.row_bytes() < VIDKV_PAGE || warned.exchange(true)) return;
+    GGML_LOG_WARN(
+        "VidKV: the host saves conversations unpacked, as f16 (llama-server: idle slots, in RAM; --cache-ram 0 leaves them packed)\n");
+}
+
 void get_tensor(ggml_backend_buffer_t, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
+    warn_of_saving(*store_of(tensor), size);
     if (store_of(tensor)->read_bytes(tensor->view_offs + offset, size, data)) return;
     report("reading", tensor);
     std::memset(data, 0, size);
@@ -139,7 +150,9 @@ bool KvBuffer::attach(ggml_tensor * tensor) {
         return false;
     }
     if (!sliding_window_) {
-        if (!placement_) placement_ = std::make_unique<Placement>(tensor->ne[1], static_cast<int>(tensor->ne[2]), settings_.params.residual_length);
+        if (!placement_)
+            placement_ = std::make_unique<Placement>(tensor->ne[1], static_cast<int>(tensor->ne[2]),
+                                                     settings_.params.residual_length);
         store->place_by(placement_.get(), stores_.size());
         placement_->add(*store);
     }
@@ -177,8 +190,8 @@ void KvBuffer::announce() const {
     if (sliding_window_) return;
     // As a warning, because hosts show no less important line by default.
     const double mean = (bits[VIDKV_KEYS] + bits[VIDKV_VALUES]) / (elements[VIDKV_KEYS] + elements[VIDKV_VALUES]);
-    GGML_LOG_WARN("VidKV: KV cache packed with %s (%.1f bits), %.*f of %.*f MiB\n", settings_.name.c_str(), mean, planned < 10 * mib,
-                  planned / mib, f16 < 10 * mib, f16 / mib);
+    GGML_LOG_WARN("VidKV: KV cache packed with %s (%.1f bits), %.*f of %.*f MiB\n", settings_.name.c_str(), mean,
+                  planned < 10 * mib, planned / mib, f16 < 10 * mib, f16 / mib);
 }
 
 bool KvBuffer::make_plain() {

@@ -22,7 +22,8 @@ uint64_t next_version() {
     return ++last;
 }
 
-// The page read last: hosts save a sequence that lies scattered cell by cell, and decoding a page for each would take minutes.
+// The page read last: hosts save a sequence that lies scattered cell by cell, and decoding a page for each would take
+// minutes.
 struct ReadPage {
     uint64_t version = 0;
     int stream = 0;
@@ -120,8 +121,10 @@ template <typename Element> bool KvStore::write_rows(const int64_t * ids, int64_
     for (int64_t i = 0; i < n;) {
         const int64_t stream = ids[i] / shape_.cells, first = i;
         if (ids[i] < 0 || stream >= shape_.sequences) places_[i++] = -1; // the store refuses it
-        for (; i < n && ids[i] >= 0 && ids[i] / shape_.cells == stream && stream < shape_.sequences; ++i) places_[i] = place_of(ids[i]);
-        const vidkv_status status = write(store_, static_cast<int>(stream), &places_[first], i - first, rows + first * stride, stride);
+        for (; i < n && ids[i] >= 0 && ids[i] / shape_.cells == stream && stream < shape_.sequences; ++i)
+            places_[i] = place_of(ids[i]);
+        const vidkv_status status =
+            write(store_, static_cast<int>(stream), &places_[first], i - first, rows + first * stride, stride);
         if (status != VIDKV_OK) return false;
     }
     return true;
@@ -133,11 +136,13 @@ template bool KvStore::write_rows<uint16_t>(const int64_t *, int64_t, const uint
 bool KvStore::read_places(int stream, int64_t first, int64_t n, uint16_t * out) const {
     constexpr int64_t few = VIDKV_PAGE / 4;
     const int64_t page = first / VIDKV_PAGE;
-    if (n > few || (first + n - 1) / VIDKV_PAGE != page) return vidkv_store_read_f16(store_, stream, first, n, out) == VIDKV_OK;
+    if (n > few || (first + n - 1) / VIDKV_PAGE != page)
+        return vidkv_store_read_f16(store_, stream, first, n, out) == VIDKV_OK;
     if (read_last.version != version_ || read_last.stream != stream || read_last.page != page) {
         read_last.version = 0;
         read_last.rows.resize(static_cast<size_t>(VIDKV_PAGE * shape_.channels));
-        if (vidkv_store_read_f16(store_, stream, page * VIDKV_PAGE, VIDKV_PAGE, read_last.rows.data()) != VIDKV_OK) return false;
+        if (vidkv_store_read_f16(store_, stream, page * VIDKV_PAGE, VIDKV_PAGE, read_last.rows.data()) != VIDKV_OK)
+            return false;
         read_last.version = version_;
         read_last.stream = stream;
         read_last.page = page;
@@ -149,13 +154,18 @@ bool KvStore::read_places(int stream, int64_t first, int64_t n, uint16_t * out) 
 bool KvStore::read_rows(int64_t first_row, int64_t n, uint16_t * out) const {
     for (int64_t i = 0; i < n;) {
         const int64_t stream = (first_row + i) / shape_.cells;
-        if (stream >= shape_.sequences || first_row < 0) return vidkv_store_read_f16(store_, -1, 0, 0, out) == VIDKV_OK; // says so
+        if (stream >= shape_.sequences || first_row < 0)
+            return vidkv_store_read_f16(store_, -1, 0, 0, out) == VIDKV_OK; // says so
         const int64_t place = place_of(first_row + i);
         int64_t end = i + 1; // cells that lie side by side are read together
-        while (end < n && (first_row + end) / shape_.cells == stream && place_of(first_row + end) == (place < 0 ? -1 : place + end - i)) ++end;
+        while (end < n && (first_row + end) / shape_.cells == stream &&
+               place_of(first_row + end) == (place < 0 ? -1 : place + end - i))
+            ++end;
         uint16_t * to = out + i * shape_.channels;
-        if (place < 0) std::fill_n(to, (end - i) * shape_.channels, uint16_t{0});
-        else if (!read_places(static_cast<int>(stream), place, end - i, to)) return false;
+        if (place < 0)
+            std::fill_n(to, (end - i) * shape_.channels, uint16_t{0});
+        else if (!read_places(static_cast<int>(stream), place, end - i, to))
+            return false;
         i = end;
     }
     return true;
@@ -208,12 +218,13 @@ void KvStore::pair_with(const KvStore & keys, float scale) {
 }
 
 bool KvStore::observe_queries(int stream, const float * q, int64_t tokens, int heads, int64_t token_stride,
-                              int64_t head_stride) {
-    return vidkv_store_observe_queries(store_, stream, q, tokens, heads, token_stride, head_stride) == VIDKV_OK;
+                              int64_t head_stride, int threads) {
+    return vidkv_store_observe_batch(store_, stream, q, tokens, heads, token_stride, head_stride, threads) == VIDKV_OK;
 }
 
 bool KvStore::protect(int stream, const int64_t * cells, int64_t n) {
-    std::vector<int64_t> places(cells, cells + n); // a cell that is not written yet will lie at its own number, in a cache that was empty
+    std::vector<int64_t> places(
+        cells, cells + n); // a cell that is not written yet will lie at its own number, in a cache that was empty
     for (int64_t & place : places) {
         if (place < 0 || place >= shape_.cells) continue; // the store refuses it
         const int64_t known = place_of(stream * shape_.cells + place);

@@ -56,7 +56,8 @@ class KvStore {
     // Attention reads these values with those keys, scores times scale.
     void pair_with(const KvStore & keys, float scale);
     // q [tokens][heads][head_dim], strides in elements; of keys.
-    bool observe_queries(int stream, const float * q, int64_t tokens, int heads, int64_t token_stride, int64_t head_stride);
+    bool observe_queries(int stream, const float * q, int64_t tokens, int heads, int64_t token_stride, int64_t head_stride,
+                         int threads);
     // Marks cells of values.
     bool protect(int stream, const int64_t * cells, int64_t n);
 
@@ -83,8 +84,8 @@ class KvStore {
     bool sliding_window_;
     Placement * placement_ = nullptr;
     size_t number_ = 0;
-    int64_t capacity_; // places a stream
-    uint64_t version_; // of the contents: another one after each change, in all of the process
+    int64_t capacity_;               // places a stream
+    uint64_t version_;               // of the contents: another one after each change, in all of the process
     const KvStore * keys_ = nullptr; // of values: the keys of the same layer, once attention has shown them
     float scale_ = 0;                // of attention
     vidkv_store * store_ = nullptr;

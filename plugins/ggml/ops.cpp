@@ -120,8 +120,8 @@ bool writes_to_stand_in(const ggml_tensor * op) {
 
 enum class Origin { inputs, our_weights, other_memory };
 
-// Whose memory the first weight lies in that the value of an operation comes from: a vision tower's weights are this device's, while
-// those of the language model are refused and lie elsewhere.
+// Whose memory the first weight lies in that the value of an operation comes from: a vision tower's weights are this
+// device's, while those of the language model are refused and lie elsewhere.
 Origin origin_of(const ggml_tensor * op) {
     constexpr int most_visited = 256;
     std::vector<const ggml_tensor *> to_visit = {op};
@@ -134,7 +134,8 @@ Origin origin_of(const ggml_tensor * op) {
             return buffer->buft == default_buffer_type() && buffer->size != 0 ? Origin::our_weights : Origin::other_memory;
         }
         for (int i = GGML_MAX_SRC - 1; i >= 0; --i) { // the first source is visited first
-            if (tensor->src[i] && tensor->src[i] != tensor) to_visit.push_back(tensor->src[i]); // a cast has itself as a source
+            if (tensor->src[i] && tensor->src[i] != tensor)
+                to_visit.push_back(tensor->src[i]); // a cast has itself as a source
         }
     }
     return Origin::inputs;
@@ -144,7 +145,8 @@ Origin origin_of(const ggml_tensor * op) {
 bool is_forwarded(const ggml_tensor * op) {
     if (!host_cpu_supports(op)) return false;
     const Origin origin = origin_of(op);
-    return origin == Origin::our_weights || (origin == Origin::inputs && op->op == GGML_OP_CPY && op->type == GGML_TYPE_F16);
+    return origin == Origin::our_weights ||
+           (origin == Origin::inputs && op->op == GGML_OP_CPY && op->type == GGML_TYPE_F16);
 }
 
 // ---- computing ----
@@ -177,7 +179,8 @@ template <typename Element> Element * at(const ggml_tensor * tensor, int64_t i3)
     return reinterpret_cast<Element *>(static_cast<char *>(tensor->data) + i3 * static_cast<int64_t>(tensor->nb[3]));
 }
 
-// The mask that an attention node will look through, as it is known before the graph is computed: an input, or an input to be rounded.
+// The mask that an attention node will look through, as it is known before the graph is computed: an input, or an input to
+// be rounded.
 const ggml_tensor * known_mask(const ggml_tensor * node) {
     const ggml_tensor * mask = node->src[3];
     return mask && mask->op == GGML_OP_CPY ? mask->src[0] : mask;
@@ -191,8 +194,10 @@ BatchMasks masks_of(const ggml_tensor * node) {
     masks.tokens = q->ne[1];
     for (int64_t stream = 0; stream < q->ne[3]; ++stream) {
         MaskView view;
-        if (mask->type == GGML_TYPE_F16) view.halves = at<const uint16_t>(mask, stream % mask->ne[3]);
-        else view.floats = at<const float>(mask, stream % mask->ne[3]);
+        if (mask->type == GGML_TYPE_F16)
+            view.halves = at<const uint16_t>(mask, stream % mask->ne[3]);
+        else
+            view.floats = at<const float>(mask, stream % mask->ne[3]);
         view.stride = static_cast<int64_t>(mask->nb[1] / mask->nb[0]);
         view.cells = k->ne[1];
         masks.of_stream.push_back(view);
@@ -212,7 +217,9 @@ const ggml_tensor * next_attention(ggml_cgraph * graph, int index, const Placeme
 
 // Attention over places instead of cells, where these differ.
 void look_at_places(Placement * placement, vidkv_attention_args & args, int stream) {
-    const uint16_t * rows = placement && args.mask ? placement->translated(stream, args.mask, args.mask_stride, args.tokens, args.cells) : nullptr;
+    const uint16_t * rows = placement && args.mask
+                                ? placement->translated(stream, args.mask, args.mask_stride, args.tokens, args.cells)
+                                : nullptr;
     if (!rows) return;
     args.mask = rows;
     args.mask_stride = args.cells = placement->map(stream).places();
@@ -222,7 +229,8 @@ void look_at_places(Placement * placement, vidkv_attention_args & args, int stre
 bool learn(KvStore & keys, KvStore & values, const vidkv_attention_args & args) {
     values.pair_with(keys, args.scale);
     tell_queries(keys, args.sequence, args.q, args.tokens, args.heads, args.q_token_stride, args.q_head_stride);
-    return keys.observe_queries(args.sequence, args.q, args.tokens, args.heads, args.q_token_stride, args.q_head_stride);
+    return keys.observe_queries(args.sequence, args.q, args.tokens, args.heads, args.q_token_stride, args.q_head_stride,
+                                args.threads);
 }
 
 ggml_status attention(ggml_tensor * node, int threads) {
@@ -320,7 +328,8 @@ ggml_status rope(ggml_tensor * node, HostCpu & cpu) {
         if (!store.write_rows(ids.data(), static_cast<int64_t>(n), rows.data(), channels)) return failed(node);
     }
     for (int64_t & cell : moved) cell += first_row;
-    const bool ok = !store.placement() || store.placement()->end_change(store, moved.data(), static_cast<int64_t>(moved.size()), cpu.threads());
+    const bool ok = !store.placement() ||
+                    store.placement()->end_change(store, moved.data(), static_cast<int64_t>(moved.size()), cpu.threads());
     return ok ? GGML_STATUS_SUCCESS : failed(node);
 }
 

@@ -50,13 +50,16 @@ template <typename Body, typename... Pointers> vidkv_status guarded(Body body, P
 vidkv_status check_request(const vidkv_seal_request & request) {
     if (!request.store || (!request.pages && request.n_pages > 0)) return null_pointer();
     const Store & store = *unwrap(request.store);
-    if (request.sequence < 0 || request.sequence >= store.shape().sequences) return fail(VIDKV_E_ARGUMENT, "no such sequence in the cache");
+    if (request.sequence < 0 || request.sequence >= store.shape().sequences)
+        return fail(VIDKV_E_ARGUMENT, "no such sequence in the cache");
     for (int64_t i = 0; i < request.n_pages; ++i) {
-        if (request.pages[i] < 0 || request.pages[i] >= store.pages()) return fail(VIDKV_E_ARGUMENT, "no such page in the store");
+        if (request.pages[i] < 0 || request.pages[i] >= store.pages())
+            return fail(VIDKV_E_ARGUMENT, "no such page in the store");
     }
     if (!request.keys) return VIDKV_OK;
     const vidkv_store_shape &mine = store.shape(), &other = unwrap(request.keys)->shape();
-    if (mine.side != VIDKV_VALUES || other.side != VIDKV_KEYS || mine.sequences != other.sequences || mine.cells != other.cells) {
+    if (mine.side != VIDKV_VALUES || other.side != VIDKV_KEYS || mine.sequences != other.sequences ||
+        mine.cells != other.cells) {
         return fail(VIDKV_E_ARGUMENT, "protection by queries needs the values and the keys of one layer");
     }
     return VIDKV_OK;
@@ -94,20 +97,28 @@ void vidkv_store_free(vidkv_store * store) { delete unwrap(store); }
 vidkv_status vidkv_store_set_head_dim(vidkv_store * store, int32_t head_dim) {
     return guarded([&] { return unwrap(store)->set_head_dim(head_dim); }, store);
 }
-vidkv_status vidkv_store_write_f32(vidkv_store * store, int32_t sequence, const int64_t * cells, int64_t n, const float * rows,
-                                   int64_t stride) {
+vidkv_status vidkv_store_write_f32(vidkv_store * store, int32_t sequence, const int64_t * cells, int64_t n,
+                                   const float * rows, int64_t stride) {
     return guarded([&] { return unwrap(store)->write(sequence, cells, n, rows, stride); }, store, cells, rows);
 }
 vidkv_status vidkv_store_write_f16(vidkv_store * store, int32_t sequence, const int64_t * cells, int64_t n,
                                    const uint16_t * rows, int64_t stride) {
     return guarded([&] { return unwrap(store)->write(sequence, cells, n, rows, stride); }, store, cells, rows);
 }
-vidkv_status vidkv_store_read_f16(const vidkv_store * store, int32_t sequence, int64_t first_cell, int64_t n, uint16_t * rows) {
+vidkv_status vidkv_store_read_f16(const vidkv_store * store, int32_t sequence, int64_t first_cell, int64_t n,
+                                  uint16_t * rows) {
     return guarded([&] { return unwrap(store)->read(sequence, first_cell, n, rows); }, store, rows);
 }
-vidkv_status vidkv_store_observe_queries(vidkv_store * store, int32_t sequence, const float * q, int64_t tokens, int32_t heads,
-                                         int64_t token_stride, int64_t head_stride) {
-    return guarded([&] { return unwrap(store)->observe_queries(sequence, q, tokens, heads, token_stride, head_stride); }, store, q);
+vidkv_status vidkv_store_observe_queries(vidkv_store * store, int32_t sequence, const float * q, int64_t tokens,
+                                         int32_t heads, int64_t token_stride, int64_t head_stride) {
+    return guarded([&] { return unwrap(store)->observe_queries(sequence, q, tokens, heads, token_stride, head_stride); },
+                   store, q);
+}
+vidkv_status vidkv_store_observe_batch(vidkv_store * store, int32_t sequence, const float * q, int64_t tokens,
+                                       int32_t heads, int64_t token_stride, int64_t head_stride, int32_t threads) {
+    return guarded(
+        [&] { return unwrap(store)->observe_queries(sequence, q, tokens, heads, token_stride, head_stride, threads); },
+        store, q);
 }
 vidkv_status vidkv_store_protect(vidkv_store * values, int32_t sequence, const int64_t * cells, int64_t n) {
     return guarded([&] { return unwrap(values)->protect(sequence, cells, n); }, values, cells);
@@ -127,7 +138,8 @@ vidkv_status vidkv_seal_pages(const vidkv_seal_request * requests, int64_t n, in
                 orders.push_back({unwrap(r->store), r->sequence, {r->pages, r->pages + r->n_pages}});
             }
             for (const vidkv_seal_request * r = requests; r != requests + n; ++r) {
-                if (r->keys) unwrap(r->store)->mark_by_queries(r->sequence, orders[r - requests].pages, *unwrap(r->keys), r->scale);
+                if (r->keys)
+                    unwrap(r->store)->mark_by_queries(r->sequence, orders[r - requests].pages, *unwrap(r->keys), r->scale);
             }
             vidkv::seal_pages(orders, threads);
             return VIDKV_OK;
@@ -166,7 +178,8 @@ const uint8_t * vidkv_store_sealed_page(const vidkv_store * store, int32_t seque
     if (bytes) *bytes = size;
     return data;
 }
-vidkv_status vidkv_store_channel_plan(const vidkv_store * store, int32_t sequence, int32_t kv_head, uint16_t * order, uint16_t * means) {
+vidkv_status vidkv_store_channel_plan(const vidkv_store * store, int32_t sequence, int32_t kv_head, uint16_t * order,
+                                      uint16_t * means) {
     return guarded([&] { return unwrap(store)->channel_plan(sequence, kv_head, order, means); }, store, order);
 }
 vidkv_status vidkv_store_release_page(vidkv_store * store, int32_t sequence, int64_t page) {
@@ -191,10 +204,12 @@ vidkv_status vidkv_cache_create(const vidkv_cache_shape * shape, const vidkv_par
             }
             const int64_t channels = int64_t{shape->kv_heads} * shape->head_dim;
             if (shape->layers > most_layers || channels > vidkv::most_channels) {
-                return fail(VIDKV_E_ARGUMENT, "a cache has at most 65536 layers and 1048576 channels (kv_heads times head_dim)");
+                return fail(VIDKV_E_ARGUMENT,
+                            "a cache has at most 65536 layers and 1048576 channels (kv_heads times head_dim)");
             }
             for (const vidkv_side side : {VIDKV_KEYS, VIDKV_VALUES}) {
-                const vidkv_store_shape store{side, static_cast<int32_t>(channels), shape->head_dim, shape->cells, shape->sequences};
+                const vidkv_store_shape store{side, static_cast<int32_t>(channels), shape->head_dim, shape->cells,
+                                              shape->sequences};
                 if (vidkv_status status = check_store(store, *params)) return status;
             }
             *out = reinterpret_cast<vidkv_cache *>(new Cache(*shape, *params));
@@ -222,8 +237,8 @@ int64_t vidkv_cache_length(const vidkv_cache * cache, int32_t layer, int32_t seq
     const bool there = layer >= 0 && layer < shape.layers && sequence >= 0 && sequence < shape.sequences;
     return there ? unwrap(cache)->length(layer, sequence) : 0;
 }
-vidkv_status vidkv_cache_observe_queries(vidkv_cache * cache, int32_t layer, int32_t sequence, const float * q, int64_t tokens,
-                                         int32_t heads) {
+vidkv_status vidkv_cache_observe_queries(vidkv_cache * cache, int32_t layer, int32_t sequence, const float * q,
+                                         int64_t tokens, int32_t heads) {
     return guarded([&] { return unwrap(cache)->observe_queries(layer, sequence, q, tokens, heads); }, cache, q);
 }
 vidkv_status vidkv_cache_protect(vidkv_cache * cache, int32_t sequence, const int64_t * cells, int64_t n) {

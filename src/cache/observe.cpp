@@ -5,7 +5,7 @@
 namespace vidkv {
 
 vidkv_status Store::observe_queries(int sequence, const float * q, int64_t tokens, int heads, int64_t token_stride,
-                                    int64_t head_stride) {
+                                    int64_t head_stride, int threads) {
     if (vidkv_status status = check_range(sequence, 0, 0)) return status;
     if (shape_.side != VIDKV_KEYS) return fail(VIDKV_E_ARGUMENT, "queries are observed by a key store");
     if (keep_open_ || shape_.head_dim == 0 || !wants_queries(params_)) return VIDKV_OK;
@@ -14,7 +14,7 @@ vidkv_status Store::observe_queries(int sequence, const float * q, int64_t token
     }
     Sequence & seq = sequences_[sequence];
     if (!seq.queries) seq.queries = std::make_unique<QueryStatistics>(kv_heads(), shape_.head_dim);
-    seq.queries->observe(q, tokens, heads, token_stride, head_stride);
+    seq.queries->observe(q, tokens, heads, token_stride, head_stride, threads);
     return VIDKV_OK;
 }
 

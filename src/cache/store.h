@@ -68,7 +68,7 @@ class Store {
     vidkv_status write(int sequence, const int64_t * cells, int64_t n, const Element * rows, int64_t stride);
     vidkv_status read(int sequence, int64_t first_cell, int64_t n, uint16_t * rows) const;
     vidkv_status observe_queries(int sequence, const float * q, int64_t tokens, int heads, int64_t token_stride,
-                                 int64_t head_stride);
+                                 int64_t head_stride, int threads = 1);
     vidkv_status protect(int sequence, const int64_t * cells, int64_t n);
     vidkv_status protect_by_queries(const Store & keys, float scale);
     // As above, for these pages alone.

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/thread_pool.h"
+
 namespace vidkv {
 
 namespace {
@@ -35,27 +37,77 @@ QueryStatistics::QueryStatistics(int kv_heads, int head_dim)
     : kv_heads_(kv_heads), head_dim_(head_dim), triangle_(static_cast<size_t>(head_dim) * (head_dim + 1) / 2),
       second_(triangle_ * kv_heads), mean_(static_cast<size_t>(head_dim) * kv_heads) {}
 
-void QueryStatistics::observe(const float * q, int64_t tokens, int heads, int64_t token_stride, int64_t head_stride) {
-    const int step = tokens <= small_batch ? stride : 1;
-    const float decay = step == stride ? decay_of_four : decay_of_one;
-    const int heads_per_kv_head = heads / kv_heads_;
-    for (int64_t t = 0; t < tokens; ++t) {
-        if (seen_++ % step != 0 || !is_sane(q + t * token_stride, heads, head_stride, head_dim_)) continue;
-        ++sampled_;
-        for (float & x : second_) x *= decay;
-        for (float & x : mean_) x *= decay;
-        weight_ = weight_ * decay + heads_per_kv_head;
-        for (int head = 0; head < heads; ++head) {
-            const float * row = q + t * token_stride + head * head_stride;
-            float * out = &second_[static_cast<size_t>(head / heads_per_kv_head) * triangle_];
-            float * mean = &mean_[static_cast<size_t>(head / heads_per_kv_head) * head_dim_];
-            for (int i = 0; i < head_dim_; ++i) {
-                mean[i] += row[i];
-                for (int j = 0; j <= i; ++j) out[j] += row[i] * row[j];
-                out += i + 1;
-            }
+// heads_per_kv_head rows of each token, one after the other; weight: what is left of a row's at the end of the batch.
+struct QueryStatistics::Sample {
+    const float * q;
+    int64_t head_stride;
+    int heads_per_kv_head;
+    std::vector<int64_t> offsets; // [token], in q
+    std::vector<float> weights;   // [token]
+
+    size_t rows() const { return offsets.size() * static_cast<size_t>(heads_per_kv_head); }
+    const float * row(size_t r, int kv_head) const {
+        const size_t token = r / static_cast<size_t>(heads_per_kv_head), head = r % static_cast<size_t>(heads_per_kv_head);
+        return q + offsets[token] + (int64_t{kv_head} * heads_per_kv_head + static_cast<int64_t>(head)) * head_stride;
+    }
+    float weight(size_t r) const { return weights[r / static_cast<size_t>(heads_per_kv_head)]; }
+};
+
+// Channels from .. to - 1 of one KV head: their sums decay once, then four rows are added at a time.
+void QueryStatistics::add(const Sample & sample, int kv_head, int from, int to, float step_decay) {
+    constexpr size_t together = 4;
+    const float decay = sample.weights.front() * step_decay;
+    const size_t rows = sample.rows(), channels = static_cast<size_t>(head_dim_);
+    static const float nothing[512] = {}; // of the largest head_dim
+    float * mean = &mean_[static_cast<size_t>(kv_head) * channels];
+    float * second = &second_[static_cast<size_t>(kv_head) * triangle_];
+    for (int i = from; i < to; ++i) {
+        mean[i] *= decay;
+        float * out = second + static_cast<size_t>(i) * (i + 1) / 2;
+        for (int j = 0; j <= i; ++j) out[j] *= decay;
+    }
+    for (size_t first = 0; first < rows; first += together) {
+        const float * x[together];
+        float w[together];
+        for (size_t k = 0; k < together; ++k) {
+            const bool there = first + k < rows;
+            x[k] = there ? sample.row(first + k, kv_head) : nothing;
+            w[k] = there ? sample.weight(first + k) : 0.0f;
+        }
+        for (int i = from; i < to; ++i) {
+            float * out = second + static_cast<size_t>(i) * (i + 1) / 2;
+            const float a = w[0] * x[0][i], b = w[1] * x[1][i], c = w[2] * x[2][i], d = w[3] * x[3][i];
+            mean[i] += (a + b) + (c + d);
+            for (int j = 0; j <= i; ++j) out[j] += (a * x[0][j] + b * x[1][j]) + (c * x[2][j] + d * x[3][j]);
         }
     }
+}
+
+void QueryStatistics::observe(const float * q, int64_t tokens, int heads, int64_t token_stride, int64_t head_stride,
+                              int threads) {
+    constexpr int band = 32; // channels that a thread takes at once
+    const int step = tokens <= small_batch ? stride : 1;
+    Sample sample{q, head_stride, heads / kv_heads_, {}, {}};
+    for (int64_t t = 0; t < tokens; ++t) {
+        if ((seen_ + t) % step != 0 || !is_sane(q + t * token_stride, heads, head_stride, head_dim_)) continue;
+        sample.offsets.push_back(t * token_stride);
+    }
+    sample.weights.resize(sample.offsets.size());
+    seen_ += tokens;
+    if (sample.offsets.empty()) return;
+    const float step_decay = step == stride ? decay_of_four : decay_of_one;
+    float weight = 1.0f;
+    for (size_t i = sample.weights.size(); i-- > 0; weight *= step_decay) {
+        sample.weights[i] = weight;
+    }
+    const int bands = (head_dim_ + band - 1) / band;
+    parallel_for(int64_t{kv_heads_} * bands, sample.rows() > static_cast<size_t>(small_batch) * 4 ? threads : 1,
+                 [&](int64_t task) {
+                     const int from = static_cast<int>(task % bands) * band;
+                     add(sample, static_cast<int>(task / bands), from, std::min(from + band, head_dim_), step_decay);
+                 });
+    for (size_t i = 0; i < sample.weights.size(); ++i) weight_ = weight_ * step_decay + sample.heads_per_kv_head;
+    sampled_ += static_cast<int64_t>(sample.weights.size());
 }
 
 double QueryStatistics::second(int head, int i, int j) const {
@@ -82,7 +134,8 @@ bool QueryStatistics::load(ByteReader & in) {
     sampled_ = in.number<int64_t>();
     in.bytes(second_.data(), second_.size() * sizeof(float));
     in.bytes(mean_.data(), mean_.size() * sizeof(float));
-    const bool counts = weight_ >= (sampled_ > 0 ? 1.0 : 0.0) && weight_ < 1e18 && sampled_ >= 0 && sampled_ <= seen_ && seen_ < most;
+    const bool counts =
+        weight_ >= (sampled_ > 0 ? 1.0 : 0.0) && weight_ < 1e18 && sampled_ >= 0 && sampled_ <= seen_ && seen_ < most;
     return in.ok() && counts && is_bounded(second_.data(), second_.size()) && is_bounded(mean_.data(), mean_.size());
 }
 

@@ -13,9 +13,10 @@ class QueryStatistics {
   public:
     QueryStatistics(int kv_heads, int head_dim);
 
-    // q: [tokens][heads][head_dim] with strides in elements; heads a multiple of kv_heads. A token with an element that is not
-    // finite, or is beyond 1e6, does not count; in batches of a few tokens (decoding) only every fourth token counts.
-    void observe(const float * q, int64_t tokens, int heads, int64_t token_stride, int64_t head_stride);
+    // q: [tokens][heads][head_dim] with strides in elements; heads a multiple of kv_heads. A token with an element that is
+    // not finite, or is beyond 1e6, does not count; in batches of a few tokens (decoding) only every fourth token counts.
+    // The result does not depend on the number of threads, bit for bit. Throws std::bad_alloc, and is then as it was.
+    void observe(const float * q, int64_t tokens, int heads, int64_t token_stride, int64_t head_stride, int threads = 1);
 
     bool empty() const { return sampled_ == 0; }
     // E[q_i q_j] times a factor that is the same for all heads; E[q_i] times its own.
@@ -30,6 +31,9 @@ class QueryStatistics {
     }
 
   private:
+    struct Sample; // a batch's tokens that count
+    void add(const Sample & sample, int kv_head, int from, int to, float step_decay);
+
     int kv_heads_, head_dim_;
     size_t triangle_;           // elements per head
     std::vector<float> second_; // [kv_heads][lower triangle by rows], decayed sums

@@ -410,6 +410,37 @@ TEST(QueryStatistics, BrokenTokensLeaveNoTrace) {
     }
 }
 
+TEST(QueryStatistics, ThreadsAndBatchesDoNotMatter) {
+    constexpr int heads = 6, kv_heads = 2, dim = 64;
+    constexpr int64_t tokens = 75;
+    Random rng(77);
+    const std::vector<float> q = rng.normals(tokens * heads * dim);
+    QueryStatistics one(kv_heads, dim), many(kv_heads, dim), parts(kv_heads, dim);
+    one.observe(q.data(), tokens, heads, heads * dim, dim);
+    many.observe(q.data(), tokens, heads, heads * dim, dim, 5);
+    parts.observe(q.data(), 40, heads, heads * dim, dim, 2);
+    parts.observe(&q[40 * heads * dim], tokens - 40, heads, heads * dim, dim, 2);
+    double weight = 0;
+    std::vector<double> second(kv_heads * dim * dim, 0.0);
+    for (int64_t t = 0; t < tokens; ++t) {
+        const double decay = std::exp(-1 / 300.0);
+        weight = weight * decay + heads / kv_heads;
+        for (double & x : second) x *= decay;
+        for (int head = 0; head < heads; ++head) {
+            const float * row = &q[static_cast<size_t>((t * heads + head) * dim)];
+            for (int i = 0; i < dim * dim; ++i) second[(head / 3) * dim * dim + i] += double{row[i / dim]} * row[i % dim];
+        }
+    }
+    for (int head = 0; head < kv_heads; ++head) {
+        for (int i = 0; i < dim * dim; ++i) {
+            const double got = one.second(head, i / dim, i % dim);
+            ASSERT_EQ(got, many.second(head, i / dim, i % dim));
+            ASSERT_NEAR(got, second[head * dim * dim + i] / weight, 1e-5);
+            ASSERT_NEAR(got, parts.second(head, i / dim, i % dim), 1e-5);
+        }
+    }
+}
+
 TEST(QueryStatistics, AreTheMomentsOfTheQueriesOfEachHead) {
     Random rng(36);
     SCOPED_TRACE(rng.trace());

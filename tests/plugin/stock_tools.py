@@ -56,12 +56,15 @@ def digest(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+def cache_folder():
+    return Path(os.environ.get("VIDKV_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vidkv")
+
+
 def text_model():
     """The path of a small text model; skips the test if it cannot be had."""
     if os.environ.get("VIDKV_TEXT_MODEL"):
         return os.environ["VIDKV_TEXT_MODEL"]
-    base = os.environ.get("VIDKV_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vidkv"
-    model = Path(base) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    model = cache_folder() / "SmolLM2-135M-Instruct.Q4_1.gguf"
     if model.exists() and digest(model) == TEXT_MODEL_SHA256:
         return model
     with tempfile.TemporaryDirectory() as folder:
@@ -152,6 +155,57 @@ class Settings(unittest.TestCase):
                 self.assertIn(allowed, line)
 
 
+def most_threads(command, env):
+    """Runs a command to its end; the largest number of threads it had."""
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    most = 0
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            most = max(most, len(os.listdir(f"/proc/{process.pid}/task")))
+        time.sleep(0.005)
+    if process.returncode != 0:
+        raise AssertionError(f"{command[0]} ended with {process.returncode}")
+    return most
+
+
+class LoadedBackends(unittest.TestCase):
+    """An engine that loads its back-ends as libraries (GGML_BACKEND_DL), as official builds of llama.cpp do."""
+
+    def setUp(self):
+        script = Path(__file__).parents[2] / "scripts" / "build-engine"
+        key = subprocess.run([script, "--dl", "--print-key"], capture_output=True, text=True, check=True).stdout.strip()
+        self.tools = Path(os.environ.get("VIDKV_DL_TOOLS") or cache_folder() / key / "build" / "bin")
+        if not (self.tools / "llama-bench").exists():
+            raise unittest.SkipTest(f"no engine in {self.tools} (scripts/build-engine --dl makes it)")
+
+    def test_the_hosts_threads_do_the_work(self):
+        # More threads than the host's would mean that its OpenMP team was not found.
+        model, _ = video_model()
+        bench = ["-m", model, "-p", "512", "-n", "8", "-r", "2", "-fa", "1", "-t", "4"]
+        for tools in (TOOLS, self.tools):
+            command = [str(tools / "llama-bench"), *map(str, bench)]
+            stock = most_threads([*command, "--device", "none"], environment())
+            packed = most_threads([*command, *DEVICE], environment("t1.65"))
+            print(f"threads in {tools}: stock {stock}, packed {packed}")
+            self.assertGreaterEqual(stock, 4)
+            self.assertEqual(packed, stock)
+
+    def test_same_answer(self):
+        model, mmproj = video_model()
+        with tempfile.TemporaryDirectory() as folder:
+            question = ["--video", str(make_clip(folder)), "-p", "What happens?", "-n", "8", "--temp", "0", "-c", "4096", *THREADS]
+            answers = set()
+            for tools in (TOOLS, self.tools):
+                command = [str(tools / "llama-mtmd-cli"), "-m", str(model), "--mmproj", str(mmproj), *question, *DEVICE]
+                for _ in range(6):  # see VideoTool
+                    done = subprocess.run(command, env=environment("t1.65"), capture_output=True, text=True, errors="replace", check=True)
+                    if done.stdout.strip():
+                        break
+                self.assertIn("VidKV: KV cache packed", done.stderr)
+                answers.add(done.stdout.strip())
+        self.assertEqual(len(answers), 1, answers)
+
+
 class VideoTool(unittest.TestCase):
     def ask(self, clip, *more, preset=None, verbosity=("-lv", 4)):
         model, mmproj = video_model()
@@ -181,13 +235,13 @@ class VideoTool(unittest.TestCase):
 
 
 @contextlib.contextmanager
-def server(*arguments, preset):
+def server(*arguments, preset, device=DEVICE):
     """A llama-server on a free local port; gives a function that posts JSON (or gets, without a body)."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = ["--host", "127.0.0.1", "--port", str(port)]
-    command = [str(TOOLS / "llama-server"), *address, *map(str, arguments), *THREADS, *DEVICE]
+    command = [str(TOOLS / "llama-server"), *address, *map(str, arguments), *THREADS, *device]
     log = tempfile.TemporaryFile("w+", errors="replace")
     process = subprocess.Popen(command, env=environment(preset), stdout=log, stderr=subprocess.STDOUT)
 
@@ -204,6 +258,7 @@ def server(*arguments, preset):
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{path}: {error.code} {error.read().decode(errors='replace')}\n{log_end()}") from error
 
+    call.port, call.pid = port, process.pid
     try:
         while True:
             if process.poll() is not None:
@@ -258,6 +313,23 @@ class Server(unittest.TestCase):
         self.assertEqual(restored["n_restored"], saved["n_saved"])
         again = call("/completion", body)
         self.assertLess(again["timings"]["prompt_n"], 20, "the restored cells were not used")
+
+    def test_parts_of_a_prompt_are_reused(self):
+        # A piece of the prompt before is kept though what stood before it is gone: its keys are rotated to their new positions.
+        kept = "The river runs through the valley, and the mill stands beside the bridge. " * 12
+        gone = "In winter the road over the pass is closed for several weeks in a row. " * 8
+        tail = "At noon the miller counts the sacks of flour and writes the number down. " * 20
+        flags = ["-m", text_model(), "-c", 4096, "-np", 1, "--cache-reuse", 32, "-fa", "on"]
+        answers = {}
+        for name, device in [("stock", ["--device", "none"]), ("f16", DEVICE), ("t1.65", DEVICE)]:
+            with server(*flags, preset=None if name == "stock" else name, device=device) as call:
+                body = {"n_predict": 8, "temperature": 0, "cache_prompt": True, "id_slot": 0}
+                call("/completion", dict(body, prompt=kept + gone + tail))
+                again = call("/completion", dict(body, prompt=kept + tail))
+            answers[name] = again["content"]
+            self.assertLess(again["timings"]["prompt_n"], 64, f"{name}: nothing was reused")
+        print(answers)
+        self.assertEqual(answers["f16"], answers["stock"])
 
     def test_video_request(self):
         model, mmproj = video_model()

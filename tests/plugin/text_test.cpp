@@ -1,0 +1,170 @@
+// A real language model (VIDKV_TEXT_MODEL) on real text (VIDKV_TEXT): what packing costs several conversations in one
+// cache, and what saving and restoring them costs.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <string>
+
+#include "session.h"
+
+namespace vidkv_test {
+
+namespace {
+
+constexpr int texts = 4, length = 448;
+constexpr int first_scored = 256, every = 4; // by then a page has been packed
+
+using Tokens = std::vector<llama_token>;
+using Scores = std::vector<std::vector<Logits>>; // [text][scored token]
+
+std::string setting(const char * name) {
+    const char * value = std::getenv(name);
+    return value ? value : "";
+}
+
+SessionOptions options_for(const std::string & preset) {
+    SessionOptions options;
+    options.preset = preset;
+    options.sequences = texts;
+    options.unified = true;
+    options.cells = texts * length;
+    return options;
+}
+
+bool is_scored(int position) { return position >= first_scored && position % every == 0; }
+
+std::vector<Tokens> read_texts(Session & session) {
+    std::ifstream file(setting("VIDKV_TEXT"));
+    const std::string text((std::istreambuf_iterator<char>(file)), {});
+    Tokens tokens(text.size());
+    const llama_vocab * vocabulary = llama_model_get_vocab(llama_get_model(session.context()));
+    const int n = llama_tokenize(vocabulary, text.data(), static_cast<int32_t>(text.size()), tokens.data(),
+                                 static_cast<int32_t>(tokens.size()), false, false);
+    if (n < texts * length) throw std::runtime_error("VIDKV_TEXT is too short");
+    std::vector<Tokens> parts;
+    for (int i = 0; i < texts; ++i) parts.emplace_back(tokens.begin() + i * length, tokens.begin() + (i + 1) * length);
+    return parts;
+}
+
+// Feeds tokens from .. to - 1 of some texts, position by position, in batches; scores what is to be scored.
+void feed(Session & session, const std::vector<Tokens> & all, const std::vector<int> & which, int from, int to,
+          Scores & scores) {
+    constexpr int positions_per_batch = 8;
+    const int vocabulary = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(session.context())));
+    for (int start = from; start < to; start += positions_per_batch) {
+        llama_batch batch = llama_batch_init(positions_per_batch * texts, 0, 1);
+        std::vector<int> text_of;
+        for (int position = start; position < std::min(to, start + positions_per_batch); ++position) {
+            for (const int text : which) {
+                const int i = batch.n_tokens++;
+                batch.token[i] = all[text][position];
+                batch.pos[i] = position;
+                batch.n_seq_id[i] = 1;
+                batch.seq_id[i][0] = text;
+                batch.logits[i] = is_scored(position);
+                text_of.push_back(text);
+            }
+        }
+        ASSERT_EQ(llama_decode(session.context(), batch), 0);
+        for (int i = 0; i < batch.n_tokens; ++i) {
+            if (!batch.logits[i]) continue;
+            const float * logits = llama_get_logits_ith(session.context(), i);
+            scores[text_of[i]].emplace_back(logits, logits + vocabulary);
+        }
+        llama_batch_free(batch);
+    }
+}
+
+Scores score(const std::string & preset, bool together) {
+    Session session(setting("VIDKV_TEXT_MODEL"), options_for(preset));
+    const std::vector<Tokens> all = read_texts(session);
+    Scores scores(texts);
+    if (together) feed(session, all, {0, 1, 2, 3}, 0, length, scores);
+    for (int text = 0; text < texts && !together; ++text) {
+        llama_memory_clear(session.memory(), true);
+        feed(session, all, {text}, 0, length, scores);
+    }
+    return scores;
+}
+
+std::vector<double> log_softmax(const Logits & logits) {
+    double largest = -HUGE_VAL, sum = 0;
+    for (const float x : logits) largest = std::max<double>(largest, x);
+    for (const float x : logits) sum += std::exp(x - largest);
+    std::vector<double> out;
+    for (const float x : logits) out.push_back(x - largest - std::log(sum));
+    return out;
+}
+
+// The mean Kullback-Leibler divergence of `got` from `want`.
+double divergence(const Scores & want, const Scores & got) {
+    double sum = 0;
+    size_t n = 0;
+    for (size_t text = 0; text < want.size(); ++text) {
+        for (size_t i = 0; i < want[text].size(); ++i, ++n) {
+            const std::vector<double> p = log_softmax(want[text][i]), q = log_softmax(got[text][i]);
+            for (size_t token = 0; token < p.size(); ++token) sum += std::exp(p[token]) * (p[token] - q[token]);
+        }
+    }
+    return sum / static_cast<double>(n);
+}
+
+class RealModel : public testing::Test {
+  protected:
+    void SetUp() override {
+        const std::string model = setting("VIDKV_TEXT_MODEL");
+        if (model.empty() || !std::ifstream(model)) GTEST_SKIP() << "no text model in VIDKV_TEXT_MODEL";
+    }
+};
+
+TEST_F(RealModel, ConversationsInOneCacheCostNoMoreThanApart) {
+    const Scores stock = score("", false);
+    for (const char * preset : {"t1.65"}) {
+        const double apart = divergence(stock, score(preset, false)), together = divergence(stock, score(preset, true));
+        std::printf("  %s: KL %.5f in a cache each, %.5f interleaved in one (ratio %.3f)\n", preset, apart, together,
+                    together / apart);
+        std::fflush(stdout);
+        EXPECT_LT(together, 1.1 * apart);
+        EXPECT_GT(apart, 1e-4) << "nothing was packed";
+    }
+}
+
+void restore(Session & s, int sequence) {
+    std::vector<uint8_t> state(llama_state_seq_get_size(s.context(), sequence));
+    ASSERT_EQ(llama_state_seq_get_data(s.context(), state.data(), state.size(), sequence), state.size());
+    ASSERT_TRUE(llama_memory_seq_rm(s.memory(), sequence, -1, -1));
+    ASSERT_EQ(llama_state_seq_set_data(s.context(), state.data(), state.size(), sequence), state.size());
+}
+
+// llama-server writes idle conversations out as f16 and reads them back: packed again and again, they stay what they are.
+TEST_F(RealModel, SwapsDoNotWearAConversation) {
+    constexpr int kept = 400;
+    for (const auto & [preset, most] : {std::pair{"k1.5v1.58", 0.01}, {"t1.65", 0.01}}) {
+        Session session(setting("VIDKV_TEXT_MODEL"), options_for(preset));
+        const std::vector<Tokens> all = read_texts(session);
+        Scores unused(texts), first(texts);
+        feed(session, all, {0, 1}, 0, kept, unused);
+        feed(session, all, {0}, kept, length, first);
+        std::printf("  %s: KL after 1 .. 6 swaps:", preset);
+        double drift = 0;
+        for (int swap = 1; swap <= 6; ++swap) {
+            ASSERT_TRUE(llama_memory_seq_rm(session.memory(), 0, kept, -1));
+            restore(session, 0);
+            Scores again(texts);
+            feed(session, all, {0}, kept, length, again);
+            drift = divergence(first, again);
+            std::printf(" %.5f", drift);
+            std::fflush(stdout);
+        }
+        std::printf("\n");
+        EXPECT_LT(drift, most) << preset;
+    }
+}
+
+} // namespace
+
+} // namespace vidkv_test
