@@ -1,4 +1,5 @@
 // vidkv: ask a video, with a packed KV cache.
+#include <algorithm>
 #include <cstdio>
 #include <iostream>
 #include <new>
@@ -6,6 +7,7 @@
 #include <CLI/CLI.hpp>
 
 #include "commands.h"
+#include "commands/arguments.h"
 #include "error.h"
 #include "help.h"
 #include "interrupt.h"
@@ -28,7 +30,9 @@ that holds the video is packed by VidKV's codecs. The answer goes to standard ou
 constexpr const char * FOOTER = R"(EXAMPLES
   vidkv ask clip.mp4 "What colour is the circle?"
   vidkv ask holiday.mp4 "Where are we?" -hf ggml-org/Qwen2.5-VL-3B-Instruct-GGUF
+  vidkv ask before.mp4 after.mp4 -- "What has changed?"
   vidkv chat clip.mp4
+  vidkv frames clip.mp4 --frames 16 --out frames
   vidkv presets
   vidkv plan --minutes 30 --fps 1
   vidkv data --seed 7 --split short --count 20 clips
@@ -83,9 +87,9 @@ void check_instruction_set() {
 
 // llama.cpp's name of an option has two letters behind one dash, which would be two options here.
 std::vector<std::string> arguments_of(int argc, char ** argv) {
-    std::vector<std::string> arguments;
+    std::vector<std::string> arguments = name_questions({argv + std::min(argc, 1), argv + argc});
     bool options = true;
-    for (int i = argc - 1; i > 0; --i) arguments.push_back(argv[i]); // the parser takes them from behind
+    std::ranges::reverse(arguments); // the parser takes them from behind
     for (auto argument = arguments.rbegin(); argument != arguments.rend() && options; ++argument) {
         options = *argument != "--";
         if (*argument == "-hf" || *argument == "-hfr") *argument = "--hf-repo";
@@ -101,6 +105,7 @@ int run(int argc, char ** argv) {
     Command command;
     add_ask(app, command);
     add_chat(app, command);
+    add_frames(app, command);
     add_presets(app, command);
     add_plan(app, command);
     add_data(app, command);

@@ -1,6 +1,8 @@
 #include "options.h"
 
 #include <cstdlib>
+#include <algorithm>
+#include <charconv>
 #include <filesystem>
 #include <limits>
 
@@ -14,6 +16,23 @@ namespace {
 
 constexpr int SMALL_MODEL_FRAME_TOKENS = 9; // it has seen no other size
 constexpr double DEFAULT_TIMESTAMPS = 5;    // libmtmd's
+constexpr double MOST_SECONDS = 1e9;
+
+// "90", "1:30" or "0:01:30.5"; false if it is none of them.
+bool parse_time(const std::string & text, double & seconds) {
+    double sum = 0;
+    int parts = 0;
+    for (size_t at = 0; at <= text.size(); ++parts) {
+        const size_t colon = std::min(text.find(':', at), text.size());
+        double part = 0;
+        const auto [rest, failed] = std::from_chars(text.data() + at, text.data() + colon, part, std::chars_format::fixed);
+        if (failed != std::errc() || rest != text.data() + colon || !(part >= 0) || part > MOST_SECONDS) return false;
+        sum = sum * 60 + part;
+        at = colon + 1;
+    }
+    seconds = sum;
+    return parts <= 3;
+}
 
 } // namespace
 
@@ -43,20 +62,30 @@ void Options::add_hub(CLI::App & app) {
     app.add_flag("--offline", hub.offline, "with -hf: take only what was fetched before");
 }
 
-void Options::add_video(CLI::App & app) {
-    app.add_option("--fps", fps, "frames taken per second (default 4)")
+void Options::add_sampling(CLI::App & app) {
+    app.add_option("--fps", fps, "frames taken per second, at most those there are (default 4)")
         ->envname("VIDKV_FPS")
         ->check(CLI::Range(0.001, 1000.0));
-    app.add_option("--frames", frames, "at most this many frames, evenly over the video (default: no limit)")
+    app.add_option("--frames", frames, "at most this many frames per video, evenly over it (default: no limit)")
         ->envname("VIDKV_FRAMES")
         ->check(CLI::Range(int64_t(1), std::numeric_limits<int64_t>::max() / 2));
+    app.add_option("--start", [this](const CLI::results_t & given) { return parse_time(given.front(), start); },
+                   "take nothing before this time: seconds, MM:SS or HH:MM:SS")
+        ->type_name("TIME");
+    app.add_option("--end", [this](const CLI::results_t & given) { return parse_time(given.front(), end); },
+                   "take nothing from this time on")
+        ->type_name("TIME");
+    app.add_flag("--accept-damaged", accept_damaged, "take what can be decoded of a damaged video");
+}
+
+void Options::add_video(CLI::App & app) {
+    add_sampling(app);
     app.add_option("--frame-tokens", frame_tokens,
                    "at most this many visual tokens per frame or frame pair, for models of any resolution")
         ->check(CLI::Range(1, 65536));
     app.add_option("--timestamps", timestamps,
                    "seconds between time stamps in the prompt, 0: none (default 5; the small model: 0)")
         ->check(CLI::Range(0.0, 1e6));
-    app.add_flag("--accept-damaged", accept_damaged, "take what can be decoded of a damaged video");
 }
 
 void Options::add_answer(CLI::App & app) {
@@ -108,11 +137,19 @@ ModelOptions Options::model_options() const {
     return options;
 }
 
-WatchOptions Options::watch_options(const Model & loaded) const {
-    WatchOptions options;
-    options.sampling = {fps, frames, accept_damaged, false};
-    options.timestamp_seconds = timestamps >= 0 ? timestamps : loaded.options().small ? 0 : DEFAULT_TIMESTAMPS;
-    return options;
+Sampling Options::sampling() const {
+    Sampling sampling;
+    sampling.fps = fps;
+    sampling.max_frames = frames;
+    sampling.start = start;
+    sampling.end = end;
+    sampling.accept_damaged = accept_damaged;
+    sampling.threads = session.threads;
+    return sampling;
+}
+
+double Options::timestamp_seconds(const Model & loaded) const {
+    return timestamps >= 0 ? timestamps : loaded.options().small ? 0 : DEFAULT_TIMESTAMPS;
 }
 
 } // namespace vidkv::cli

@@ -1,6 +1,7 @@
 // Options that several commands share, and what follows from them.
 #pragma once
 
+#include <limits>
 #include <string>
 
 #include <CLI/CLI.hpp>
@@ -19,6 +20,7 @@ struct Options {
     std::string system;
     double fps = 4;
     int64_t frames = 0;
+    double start = 0, end = std::numeric_limits<double>::infinity(); // seconds
     double timestamps = -1; // seconds; < 0: what suits the model
     int frame_tokens = 0;   // 0: what suits the model
     SessionOptions session;
@@ -26,8 +28,9 @@ struct Options {
     bool verbose = false;
 
     void add_model(CLI::App & app);
-    void add_video(CLI::App & app);
     void add_hub(CLI::App & app);
+    void add_sampling(CLI::App & app); // which frames are taken
+    void add_video(CLI::App & app);    // these, and how a model sees them
     void add_answer(CLI::App & app);
 
     // --kv, or VIDKV_KV, or the default.
@@ -36,7 +39,8 @@ struct Options {
     void fetch(Progress & progress);
 
     ModelOptions model_options() const;
-    WatchOptions watch_options(const Model & model) const;
+    Sampling sampling() const;
+    double timestamp_seconds(const Model & model) const;
 };
 
 // Cores this process may use.

@@ -33,10 +33,11 @@ Subprocess::Subprocess(const std::vector<std::string> & argv) {
     const int failed = posix_spawnp(&child_, arguments[0], &files, nullptr, arguments.data(), environ);
     posix_spawn_file_actions_destroy(&files);
     close(ends[1]);
+    if (!failed) guard_.emplace(child_);
     if (failed) {
         close(output_);
         close(errors_);
-        throw Error("cannot run '" + argv[0] + "' (" + std::strerror(failed) + "): install ffmpeg");
+        throw Error("cannot run '" + argv[0] + "' (" + std::strerror(failed) + "): install it");
     }
 }
 
@@ -71,6 +72,7 @@ int Subprocess::wait() {
     while (waitpid(child_, &status, 0) < 0 && errno == EINTR) {
     }
     child_ = -1;
+    guard_.reset();
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 

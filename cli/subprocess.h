@@ -2,10 +2,13 @@
 #pragma once
 
 #include <cstddef>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include <sys/types.h>
+
+#include "interrupt.h"
 
 namespace vidkv::cli {
 
@@ -28,6 +31,7 @@ class Subprocess {
 
   private:
     pid_t child_ = -1;
+    std::optional<Child> guard_;
     int output_ = -1;
     int errors_ = -1; // an unnamed file
 };

@@ -1,4 +1,5 @@
 // vidkv chat.
+#include <algorithm>
 #include <cstdio>
 #include <iostream>
 #include <memory>
@@ -46,7 +47,8 @@ bool obey(const std::string & command, Watched & watched) {
 }
 
 void run_chat(AskOptions & options) {
-    if (options.load.empty() == options.video.empty()) throw UsageError("name either a VIDEO or --load-cache FILE");
+    if (options.load.empty() == options.videos.empty()) throw UsageError("name either a VIDEO or --load-cache FILE");
+    if (std::ranges::count(options.videos, "-") > 0) throw UsageError("standard input brings the questions: name a video file");
     capture_logs(options.common.verbose);
     Progress progress(false);
     options.common.session.spare_tokens = QUESTION_TOKENS;
@@ -70,7 +72,7 @@ void run_chat(AskOptions & options) {
 void add_chat(CLI::App & app, Command & run) {
     auto options = std::make_shared<AskOptions>();
     CLI::App * chat = app.add_subcommand("chat", "Talk about a video file, one question per line");
-    chat->add_option("VIDEO", options->video, "the video file");
+    chat->add_option("VIDEO", options->videos, "video files, URLs or folders of images");
     add_shared(*chat, *options);
     chat->add_option("--save-cache", options->save, "keep the video's cache in this file, for --load-cache");
     chat->footer(R"(EXAMPLES

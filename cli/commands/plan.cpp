@@ -108,7 +108,7 @@ uint64_t bytes_held(const KvChoice & kv, const Model & model, int64_t cells) {
 }
 
 Plan make_plan(const PlanOptions & options, const Model & model) {
-    const WatchOptions watch = options.common.watch_options(model);
+    const double stamp_seconds = options.common.timestamp_seconds(model);
     const double seconds = options.minutes * 60;
     Plan plan;
     plan.frames = std::max<int64_t>(1, std::llround(seconds * options.common.fps));
@@ -116,7 +116,7 @@ Plan make_plan(const PlanOptions & options, const Model & model) {
     const PairTokens pair = tokens_of_a_pair(model, parse_size(options.size));
     const int64_t pairs = (plan.frames + 1) / 2;
     plan.visual_tokens = pairs * pair.visual;
-    const int64_t stamps = watch.timestamp_seconds > 0 ? static_cast<int64_t>(seconds / watch.timestamp_seconds) + 1 : 0;
+    const int64_t stamps = stamp_seconds > 0 ? static_cast<int64_t>(seconds / stamp_seconds) + 1 : 0;
     const Turn turn = model.format("What happens?");
     plan.tokens = pairs * (pair.visual + pair.others) + std::min(stamps, plan.frames) * tokens_of(model, STAMP) +
                   tokens_of(model, turn.before + turn.after);

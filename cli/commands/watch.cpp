@@ -54,6 +54,12 @@ Watched restore(AskOptions & options, const std::vector<std::string> & questions
     return watched;
 }
 
+std::string listed(const std::vector<std::string> & videos) {
+    std::string names;
+    for (const std::string & video : videos) names += (names.empty() ? "" : ", ") + video;
+    return names;
+}
+
 } // namespace
 
 KvChoice AskOptions::kv(const std::string & name) const {
@@ -72,18 +78,18 @@ Watched watch(AskOptions & options, const std::vector<std::string> & questions, 
     Watched watched;
     watched.kv = options.kv(options.common.kv_name());
     if (!options.load.empty()) return restore(options, questions, progress);
-    probe_video(options.video); // before the model is loaded
+    const Readers readers = open_videos(options.videos, options.common.sampling()); // before the model is loaded
     if (!options.save.empty()) check_savable(options.save);
     options.common.fetch(progress);
     const ModelOptions model_options = options.common.model_options();
     watched.model = std::make_unique<Model>(model_options, watched.kv);
     const auto start = std::chrono::steady_clock::now();
     const EncodedVideo video =
-        encode_video(*watched.model, options.video, options.common.watch_options(*watched.model), progress);
+        encode_videos(*watched.model, readers, options.common.timestamp_seconds(*watched.model), progress);
     watched.read_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     watched.session =
         std::make_unique<Session>(*watched.model, watched.kv, options.common.session, video.tokens, questions);
-    watched.session->prefill(video, options.video, protected_cells(*watched.model, watched.kv, video, questions), progress);
+    watched.session->prefill(video, listed(options.videos), protected_cells(*watched.model, watched.kv, video, questions), progress);
     progress.clear();
     if (!options.save.empty())
         save_cache(options.save, {watched.kv.name, watched.session->prefix(), watched.session->state()},

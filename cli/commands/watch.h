@@ -17,8 +17,7 @@ namespace vidkv::cli {
 
 struct AskOptions {
     Options common;
-    std::string video;
-    std::vector<std::string> words; // positional arguments
+    std::vector<std::string> videos, questions;
     std::string save, load;
     double protect = 0;
     bool json = false;

@@ -7,6 +7,7 @@
 #include "engine/logs.h"
 #include "engine/plugin.h"
 #include "error.h"
+#include "interrupt.h"
 #include "text.h"
 
 namespace vidkv::cli {
@@ -56,7 +57,9 @@ void Model::load_text(const KvChoice & kv) {
     llama_model_params params = llama_model_default_params();
     params.devices = devices.data();
     params.n_gpu_layers = kv.stock ? 0 : 999; // the device takes the cache; weights stay with the CPU
+    params.progress_callback = go_on_loading;
     text_.reset(llama_model_load_from_file(options_.files.text.c_str(), params));
+    check_interrupt();
     if (!text_) throw Error("cannot load the model '" + options_.files.text + "'" + because());
     if (llama_vocab_n_tokens(vocab()) == 0 || !llama_model_has_decoder(text_.get())) {
         throw Error("'" + options_.files.text +
@@ -71,8 +74,10 @@ void Model::load_vision() {
     params.print_timings = false;
     params.warmup = false;
     params.n_threads = options_.threads;
+    params.progress_callback = go_on_loading;
     if (options_.frame_tokens > 0) params.image_max_tokens = options_.frame_tokens;
     vision_.reset(mtmd_init_from_file(options_.files.mmproj.c_str(), text_.get(), params));
+    check_interrupt();
     if (!vision_) {
         throw Error("'" + options_.files.mmproj + "' does not fit the model '" + options_.files.text + "'" + because() +
                     "; name the mmproj made for that model");

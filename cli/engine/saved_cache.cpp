@@ -15,6 +15,7 @@
 
 #include "build-info.h"
 #include "error.h"
+#include "interrupt.h"
 
 using nlohmann::json;
 
@@ -156,12 +157,9 @@ void save_cache(const std::string & path, const SavedCache & cache, const ModelF
     file_header.header_bytes = static_cast<uint32_t>(header.size());
     file_header.state_bytes = cache.state.size();
     file_header.checksum = checksum(file_header, header, cache.state);
-    const std::string beside = part_of(path);
-    if (!write_all(beside, file_header, header, cache.state) || std::rename(beside.c_str(), path.c_str()) != 0) {
-        const int error = errno;
-        std::remove(beside.c_str());
-        cannot_save(path, error);
-    }
+    const UnfinishedFile beside(part_of(path));
+    if (!write_all(beside.path(), file_header, header, cache.state) || std::rename(beside.path().c_str(), path.c_str()) != 0)
+        cannot_save(path, errno);
 }
 
 SavedCache load_cache(const std::string & path, const ModelFiles & model, const std::string & kv) {

@@ -11,7 +11,10 @@ namespace vidkv::cli {
 
 namespace {
 
-constexpr const char * VIDEO_PROMPT = "Video:"; // what libmtmd puts before the frames
+// What libmtmd puts before the frames; several videos have numbers.
+std::string video_prompt(size_t number, size_t videos) {
+    return videos == 1 ? "Video:" : "Video " + std::to_string(number) + ":";
+}
 
 struct BitmapDeleter {
     void operator()(mtmd_bitmap * bitmap) const { mtmd_bitmap_free(bitmap); }
@@ -28,6 +31,7 @@ class VideoEncoder {
 
     void add_text(const std::string & words, bool start) { add_tokens(model_.tokenize(words, start)); }
 
+    void add_video(FrameReader & reader, double timestamp_seconds, Progress & progress);
     // Up to two frames that follow each other; models with temporal patches merge them.
     void add_frames(const std::vector<Bitmap> & frames);
 
@@ -94,37 +98,47 @@ std::string timestamp(double seconds) {
     return text.data();
 }
 
+void VideoEncoder::add_video(FrameReader & reader, double timestamp_seconds, Progress & progress) {
+    std::vector<Bitmap> waiting;
+    double next_stamp = 0;
+    int64_t frames = 0;
+    while (const std::optional<Frame> frame = reader.next()) {
+        check_interrupt();
+        waiting.push_back(to_bitmap(*frame));
+        ++video_.frames;
+        progress.show("reading video", ++frames, reader.expected(), "frames");
+        const bool stamp = timestamp_seconds > 0 && frame->seconds >= next_stamp;
+        if (stamp || waiting.size() == 2) {
+            add_frames(waiting);
+            waiting.clear();
+        }
+        if (!stamp) continue;
+        add_text(timestamp(frame->seconds), false);
+        next_stamp = frame->seconds + timestamp_seconds;
+    }
+    if (!waiting.empty()) add_frames(waiting);
+}
+
 } // namespace
 
 int64_t Piece::size() const {
     return chunk ? static_cast<int64_t>(mtmd_input_chunk_get_n_tokens(chunk.get())) : static_cast<int64_t>(tokens.size());
 }
 
-EncodedVideo encode_video(const Model & model, const std::string & path, const WatchOptions & options,
-                          Progress & progress) {
-    FrameReader reader(path, options.sampling);
+Readers open_videos(const std::vector<std::string> & names, const Sampling & sampling) {
+    Readers readers;
+    for (const std::string & name : names) readers.push_back(std::make_unique<FrameReader>(name, sampling));
+    return readers;
+}
+
+EncodedVideo encode_videos(const Model & model, const Readers & readers, double timestamp_seconds, Progress & progress) {
     EncodedVideo video;
     VideoEncoder encoder(model, video);
     encoder.add_text(model.format("").before, true);
-    encoder.add_text(VIDEO_PROMPT, false);
-    std::vector<Bitmap> waiting;
-    double next_stamp = 0;
-    while (const std::optional<Frame> frame = reader.next()) {
-        check_interrupt();
-        waiting.push_back(to_bitmap(*frame));
-        const double seconds = static_cast<double>(video.frames++) / reader.fps();
-        progress.show("reading video", video.frames, reader.expected(), "frames");
-        const bool stamp = options.timestamp_seconds > 0 && seconds >= next_stamp;
-        if (stamp || waiting.size() == 2) {
-            encoder.add_frames(waiting);
-            waiting.clear();
-        }
-        if (stamp) {
-            encoder.add_text(timestamp(seconds), false);
-            next_stamp += options.timestamp_seconds;
-        }
+    for (size_t i = 0; i < readers.size(); ++i) {
+        encoder.add_text(video_prompt(i + 1, readers.size()), false);
+        encoder.add_video(*readers[i], timestamp_seconds, progress);
     }
-    if (!waiting.empty()) encoder.add_frames(waiting);
     return video;
 }
 

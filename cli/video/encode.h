@@ -8,7 +8,7 @@
 
 #include "engine/model.h"
 #include "progress.h"
-#include "video/video.h"
+#include "video/reader.h"
 
 namespace vidkv::cli {
 
@@ -32,12 +32,11 @@ struct EncodedVideo {
     int64_t tokens = 0;        // these, and the text around them
 };
 
-struct WatchOptions {
-    Sampling sampling;
-    double timestamp_seconds = 0; // a time stamp as text every so often; 0: none
-};
+using Readers = std::vector<std::unique_ptr<FrameReader>>;
 
-// Decodes the video and encodes its frames, one pair (or frame) at a time.
-EncodedVideo encode_video(const Model & model, const std::string & path, const WatchOptions & options, Progress & progress);
+// Opens videos, before a model is loaded: what cannot be read is found at once.
+Readers open_videos(const std::vector<std::string> & names, const Sampling & sampling);
+// Decodes the videos, one after the other, and encodes their frames, one pair (or frame) at a time.
+EncodedVideo encode_videos(const Model & model, const Readers & readers, double timestamp_seconds, Progress & progress);
 
 } // namespace vidkv::cli

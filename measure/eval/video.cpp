@@ -125,10 +125,10 @@ Evaluation::Evaluation(const EvalOptions & options) : options_(options), progres
 }
 
 EncodedVideo Evaluation::encode(const Clip & clip, bool blank) const {
-    WatchOptions watch = options_.common.watch_options(*model_);
-    watch.sampling.blank = blank;
+    Sampling sampling = options_.common.sampling();
+    sampling.blank = blank;
     Progress silent(true);
-    return encode_video(*model_, clip.path, watch, silent);
+    return encode_videos(*model_, open_videos({clip.path}, sampling), options_.common.timestamp_seconds(*model_), silent);
 }
 
 Session Evaluation::watch(const Contender & contender, const Clip & clip, const EncodedVideo & video) const {

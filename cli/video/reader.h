@@ -1,0 +1,58 @@
+// A video's frames, from any source, at the times that are wanted.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "video/convert.h"
+#include "video/frame.h"
+#include "video/pictures.h"
+#include "video/sampling.h"
+#include "video/span.h"
+
+namespace vidkv::cli {
+
+class FrameReader {
+  public:
+    // Opens what the argument names (source.h). Throws Error with one line if it is missing, empty, not a video, or cut off.
+    FrameReader(const std::string & argument, const Sampling & sampling);
+
+    // The next frame, or nothing at the end. Throws Error if the file turns out to be broken.
+    std::optional<Frame> next();
+    // Frames to come in all, as far as is known; 0 if it is not.
+    int64_t expected() const { return expected_; }
+    const std::string & name() const { return source_.name; }
+    // Packets that were decoded for the frames.
+    int64_t decoded() const { return pictures_->decoded(); }
+
+  private:
+    void open_images();
+    void open_video();
+    Span measured(std::unique_ptr<Demuxer> & demuxer) const;
+    void set_times(double begin, double end, bool known_end);
+    std::optional<Frame> take_next();
+    void collect_evenly();
+    void begin();
+    void advance_to(double wanted);
+    const Picture * chosen(double wanted) const;
+    Frame take(const Picture & picture);
+    void check_complete() const;
+
+    Source source_;
+    Sampling sampling_;
+    std::unique_ptr<Pictures> pictures_;
+    Converter converter_;
+    WantedTimes times_;
+    std::optional<Picture> before_, after_; // the last picture at or before a wanted time, and the one that follows
+    std::optional<double> last_taken_;
+    double claimed_ = 0, last_seen_ = 0;
+    int64_t expected_ = 0, taken_ = 0;
+    bool begun_ = false, ended_ = false;
+    bool evenly_at_the_end_ = false; // how long the video is shows when it has been read
+    std::deque<Frame> collected_;
+};
+
+} // namespace vidkv::cli
