@@ -42,6 +42,10 @@ Moments moments(const float * x, const float * weight) {
     return {mean, std::max(0.0, squares / total - mean * mean)};
 }
 
+bool all_finite(const std::vector<float> & x) {
+    return std::all_of(x.begin(), x.end(), [](float v) { return std::isfinite(v); });
+}
+
 // E[q q^T] of a head with damping; the identity where no query was seen.
 std::vector<double> damped_second(const QueryStatistics * statistics, int head, int head_dim) {
     const size_t n = static_cast<size_t>(head_dim);
@@ -108,7 +112,7 @@ std::vector<float> expected_attention(const QueryStatistics * statistics, int he
     for (size_t i = 0; i < log.size(); ++i) {
         if (use[i]) used.push_back(log[i]);
     }
-    if (used.empty()) return weight;
+    if (used.empty() || !all_finite(used)) return weight;
     const auto middle = used.begin() + static_cast<ptrdiff_t>(used.size() / 2);
     std::nth_element(used.begin(), middle, used.end());
     for (size_t i = 0; i < log.size(); ++i) {
@@ -151,6 +155,8 @@ KeyFeedback make_feedback(const QueryStatistics * statistics, int head, int head
         feedback.weight[feedback.order[c]] = static_cast<float>(u[c * n + c] * u[c * n + c]);
         for (size_t j = 0; j < c; ++j) feedback.carry[c * n + j] = static_cast<float>(u[j * n + c] / u[c * n + c]);
     }
+    const bool sound = all_finite(feedback.pull) && all_finite(feedback.carry) && all_finite(feedback.weight);
+    if (statistics && !sound) return make_feedback(nullptr, head, head_dim, rows, use);
     return feedback;
 }
 
@@ -279,6 +285,7 @@ class HeadEncoder {
             const size_t channel = feedback_.order[c];
             aim(channel);
             for (size_t j = 0; j < c; ++j) pull_target(feedback_.carry[c * n_ + j], feedback_.order[j]);
+            hold_target(channel);
             keep(channel, encode(channel));
         }
     }
@@ -290,6 +297,7 @@ class HeadEncoder {
             if (quads_[quad] == QuadCode::none) continue;
             aim(channel);
             for (size_t j = 0; j < n_; ++j) pull_target(feedback_.pull[channel * n_ + j], j);
+            hold_target(channel);
             const std::vector<uint8_t> old_codes(codes_ + start_[quad], codes_ + start_[quad + 1]);
             const std::vector<uint8_t> old_levels(quad_levels(quad), quad_levels(quad) + 4 * page_tokens);
             const double before = miss_of_kept(channel);
@@ -320,6 +328,12 @@ class HeadEncoder {
     }
     void aim(size_t channel) {
         for (int t = 0; t < page_tokens; ++t) target_[t] = wanted(channel, t);
+    }
+    // Statistics that no queries gave, from a file that was forged, may carry errors on beyond all bounds.
+    void hold_target(size_t channel) {
+        for (int t = 0; t < page_tokens; ++t) {
+            if (!(std::fabs(target_[t]) < 1e9f)) target_[t] = wanted(channel, t);
+        }
     }
     void pull_target(float factor, size_t from) {
         const float * error = &errors_[from * page_tokens];
