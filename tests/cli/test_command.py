@@ -13,7 +13,7 @@ import termios
 import time
 import unittest
 
-from test_cli import FPS, QUESTION, TINY, VIDKV, Clips, vidkv
+from test_cli import QUESTION, TINY, VIDKV, Clips, vidkv
 
 
 def on_terminal(command, columns=80, **options):
@@ -135,7 +135,7 @@ class Data(Clips):
 class SavedCaches(Clips):
     def setUp(self):
         self.saved = self.path("saved.cache")
-        done = vidkv("ask", self.clip, QUESTION, "--kv", "t1.15", "-n", "4", "--save-cache", self.saved, *FPS)
+        done = vidkv("ask", self.twice, QUESTION, "--kv", "t1.15", "-n", "4", "--save-cache", self.saved)
         self.assertEqual(done.returncode, 0, done.stderr)
 
     def test_the_file_knows_its_preset(self):

@@ -26,7 +26,7 @@ class KilledSave(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.clip = os.path.join(self.folder, "set", "clip-00000.mp4")
         self.saved = os.path.join(self.folder, "saved.cache")
-        self.command = ["ask", self.clip, QUESTION, "--fps", "8", "--save-cache", self.saved]
+        self.command = ["ask", self.clip, QUESTION, "--save-cache", self.saved]
 
     def test_older_file_survives(self):
         begun = time.monotonic()
