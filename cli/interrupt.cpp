@@ -44,7 +44,8 @@ void on_interrupt(int) {
     _exit(EXIT_INTERRUPTED);
 }
 
-// Not every phase can be asked to stop (a vision tower at work, a name looked up): this thread sees to it that the command ends.
+// Not every phase can be asked to stop (a vision tower at work, a name looked up): this thread sees to it that the command
+// ends.
 void watch_over() {
     char byte;
     while (read(signal_pipe[0], &byte, 1) < 0 && errno == EINTR) {

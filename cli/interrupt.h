@@ -1,5 +1,6 @@
-// Ctrl-C and SIGTERM. The first signal asks the command to stop at the next safe place; where none comes within a moment, and on a
-// second signal, the command ends at once. What it must not leave behind is named here: files half written, and child programs.
+// Ctrl-C and SIGTERM. The first signal asks the command to stop at the next safe place; where none comes within a moment,
+// and on a second signal, the command ends at once. What it must not leave behind is named here: files half written, and
+// child programs.
 #pragma once
 
 #include <string>
@@ -12,7 +13,8 @@ void catch_interrupts();
 bool interrupted();
 // Throws Interrupted if a signal has come.
 void check_interrupt();
-// For llama.cpp's abort callbacks, and for its callbacks that tell how far loading is (which go on while they are told true).
+// For llama.cpp's abort callbacks, and for its callbacks that tell how far loading is (which go on while they are told
+// true).
 bool interrupt_callback(void *);
 bool go_on_loading(float, void *);
 

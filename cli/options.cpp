@@ -69,11 +69,13 @@ void Options::add_sampling(CLI::App & app) {
     app.add_option("--frames", frames, "at most this many frames per video, evenly over it (default: no limit)")
         ->envname("VIDKV_FRAMES")
         ->check(CLI::Range(int64_t(1), std::numeric_limits<int64_t>::max() / 2));
-    app.add_option("--start", [this](const CLI::results_t & given) { return parse_time(given.front(), start); },
-                   "take nothing before this time: seconds, MM:SS or HH:MM:SS")
+    app.add_option(
+           "--start", [this](const CLI::results_t & given) { return parse_time(given.front(), start); },
+           "take nothing before this time: seconds, MM:SS or HH:MM:SS")
         ->type_name("TIME");
-    app.add_option("--end", [this](const CLI::results_t & given) { return parse_time(given.front(), end); },
-                   "take nothing from this time on")
+    app.add_option(
+           "--end", [this](const CLI::results_t & given) { return parse_time(given.front(), end); },
+           "take nothing from this time on")
         ->type_name("TIME");
     app.add_flag("--accept-damaged", accept_damaged, "take what can be decoded of a damaged video");
 }

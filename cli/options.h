@@ -21,8 +21,8 @@ struct Options {
     double fps = 4;
     int64_t frames = 0;
     double start = 0, end = std::numeric_limits<double>::infinity(); // seconds
-    double timestamps = -1; // seconds; < 0: what suits the model
-    int frame_tokens = 0;   // 0: what suits the model
+    double timestamps = -1;                                          // seconds; < 0: what suits the model
+    int frame_tokens = 0;                                            // 0: what suits the model
     SessionOptions session;
     bool accept_damaged = false;
     bool verbose = false;

@@ -1,5 +1,5 @@
-// Any bytes as a video file, sampled in any way: frames or one line of an error come out, in order and as many as were asked for.
-// An input: one byte each for frames per second, number of frames, start and length, then the file.
+// Any bytes as a video file, sampled in any way: frames or one line of an error come out, in order and as many as were
+// asked for. An input: one byte each for frames per second, number of frames, start and length, then the file.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>

@@ -24,7 +24,8 @@ bool looks_like_a_path(const std::string & argument) {
 // No question may be the name of a file: it would be answered instead of watched.
 void check_question(const std::string & question, const AskOptions & options) {
     if (!is_video(question) && !looks_like_a_path(question)) return;
-    if (!options.load.empty()) throw UsageError("'" + question + "' is a video, and --load-cache has its video: name no other");
+    if (!options.load.empty())
+        throw UsageError("'" + question + "' is a video, and --load-cache has its video: name no other");
     if (is_video(question)) throw UsageError("'" + question + "' is a video: name videos before questions");
     throw Error("no such file: '" + question + "' (if it is a question, put it after --)");
 }
@@ -52,8 +53,9 @@ void sort_arguments(AskOptions & options) {
     if (!options.load.empty() && !videos.empty()) throw UsageError("--load-cache has its video: name no other");
     if (options.load.empty() && videos.empty()) throw UsageError("a video is missing: vidkv ask VIDEO... QUESTION...");
     if (options.questions.empty()) {
-        throw UsageError(videos.size() > 1 ? "a question is missing: '" + videos.back() + "' names a video; put questions after --"
-                                           : "a question is missing: vidkv ask VIDEO... QUESTION...");
+        throw UsageError(videos.size() > 1
+                             ? "a question is missing: '" + videos.back() + "' names a video; put questions after --"
+                             : "a question is missing: vidkv ask VIDEO... QUESTION...");
     }
 }
 

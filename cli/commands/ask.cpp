@@ -17,7 +17,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr const char * FOOTER = R"(vidkv ask VIDEO... QUESTION...     vidkv ask VIDEO... -- QUESTION...     vidkv ask VIDEO... -q QUESTION
+constexpr const char * FOOTER =
+    R"(vidkv ask VIDEO... QUESTION...     vidkv ask VIDEO... -- QUESTION...     vidkv ask VIDEO... -q QUESTION
 Videos come first, then questions. What follows -- is a question, and so is the value of -q; with neither, the first
 argument is a video, and so are those after it that name a file, a folder, a URL, a pattern (*.png) or -. A question
 that looks like the name of a missing file (clip2.mp4, a/b) is refused: put it after --.
@@ -88,7 +89,8 @@ void run_ask(AskOptions options) {
 void add_ask(CLI::App & app, Command & run) {
     auto options = std::make_shared<AskOptions>();
     CLI::App * ask = app.add_subcommand("ask", "Answer questions about a video file");
-    ask->add_option("VIDEO", options->videos, "video files, URLs, folders of images, or - for standard input; then the questions")
+    ask->add_option("VIDEO", options->videos,
+                    "video files, URLs, folders of images, or - for standard input; then the questions")
         ->type_name("QUESTION...");
     ask->add_option("-q,--question", options->questions, "a question; may be given again")->allow_extra_args(false);
     add_shared(*ask, *options);

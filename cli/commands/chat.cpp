@@ -48,7 +48,8 @@ bool obey(const std::string & command, Watched & watched) {
 
 void run_chat(AskOptions & options) {
     if (options.load.empty() == options.videos.empty()) throw UsageError("name either a VIDEO or --load-cache FILE");
-    if (std::ranges::count(options.videos, "-") > 0) throw UsageError("standard input brings the questions: name a video file");
+    if (std::ranges::count(options.videos, "-") > 0)
+        throw UsageError("standard input brings the questions: name a video file");
     capture_logs(options.common.verbose);
     Progress progress(false);
     options.common.session.spare_tokens = QUESTION_TOKENS;

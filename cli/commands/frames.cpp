@@ -71,7 +71,8 @@ void run_frames(const FramesOptions & options) {
 void add_frames(CLI::App & app, Command & run) {
     auto options = std::make_shared<FramesOptions>();
     CLI::App * frames = app.add_subcommand("frames", "List or write the frames that ask would show to a model");
-    frames->add_option("VIDEO", options->videos, "video files, URLs, folders of images, or - for standard input")->required();
+    frames->add_option("VIDEO", options->videos, "video files, URLs, folders of images, or - for standard input")
+        ->required();
     options->common.add_sampling(*frames);
     frames->add_option("--out", options->out, "write them into this folder, as frame-00000.png ...");
     frames->add_flag("--json", options->json, "print one JSON document instead of text");

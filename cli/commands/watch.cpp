@@ -89,7 +89,8 @@ Watched watch(AskOptions & options, const std::vector<std::string> & questions, 
     watched.read_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     watched.session =
         std::make_unique<Session>(*watched.model, watched.kv, options.common.session, video.tokens, questions);
-    watched.session->prefill(video, listed(options.videos), protected_cells(*watched.model, watched.kv, video, questions), progress);
+    watched.session->prefill(video, listed(options.videos), protected_cells(*watched.model, watched.kv, video, questions),
+                             progress);
     progress.clear();
     if (!options.save.empty())
         save_cache(options.save, {watched.kv.name, watched.session->prefix(), watched.session->state()},

@@ -25,7 +25,8 @@ void load_cpu_backend() {
     const std::string folder = engine_folder().string();
     ggml_backend_load_all_from_path(folder.c_str());
     if (!ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU))
-        throw Error("no CPU back-end of llama.cpp (libggml-cpu-*.so) for this processor in '" + folder + "': install VidKV again");
+        throw Error("no CPU back-end of llama.cpp (libggml-cpu-*.so) for this processor in '" + folder +
+                    "': install VidKV again");
 }
 
 } // namespace vidkv::cli

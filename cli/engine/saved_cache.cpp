@@ -158,7 +158,8 @@ void save_cache(const std::string & path, const SavedCache & cache, const ModelF
     file_header.state_bytes = cache.state.size();
     file_header.checksum = checksum(file_header, header, cache.state);
     const UnfinishedFile beside(part_of(path));
-    if (!write_all(beside.path(), file_header, header, cache.state) || std::rename(beside.path().c_str(), path.c_str()) != 0)
+    if (!write_all(beside.path(), file_header, header, cache.state) ||
+        std::rename(beside.path().c_str(), path.c_str()) != 0)
         cannot_save(path, errno);
 }
 

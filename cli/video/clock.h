@@ -7,8 +7,8 @@ namespace vidkv::cli {
 
 class Clock {
   public:
-    // frame_seconds: how long a frame lasts where the file does not say. jumps_mean_nothing: of formats that are recordings of
-    // broadcasts, where a jump ahead is a break in the recording and no picture that is shown so long.
+    // frame_seconds: how long a frame lasts where the file does not say. jumps_mean_nothing: of formats that are recordings
+    // of broadcasts, where a jump ahead is a break in the recording and no picture that is shown so long.
     Clock(double frame_seconds, bool jumps_mean_nothing);
 
     // The time of what comes next, in seconds; always later than the one before.

@@ -20,7 +20,7 @@ namespace vidkv::cli {
 namespace {
 
 constexpr double LEAST_ASPECT = 0.1, MOST_ASPECT = 10; // of a pixel; what is beyond is a damaged header
-constexpr double SQUARE_ENOUGH = 0.01;                // less is rounding
+constexpr double SQUARE_ENOUGH = 0.01;                 // less is rounding
 
 // Light that HDR videos mean, brought into what a screen without HDR shows.
 constexpr const char * TONEMAP = "zscale=t=linear:npl=203:tin=%s:pin=%s:min=%s:rin=%s,format=gbrpf32le,zscale=p=bt709,"
@@ -89,7 +89,8 @@ std::string turning(const int32_t * matrix) {
 }
 
 std::string source_arguments(const AVFrame & picture) {
-    return printed("video_size=%dx%d:pix_fmt=%d:time_base=1/1000:pixel_aspect=1/1", picture.width, picture.height, picture.format);
+    return printed("video_size=%dx%d:pix_fmt=%d:time_base=1/1000:pixel_aspect=1/1", picture.width, picture.height,
+                   picture.format);
 }
 
 // A graph keeps the colours of its first picture.
@@ -97,7 +98,8 @@ std::string colours(const AVFrame & picture) { return printed(" %d %d", picture.
 
 void check(int status, const char * what) {
     if (status == AVERROR(ENOMEM)) throw std::bad_alloc();
-    if (status < 0) throw Error(std::string("a frame cannot be turned into RGB (") + what + ": " + error_words(status) + ")");
+    if (status < 0)
+        throw Error(std::string("a frame cannot be turned into RGB (") + what + ": " + error_words(status) + ")");
 }
 
 struct Ends {
@@ -126,10 +128,11 @@ void Converter::rebuild(const AVFrame & picture, const std::string & filters) {
     graph_.reset(avfilter_graph_alloc());
     if (!graph_) throw std::bad_alloc();
     graph_->nb_threads = 1;
-    check(avfilter_graph_create_filter(&in_, avfilter_get_by_name("buffer"), "in", source_arguments(picture).c_str(), nullptr,
-                                       graph_.get()),
+    check(avfilter_graph_create_filter(&in_, avfilter_get_by_name("buffer"), "in", source_arguments(picture).c_str(),
+                                       nullptr, graph_.get()),
           "source");
-    check(avfilter_graph_create_filter(&out_, avfilter_get_by_name("buffersink"), "out", nullptr, nullptr, graph_.get()), "sink");
+    check(avfilter_graph_create_filter(&out_, avfilter_get_by_name("buffersink"), "out", nullptr, nullptr, graph_.get()),
+          "sink");
     Ends ends;
     if (!ends.in || !ends.out) throw std::bad_alloc();
     *ends.out = {av_strdup("in"), in_, 0, nullptr};
@@ -140,8 +143,8 @@ void Converter::rebuild(const AVFrame & picture, const std::string & filters) {
 
 Frame Converter::convert(const AVFrame & picture, const int32_t * matrix) {
     const int32_t * own = matrix_of(picture);
-    const std::string filters = deinterlacing(picture) + tonemapping(picture) + squaring(picture) + turning(own ? own : matrix) +
-                                "scale=flags=bicubic,format=rgb24";
+    const std::string filters = deinterlacing(picture) + tonemapping(picture) + squaring(picture) +
+                                turning(own ? own : matrix) + "scale=flags=bicubic,format=rgb24";
     const std::string kind = source_arguments(picture) + colours(picture) + filters;
     if (kind != built_for_) {
         built_for_.clear();

@@ -1,4 +1,5 @@
-// Decoded pictures to RGB as a screen would show them: any pixel format, upright, with square pixels, no interlacing, no HDR.
+// Decoded pictures to RGB as a screen would show them: any pixel format, upright, with square pixels, no interlacing, no
+// HDR.
 #pragma once
 
 #include <string>

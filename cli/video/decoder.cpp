@@ -14,7 +14,7 @@ constexpr int64_t MOST_PIXELS = int64_t(1) << 20; // so that each input takes a 
 #else
 constexpr int64_t MOST_PIXELS = int64_t(1) << 28; // of a frame; what claims more is damaged
 #endif
-constexpr int MOST_FAILURES = 100;                // in a row
+constexpr int MOST_FAILURES = 100; // in a row
 
 CodecContext make_codec(const Demuxer & demuxer, int threads) {
     const AVCodecParameters * parameters = demuxer.stream().codecpar;

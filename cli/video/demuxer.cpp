@@ -75,7 +75,8 @@ void Demuxer::open(const Source & source) {
     if (spool_) context->pb = spool_->io();
     Dictionary options;
     if (source.kind == Source::URL) set_open_options(options);
-    const int opened = avformat_open_input(&context, file_url(source).c_str(), nullptr, options.address()); // frees it if it fails
+    const int opened =
+        avformat_open_input(&context, file_url(source).c_str(), nullptr, options.address()); // frees it if it fails
     check_interrupt();
     if (opened < 0) refuse(source, opened);
     format_.reset(context);
@@ -126,7 +127,8 @@ void Demuxer::note_end(int error) {
     if (last_is_cut_) failed_ = "its last frame is incomplete";
     const int entries = avformat_index_get_entries_count(stream_);
     const AVIndexEntry * last = entries > 0 ? avformat_index_get_entry(stream_, entries - 1) : nullptr;
-    if (last && last_dts_ != AV_NOPTS_VALUE && last->timestamp > last_dts_) failed_ = "its index names frames that are not there";
+    if (last && last_dts_ != AV_NOPTS_VALUE && last->timestamp > last_dts_)
+        failed_ = "its index names frames that are not there";
 }
 
 bool Demuxer::seek(double seconds) {

@@ -13,8 +13,8 @@ namespace vidkv::cli {
 
 class Demuxer {
   public:
-    // Throws Error with one line if it cannot be opened, or holds no picture stream. source: no IMAGES. spool: of an earlier
-    // Demuxer of the same source, whose bytes do not come again.
+    // Throws Error with one line if it cannot be opened, or holds no picture stream. source: no IMAGES. spool: of an
+    // earlier Demuxer of the same source, whose bytes do not come again.
     explicit Demuxer(const Source & source, std::shared_ptr<Spool> spool = nullptr);
 
     const AVStream & stream() const { return *stream_; }
@@ -29,7 +29,7 @@ class Demuxer {
     // Times count from the start of the file, sound included. Of a packet or a frame; nothing if it has no time.
     std::optional<double> seconds(int64_t stamp) const;
     std::optional<double> start() const { return start_; }
-    double frame_seconds() const; // how long a frame lasts on average, as far as the file tells
+    double frame_seconds() const;   // how long a frame lasts on average, as far as the file tells
     double claimed_seconds() const; // how long the pictures last, as the file says; 0: it does not
     bool can_seek() const;
     int64_t bytes() const; // of the file; < 0: not known

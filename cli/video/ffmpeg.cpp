@@ -44,7 +44,9 @@ void set_open_options(Dictionary & options) {
     options.set("rtsp_transport", "tcp"); // datagrams get lost
 }
 
-AVIOInterruptCB interrupt_of_ffmpeg() { return {[](void *) { return interrupted() ? 1 : 0; }, nullptr}; }
+AVIOInterruptCB interrupt_of_ffmpeg() {
+    return {[](void *) { return interrupted() ? 1 : 0; }, nullptr};
+}
 
 FramePtr make_frame() { return FramePtr(existing(av_frame_alloc())); }
 PacketPtr make_packet() { return PacketPtr(existing(av_packet_alloc())); }

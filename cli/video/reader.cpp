@@ -13,7 +13,7 @@ namespace {
 
 constexpr unsigned char BLANK_LEVEL = 25;
 constexpr double ROUNDING = 1e-3; // seconds, of times in files
-constexpr int MOST_THREADS = 4;  // of the decoder, unless it is told
+constexpr int MOST_THREADS = 4;   // of the decoder, unless it is told
 
 std::string seconds_text(double seconds) {
     std::string text = std::to_string(seconds);
@@ -101,8 +101,8 @@ std::optional<Frame> FrameReader::next() {
     return frame;
 }
 
-// Of a stream that comes once and does not say how long it is: twice the frames wanted at most are held, at intervals that double
-// whenever they are too many.
+// Of a stream that comes once and does not say how long it is: twice the frames wanted at most are held, at intervals that
+// double whenever they are too many.
 void FrameReader::collect_evenly() {
     const auto most = static_cast<size_t>(sampling_.max_frames);
     size_t stride = 1, seen = 0;
@@ -175,7 +175,8 @@ void FrameReader::check_complete() const {
     if (taken_ == 0) {
         const std::string complaint = damage.empty() ? first_complaint() : damage;
         throw Error("no frame of '" + source_.name + "' can be decoded" +
-                    (complaint.empty() ? ": no picture is shown at these times" : ": it is cut off or damaged (" + complaint + ")"));
+                    (complaint.empty() ? ": no picture is shown at these times"
+                                       : ": it is cut off or damaged (" + complaint + ")"));
     }
     if (sampling_.accept_damaged || damage.empty()) return;
     throw Error("'" + source_.name + "' is cut off or damaged: " + std::to_string(taken_) + " of about " +

@@ -17,7 +17,8 @@ namespace vidkv::cli {
 
 class FrameReader {
   public:
-    // Opens what the argument names (source.h). Throws Error with one line if it is missing, empty, not a video, or cut off.
+    // Opens what the argument names (source.h). Throws Error with one line if it is missing, empty, not a video, or cut
+    // off.
     FrameReader(const std::string & argument, const Sampling & sampling);
 
     // The next frame, or nothing at the end. Throws Error if the file turns out to be broken.

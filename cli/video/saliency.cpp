@@ -20,8 +20,8 @@ class TokenEmbeddings {
   public:
     explicit TokenEmbeddings(const std::string & path) : path_(path), file_(path, std::ios::binary) {
         ggml_context * tensors = nullptr;
-        const std::unique_ptr<gguf_context, decltype(&gguf_free)> gguf(
-            gguf_init_from_file(path.c_str(), {true, &tensors}), gguf_free);
+        const std::unique_ptr<gguf_context, decltype(&gguf_free)> gguf(gguf_init_from_file(path.c_str(), {true, &tensors}),
+                                                                       gguf_free);
         const std::unique_ptr<ggml_context, decltype(&ggml_free)> owner(tensors, ggml_free);
         const int64_t index = gguf ? gguf_find_tensor(gguf.get(), EMBEDDINGS) : -1;
         if (index < 0) throw Error("'" + path + "' holds no " + EMBEDDINGS + ": leave --protect out");
@@ -74,8 +74,8 @@ struct Salient {
 
 } // namespace
 
-std::vector<int64_t> salient_cells(const Model & model, const EncodedVideo & video, const std::vector<std::string> & questions,
-                                   double share) {
+std::vector<int64_t> salient_cells(const Model & model, const EncodedVideo & video,
+                                   const std::vector<std::string> & questions, double share) {
     const std::vector<float> wanted = mean_embedding(model, questions);
     const auto stride = static_cast<size_t>(llama_model_n_embd_inp(model.text())); // further layers' inputs may follow
     std::vector<Salient> tokens;

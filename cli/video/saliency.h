@@ -11,9 +11,9 @@
 
 namespace vidkv::cli {
 
-// The cells of the `share` of visual tokens that matter most to the questions taken together, in rising order. Cells are those
-// that Session::prefill fills. Throws Error if the model's embeddings cannot be read.
-std::vector<int64_t> salient_cells(const Model & model, const EncodedVideo & video, const std::vector<std::string> & questions,
-                                   double share);
+// The cells of the `share` of visual tokens that matter most to the questions taken together, in rising order. Cells are
+// those that Session::prefill fills. Throws Error if the model's embeddings cannot be read.
+std::vector<int64_t> salient_cells(const Model & model, const EncodedVideo & video,
+                                   const std::vector<std::string> & questions, double share);
 
 } // namespace vidkv::cli

@@ -34,8 +34,8 @@ class WantedTimes {
     int64_t count_ = 0, index_ = 0;
 };
 
-// Of the picture on show at a time and the one after it: true if the later one is meant. It is if it is nearer, and comes within
-// half an interval.
+// Of the picture on show at a time and the one after it: true if the later one is meant. It is if it is nearer, and comes
+// within half an interval.
 bool later_is_nearer(double wanted, double interval, double shown, double later);
 
 } // namespace vidkv::cli

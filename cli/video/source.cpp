@@ -59,7 +59,8 @@ Source images_of_pattern(const std::string & pattern) {
     Source source{Source::IMAGES, pattern, files_that_fit(pattern)};
     if (source.images.size() == 1) return find_source(source.images.front());
     for (const std::string & path : source.images)
-        if (!is_image(path)) throw Error("'" + pattern + "' fits '" + path + "', which is no image: name videos one by one");
+        if (!is_image(path))
+            throw Error("'" + pattern + "' fits '" + path + "', which is no image: name videos one by one");
     std::ranges::sort(source.images, before);
     return source;
 }
@@ -118,7 +119,8 @@ Source find_source(const std::string & argument) {
     if (fs::file_size(argument, failed) == 0) throw Error("'" + argument + "' is empty (0 bytes): get the file again");
     if (!std::ifstream(argument)) throw Error("'" + argument + "' cannot be read: check its permissions");
     if (is_animated_webp(argument))
-        throw Error("'" + argument + "' is an animated WebP, which FFmpeg's libraries do not decode: convert it to GIF or MP4");
+        throw Error("'" + argument +
+                    "' is an animated WebP, which FFmpeg's libraries do not decode: convert it to GIF or MP4");
     return {Source::FILE, argument, {}};
 }
 

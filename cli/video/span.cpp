@@ -12,8 +12,8 @@ constexpr int64_t SMALL_FILE = int64_t(256) << 20; // read through in a moment
 constexpr double TAIL_SECONDS = 10;
 constexpr double TRUSTED_SHARE = 0.9; // of the length a file claims
 
-// Reads to the end. Pictures come in order of decoding; where their own times are missing or start anew, the times of decoding,
-// which rise, tell how long they last.
+// Reads to the end. Pictures come in order of decoding; where their own times are missing or start anew, the times of
+// decoding, which rise, tell how long they last.
 Span read_through(Demuxer & demuxer) {
     const PacketPtr packet = make_packet();
     const double usual = demuxer.frame_seconds();

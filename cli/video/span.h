@@ -1,4 +1,5 @@
-// From when to when a video shows pictures, measured on its packets: what files say of their length is often missing or wrong.
+// From when to when a video shows pictures, measured on its packets: what files say of their length is often missing or
+// wrong.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// Bytes that come once - a pipe, a server that cannot seek - kept in a file without a name, so that FFmpeg can go back in them.
+// Bytes that come once - a pipe, a server that cannot seek - kept in a file without a name, so that FFmpeg can go back in
+// them.
 #pragma once
 
 #include <cstdint>

@@ -11,10 +11,10 @@ namespace vidkv::cli {
 
 namespace {
 
-constexpr double LEAST_JUMP = 1;       // seconds ahead for which a seek pays
+constexpr double LEAST_JUMP = 1;        // seconds ahead for which a seek pays
 constexpr double KEY_GAPS_A_JUMP = 1.5; // a jump must be longer than this many distances between key frames
-constexpr double SKIP_MARGIN = 0.5;    // seconds before a wanted time in which every picture is decoded
-constexpr int MOST_TRIES = 4;          // of a seek that lands too late
+constexpr double SKIP_MARGIN = 0.5;     // seconds before a wanted time in which every picture is decoded
+constexpr int MOST_TRIES = 4;           // of a seek that lands too late
 
 class VideoPictures : public Pictures {
   public:
@@ -45,7 +45,7 @@ class VideoPictures : public Pictures {
     Clock clock_;
     PacketPtr packet_;
     double wanted_ = 0;
-    double position_ = 0; // of the last picture
+    double position_ = 0;           // of the last picture
     std::optional<Picture> landed_; // the first picture after a jump
     bool awaiting_key_ = false, jumped_ = false;
     std::optional<double> first_key_, last_key_; // of this run; frames before the first belong to what was jumped over
@@ -65,10 +65,12 @@ std::optional<Picture> VideoPictures::next(double wanted) {
 }
 
 bool VideoPictures::jump_pays(double wanted) const {
-    return can_seek_ && !clock_.broken() && !drained_ && wanted - position_ > std::max(LEAST_JUMP, KEY_GAPS_A_JUMP * key_gap_);
+    return can_seek_ && !clock_.broken() && !drained_ &&
+           wanted - position_ > std::max(LEAST_JUMP, KEY_GAPS_A_JUMP * key_gap_);
 }
 
-// Indexes go by the time of decoding, so that a seek may land behind what is wanted: then from further back, at last from the start.
+// Indexes go by the time of decoding, so that a seek may land behind what is wanted: then from further back, at last from
+// the start.
 void VideoPictures::jump(double wanted) {
     double target = wanted, step = LEAST_JUMP;
     for (int tries = 1; tries <= MOST_TRIES; ++tries, step *= 4) {

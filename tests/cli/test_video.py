@@ -149,7 +149,8 @@ class Kinds(Videos):
             for scale_range in ("tv", "pc"):
                 with self.subTest(f"{matrix} {scale_range}"):
                     to = {"bt2020nc": "bt2020"}.get(matrix, matrix)
-                    video = self.make("colours.mkv", "-vf", f"scale=out_color_matrix={to}:out_range={scale_range},format=yuv444p", "-colorspace", matrix, "-color_range",
+                    video = self.make("colours.mkv", "-vf", f"scale=out_color_matrix={to}:out_range={scale_range},format=yuv444p",
+                            "-colorspace", matrix, "-color_range",
                                       scale_range, "-c:v", "libx264", "-qp", "0")
                     self.assert_colours(self.frames(video, "--frames", "3"), 4)
 
@@ -247,7 +248,8 @@ class Kinds(Videos):
         ffmpeg("-f", "lavfi", "-i", "sine=d=1", "-i", cover, "-map", "0", "-map", "1", "-c:v", "png", "-disposition:v", "attached_pic", sound)
         self.assert_fails("no video stream", "frames", sound)
         two = self.path("two.mkv")
-        ffmpeg("-i", self.h264, "-i", self.h264, "-map", "0", "-map", "1", "-c:v:0", "libx264", "-filter:v:0", "scale=48:32", "-c:v:1", "copy", "-disposition:v:0", "0",
+        ffmpeg("-i", self.h264, "-i", self.h264, "-map", "0", "-map", "1", "-c:v:0", "libx264", "-filter:v:0", "scale=48:32", "-c:v:1",
+                "copy", "-disposition:v:0", "0",
                "-disposition:v:1", "default", two)
         self.assert_colours(self.frames(two, "--frames", "3"), 6)
         audio_first = self.path("audio-first.mp4")
@@ -489,7 +491,8 @@ class Arguments(Videos):
 
     def test_videos_and_questions(self):
         v = self.h264
-        for arguments in ((v, "Why?"), (v, "Why?", "a/b or c?"), (v, v, "Why?"), (v, "-q", "Why?"), (v, v, "-q", "Why?", "-q", "Who?"), (v, "--", "clip.mp4"), (v, v, "--", "a/b", "-x"),
+        for arguments in ((v, "Why?"), (v, "Why?", "a/b or c?"), (v, v, "Why?"), (v, "-q", "Why?"),
+                    (v, v, "-q", "Why?", "-q", "Who?"), (v, "--", "clip.mp4"), (v, v, "--", "a/b", "-x"),
                           (v, "--fps", "1", "--", "Why?")):
             with self.subTest(arguments):
                 self.goes_on_to_the_model(*arguments)
@@ -497,8 +500,10 @@ class Arguments(Videos):
     def test_a_file_is_no_question(self):
         v = self.h264
         for words, code, arguments in (("no such file: 'other.mp4'", 1, (v, "other.mp4", "Why?")), ("no such file: 'a/b'", 1, (v, "Why?", "a/b")),
-                                       ("no such file", 1, ("none.mp4", "Why?")), ("name videos before questions", 2, (v, "Why?", v)), ("question is missing", 2, (v,)),
-                                       ("question is missing", 2, (v, v)), ("video is missing", 2, ("--", "Why?")), ("no such file: 'Why?'", 1, (v, "Why?", "-q", "Who?")),
+                                       ("no such file", 1, ("none.mp4", "Why?")),
+                                                   ("name videos before questions", 2, (v, "Why?", v)), ("question is missing", 2, (v,)),
+                                       ("question is missing", 2, (v, v)), ("video is missing", 2, ("--", "Why?")),
+                                                   ("no such file: 'Why?'", 1, (v, "Why?", "-q", "Who?")),
                                        ("name no other", 2, ("--load-cache", "c", "other.mp4", "Why?")), ("name no other", 2, ("--load-cache", "c", v, "Why?")),
                                        ("name no other", 2, ("--load-cache", "c", v, "-q", "Why?"))):
             with self.subTest(arguments):
@@ -506,7 +511,8 @@ class Arguments(Videos):
 
     def test_several_videos(self):
         clip = os.path.join(VIDEOS, "hevc10.mp4")
-        one, two = (json.loads(vidkv("ask", *videos, "--json", "-t", "1", "-n", "2", "--", "What colour is the circle?").stdout) for videos in ((clip,), (clip, clip)))
+        one, two = (json.loads(vidkv("ask", *videos, "--json", "-t", "1", "-n", "2", "--",
+                "What colour is the circle?").stdout) for videos in ((clip,), (clip, clip)))
         self.assertEqual(two["frames"], 2 * one["frames"])
         self.assertEqual(two["visual_tokens"], 2 * one["visual_tokens"])
         self.assertEqual(one["video"], clip)

@@ -90,8 +90,10 @@ class Commands(unittest.TestCase):
                 text = help_text(chosen)
                 for option in (argument.split("=")[0] for argument in arguments if re.match(r"--?[a-zA-Z]", argument)):
                     self.assertRegex(text, rf"(?m)(^|[\s,]){re.escape(option)}([\s,]|$)", "no such option")
-                # Values are checked before --help is answered.
-                done = subprocess.run([VIDKV, *arguments, "--help"], capture_output=True, text=True, check=False)
+                # Values are checked before --help is answered; what follows -- is a question.
+                end = arguments.index("--") if "--" in arguments else len(arguments)
+                arguments[end:end] = ["--help"]
+                done = subprocess.run([VIDKV, *arguments], capture_output=True, text=True, check=False)
                 self.assertEqual(done.returncode, 0, done.stderr)
 
     def test_codecs_exist(self):
