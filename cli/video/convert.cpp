@@ -32,17 +32,25 @@ std::string printed(const char * format, auto... values) {
     return text.data();
 }
 
+// FFmpeg stores what a file says, which need not be one of the enumeration's values.
+template <typename Enumeration> int number(const Enumeration & value) {
+    static_assert(sizeof(value) == sizeof(int));
+    int plain = 0;
+    std::memcpy(&plain, &value, sizeof(plain));
+    return plain;
+}
+
 bool is_hdr(const AVFrame & picture) {
-    return picture.color_trc == AVCOL_TRC_SMPTE2084 || picture.color_trc == AVCOL_TRC_ARIB_STD_B67;
+    return number(picture.color_trc) == AVCOL_TRC_SMPTE2084 || number(picture.color_trc) == AVCOL_TRC_ARIB_STD_B67;
 }
 
 std::string tonemapping(const AVFrame & picture) {
     if (!is_hdr(picture)) return "";
     const bool rgb = (av_pix_fmt_desc_get(static_cast<AVPixelFormat>(picture.format))->flags & AV_PIX_FMT_FLAG_RGB) != 0;
-    const char * curve = picture.color_trc == AVCOL_TRC_SMPTE2084 ? "smpte2084" : "arib-std-b67";
-    const char * primaries = picture.color_primaries == AVCOL_PRI_BT709 ? "bt709" : "bt2020";
-    const char * matrix = rgb ? "gbr" : picture.colorspace == AVCOL_SPC_BT709 ? "bt709" : "bt2020nc";
-    const char * range = rgb || picture.color_range == AVCOL_RANGE_JPEG ? "full" : "limited";
+    const char * curve = number(picture.color_trc) == AVCOL_TRC_SMPTE2084 ? "smpte2084" : "arib-std-b67";
+    const char * primaries = number(picture.color_primaries) == AVCOL_PRI_BT709 ? "bt709" : "bt2020";
+    const char * matrix = rgb ? "gbr" : number(picture.colorspace) == AVCOL_SPC_BT709 ? "bt709" : "bt2020nc";
+    const char * range = rgb || number(picture.color_range) == AVCOL_RANGE_JPEG ? "full" : "limited";
     return printed(TONEMAP, curve, primaries, matrix, range);
 }
 
@@ -94,7 +102,9 @@ std::string source_arguments(const AVFrame & picture) {
 }
 
 // A graph keeps the colours of its first picture.
-std::string colours(const AVFrame & picture) { return printed(" %d %d", picture.colorspace, picture.color_range); }
+std::string colours(const AVFrame & picture) {
+    return printed(" %d %d %d", number(picture.colorspace), number(picture.color_range), number(picture.color_trc));
+}
 
 void check(int status, const char * what) {
     if (status == AVERROR(ENOMEM)) throw std::bad_alloc();
