@@ -16,6 +16,7 @@ namespace {
 
 constexpr int SMALL_MODEL_FRAME_TOKENS = 9; // it has seen no other size
 constexpr double DEFAULT_TIMESTAMPS = 5;    // libmtmd's
+constexpr double DEFAULT_FPS = 4, MOST_FPS = 1000;
 constexpr double MOST_SECONDS = 1e9;
 
 // "90", "1:30" or "0:01:30.5"; false if it is none of them.
@@ -63,10 +64,10 @@ void Options::add_hub(CLI::App & app) {
 }
 
 void Options::add_sampling(CLI::App & app) {
-    app.add_option("--fps", fps, "frames taken per second, at most those there are (default 4)")
+    app.add_option("--fps", fps, "frames taken per second, at most those there are (default 4; LLaVA-OneVision: as many as --frames asks for)")
         ->envname("VIDKV_FPS")
-        ->check(CLI::Range(0.001, 1000.0));
-    app.add_option("--frames", frames, "at most this many frames per video, evenly over it (default: no limit)")
+        ->check(CLI::Range(0.001, MOST_FPS));
+    app.add_option("--frames", frames, "at most this many frames per video, evenly over it (default: no limit; LLaVA-OneVision: 32)")
         ->envname("VIDKV_FRAMES")
         ->check(CLI::Range(int64_t(1), std::numeric_limits<int64_t>::max() / 2));
     app.add_option(
@@ -139,10 +140,12 @@ ModelOptions Options::model_options() const {
     return options;
 }
 
-Sampling Options::sampling() const {
+Sampling Options::sampling(const ModelFiles & files) const {
+    const std::optional<LlavaOnevision> llava = read_llava_onevision(files.mmproj);
     Sampling sampling;
-    sampling.fps = fps;
-    sampling.max_frames = frames;
+    sampling.fps = fps > 0 ? fps : llava ? MOST_FPS : DEFAULT_FPS;
+    sampling.max_frames = frames > 0 || !llava ? frames : llava->frames;
+    sampling.both_ends = llava.has_value();
     sampling.start = start;
     sampling.end = end;
     sampling.accept_damaged = accept_damaged;
@@ -151,7 +154,7 @@ Sampling Options::sampling() const {
 }
 
 double Options::timestamp_seconds(const Model & loaded) const {
-    return timestamps >= 0 ? timestamps : loaded.options().small ? 0 : DEFAULT_TIMESTAMPS;
+    return timestamps >= 0 ? timestamps : loaded.options().small || loaded.llava_onevision() ? 0 : DEFAULT_TIMESTAMPS;
 }
 
 } // namespace vidkv::cli

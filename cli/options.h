@@ -18,7 +18,7 @@ struct Options {
     HubModel hub;              // instead of model; name "": none
     std::string kv;            // "": not said
     std::string system;
-    double fps = 4;
+    double fps = 0;            // 0: what suits the model
     int64_t frames = 0;
     double start = 0, end = std::numeric_limits<double>::infinity(); // seconds
     double timestamps = -1;                                          // seconds; < 0: what suits the model
@@ -39,7 +39,7 @@ struct Options {
     void fetch(Progress & progress);
 
     ModelOptions model_options() const;
-    Sampling sampling() const;
+    Sampling sampling(const ModelFiles & files = {}) const; // files: of the model that it has to suit
     double timestamp_seconds(const Model & model) const;
 };
 

@@ -78,10 +78,10 @@ Watched watch(AskOptions & options, const std::vector<std::string> & questions, 
     Watched watched;
     watched.kv = options.kv(options.common.kv_name());
     if (!options.load.empty()) return restore(options, questions, progress);
-    const Readers readers = open_videos(options.videos, options.common.sampling()); // before the model is loaded
     if (!options.save.empty()) check_savable(options.save);
     options.common.fetch(progress);
     const ModelOptions model_options = options.common.model_options();
+    const Readers readers = open_videos(options.videos, options.common.sampling(model_options.files)); // before the model is loaded
     watched.model = std::make_unique<Model>(model_options, watched.kv);
     const auto start = std::chrono::steady_clock::now();
     const EncodedVideo video =

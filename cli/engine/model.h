@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/kv_choice.h"
+#include "engine/llava_onevision.h"
 #include "mtmd-helper.h"
 #include "mtmd.h"
 #include "paths.h"
@@ -48,6 +49,8 @@ class Model {
     const llama_vocab * vocab() const { return llama_model_get_vocab(text_.get()); }
     const ModelOptions & options() const { return options_; }
     int head_dim() const;
+    // What LLaVA-OneVision needs beside libmtmd; nullptr for every other model.
+    const LlavaOnevision * llava_onevision() const { return llava_onevision_ ? &*llava_onevision_ : nullptr; }
 
     Turn format(const std::string & question) const;
     // What follows the last answer of earlier turns when a question comes after them.
@@ -59,12 +62,14 @@ class Model {
   private:
     // The chat format of these turns and one more question, up to where its answer begins.
     std::string conversation(const std::vector<Exchange> & turns, const std::string & question) const;
+    std::string llava_conversation(const std::vector<Exchange> & turns, const std::string & question) const;
     void load_text(const KvChoice & kv);
     void load_vision();
 
     ModelOptions options_;
     std::unique_ptr<llama_model, ModelDeleter> text_;
     std::unique_ptr<mtmd_context, VisionDeleter> vision_;
+    std::optional<LlavaOnevision> llava_onevision_;
 };
 
 // Throws Error if the preset cannot take the model's head_dim.

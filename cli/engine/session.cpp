@@ -109,7 +109,30 @@ void Session::decode(const std::vector<llama_token> & tokens, bool want_logits) 
     }
 }
 
+// Embeddings at positions that follow each other.
+void Session::decode_rows(const Piece & piece) {
+    const int64_t width = llama_model_n_embd_inp(model_.text());
+    for (int64_t at = 0; at < piece.rows; at += BATCH) {
+        const auto n = static_cast<int>(std::min<int64_t>(BATCH, piece.rows - at));
+        llama_batch batch = llama_batch_init(n, static_cast<int32_t>(width), 1);
+        batch.n_tokens = n;
+        std::copy_n(piece.embeddings.data() + at * width, n * width, batch.embd);
+        for (int i = 0; i < n; ++i) {
+            batch.pos[i] = position_ + i;
+            batch.n_seq_id[i] = 1;
+            batch.seq_id[i][0] = 0;
+            batch.logits[i] = false;
+        }
+        const int status = llama_decode(context_.get(), batch);
+        llama_batch_free(batch);
+        check_decoded(status);
+        position_ += n;
+        used_ += n;
+    }
+}
+
 void Session::decode(const Piece & piece) {
+    if (piece.rows > 0) return decode_rows(piece);
     if (!piece.chunk) return decode(piece.tokens, false);
     llama_pos next = position_;
     const int status = mtmd_helper_decode_image_chunk(

@@ -78,6 +78,7 @@ class Session {
     };
 
     void decode(const std::vector<llama_token> & tokens, bool want_logits);
+    void decode_rows(const Piece & piece);
     void decode(const Piece & piece);
     void begin_question(const std::string & question);
     void feed(const std::string & words); // the question's side of a turn, up to where the answer begins

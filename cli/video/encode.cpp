@@ -6,6 +6,7 @@
 #include "error.h"
 #include "interrupt.h"
 #include "engine/logs.h"
+#include "video/llava_onevision.h"
 
 namespace vidkv::cli {
 
@@ -122,7 +123,7 @@ void VideoEncoder::add_video(FrameReader & reader, double timestamp_seconds, Pro
 } // namespace
 
 int64_t Piece::size() const {
-    return chunk ? static_cast<int64_t>(mtmd_input_chunk_get_n_tokens(chunk.get())) : static_cast<int64_t>(tokens.size());
+    return chunk ? static_cast<int64_t>(mtmd_input_chunk_get_n_tokens(chunk.get())) : rows + static_cast<int64_t>(tokens.size());
 }
 
 Readers open_videos(const std::vector<std::string> & names, const Sampling & sampling) {
@@ -132,6 +133,9 @@ Readers open_videos(const std::vector<std::string> & names, const Sampling & sam
 }
 
 EncodedVideo encode_videos(const Model & model, const Readers & readers, double timestamp_seconds, Progress & progress) {
+    if (model.llava_onevision() && timestamp_seconds > 0)
+        throw Error("LLaVA-OneVision has no time stamps in its prompt: leave --timestamps out");
+    if (model.llava_onevision()) return encode_llava_onevision(model, readers, progress);
     EncodedVideo video;
     VideoEncoder encoder(model, video);
     encoder.add_text(model.format("").before, true);

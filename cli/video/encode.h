@@ -16,13 +16,15 @@ struct ChunkDeleter {
     void operator()(mtmd_input_chunk * chunk) const { mtmd_input_chunk_free(chunk); }
 };
 
-// Either tokens, or a frame (pair) with its embeddings.
+// Either tokens, or a frame (pair) with its embeddings: a chunk as libmtmd made it, or rows at positions that follow each other.
 struct Piece {
     std::vector<llama_token> tokens;
     std::unique_ptr<mtmd_input_chunk, ChunkDeleter> chunk; // shape and positions only
-    std::vector<float> embeddings;                         // [tokens of the chunk][n_embd]
+    int64_t rows = 0;                                      // of embeddings without a chunk
+    std::vector<float> embeddings;                         // [tokens of the chunk, or rows][n_embd]
 
     int64_t size() const;
+    bool visual() const { return !embeddings.empty(); }
 };
 
 struct EncodedVideo {

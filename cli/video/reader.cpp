@@ -13,6 +13,7 @@ namespace {
 
 constexpr unsigned char BLANK_LEVEL = 25;
 constexpr double ROUNDING = 1e-3; // seconds, of times in files
+constexpr double NUDGE = 1e-6;    // of an interval: a picture wanted at its very time is on show
 constexpr int MOST_THREADS = 4;   // of the decoder, unless it is told
 
 std::string seconds_text(double seconds) {
@@ -59,6 +60,7 @@ void FrameReader::open_video() {
         seek = seek || (demuxer->can_seek() && span.steady);
         evenly_at_the_end_ = !span.measured && std::isinf(sampling_.end);
         set_times(span.measured ? span.begin : 0, span.measured ? span.end : sampling_.end, span.measured);
+        if (sampling_.both_ends && span.measured) set_both_ends(span.begin, span.last);
     } else {
         set_times(0, claimed_ > 0 ? claimed_ : sampling_.end, claimed_ > 0);
     }
@@ -90,6 +92,15 @@ void FrameReader::set_times(double begin, double end, bool known_end) {
     if (known_end && to > from) expected_ = static_cast<int64_t>(std::llround((to - from) / interval));
     if (sampling_.max_frames > 0) expected_ = std::min(expected_, sampling_.max_frames);
     times_ = WantedTimes(from, sampling_.end, interval, evenly_at_the_end_ ? 0 : sampling_.max_frames);
+}
+
+// The first and the last picture, and those on show at times evenly between.
+void FrameReader::set_both_ends(double begin, double last) {
+    const double from = std::max(begin, sampling_.start), to = std::min(last, sampling_.end);
+    if (sampling_.max_frames < 2 || !(to > from)) return;
+    const double interval = std::max(1 / sampling_.fps, (to - from) / static_cast<double>(sampling_.max_frames - 1));
+    times_ = WantedTimes(from + NUDGE * interval, sampling_.end, interval, sampling_.max_frames);
+    expected_ = std::min(sampling_.max_frames, static_cast<int64_t>((to - from) / interval + NUDGE) + 1);
 }
 
 std::optional<Frame> FrameReader::next() {
@@ -152,7 +163,7 @@ void FrameReader::advance_to(double wanted) {
 // The picture meant by a time, or nothing if none is shown then.
 const Picture * FrameReader::chosen(double wanted) const {
     const double half = times_.interval() / 2;
-    if (before_ && after_ && later_is_nearer(wanted, times_.interval(), before_->seconds, after_->seconds)) return &*after_;
+    if (!sampling_.both_ends && before_ && after_ && later_is_nearer(wanted, times_.interval(), before_->seconds, after_->seconds)) return &*after_;
     if (before_ && (after_ || wanted < before_->seconds + before_->duration - ROUNDING)) return &*before_;
     if (!before_ && after_ && after_->seconds - wanted <= half) return &*after_;
     return nullptr;

@@ -34,6 +34,7 @@ class FrameReader {
     void open_video();
     Span measured(std::unique_ptr<Demuxer> & demuxer) const;
     void set_times(double begin, double end, bool known_end);
+    void set_both_ends(double begin, double last);
     std::optional<Frame> take_next();
     void collect_evenly();
     void begin();

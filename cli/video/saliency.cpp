@@ -81,7 +81,7 @@ std::vector<int64_t> salient_cells(const Model & model, const EncodedVideo & vid
     std::vector<Salient> tokens;
     int64_t cell = 0;
     for (const Piece & piece : video.pieces) {
-        for (int64_t i = 0; piece.chunk && i < piece.size(); ++i) {
+        for (int64_t i = 0; piece.visual() && i < piece.size(); ++i) {
             const float * embedding = &piece.embeddings[static_cast<size_t>(i) * stride];
             float sum = 0;
             for (size_t c = 0; c < wanted.size(); ++c) sum += embedding[c] * wanted[c];

@@ -10,6 +10,7 @@ namespace vidkv::cli {
 struct Sampling {
     double fps = 4;         // frames taken per second, at most those there are
     int64_t max_frames = 0; // 0: all; else at most this many, evenly over the video
+    bool both_ends = false; // with max_frames: the first, the last, and evenly between, each the one on show at its time
     double start = 0;       // seconds
     double end = std::numeric_limits<double>::infinity();
     bool accept_damaged = false; // take what can be decoded of a broken file

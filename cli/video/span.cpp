@@ -20,7 +20,7 @@ Span read_through(Demuxer & demuxer) {
     Clock clock(usual, demuxer.jumps_mean_nothing());
     Span span;
     bool all_stamped = true;
-    double first = 0, last = 0, end = 0;
+    double first = 0, last = 0, latest = 0, end = 0;
     while (demuxer.read(*packet)) {
         if (packet->flags & AV_PKT_FLAG_DISCARD) continue; // before an edit list's start
         const auto dts = demuxer.seconds(packet->dts), pts = demuxer.seconds(packet->pts);
@@ -33,11 +33,13 @@ Span read_through(Demuxer & demuxer) {
             span.begin = shown;
         }
         if (all_stamped) span.begin = std::min(span.begin, shown);
+        latest = std::max(latest, shown);
         end = std::max(end, shown + (duration > 0 ? duration : usual));
     }
     span.measured = span.pictures > 0;
     span.steady = !clock.broken() && all_stamped;
     span.end = span.steady ? end : span.begin + last - first + usual;
+    span.last = span.steady ? latest : span.begin + last - first;
     return span;
 }
 

@@ -13,6 +13,7 @@ struct Span {
     int64_t pictures = 0;      // 0: not counted
     bool steady = false;       // every packet has a time, and they rise: a seek finds its place
     bool measured = false;     // false: the source cannot be gone through twice, or has no end that is known
+    double last = 0;           // when the last picture is shown, if measured on packets
 };
 
 // Reads the file through, or a big one with an index only at its end; nothing is decoded. The demuxer is at the end then.

@@ -125,7 +125,7 @@ Evaluation::Evaluation(const EvalOptions & options) : options_(options), progres
 }
 
 EncodedVideo Evaluation::encode(const Clip & clip, bool blank) const {
-    Sampling sampling = options_.common.sampling();
+    Sampling sampling = options_.common.sampling(model_->options().files);
     sampling.blank = blank;
     Progress silent(true);
     return encode_videos(*model_, open_videos({clip.path}, sampling), options_.common.timestamp_seconds(*model_), silent);

@@ -1,14 +1,15 @@
-"""LLaVA-OneVision with random weights: converted from both published layouts, bad folders refused, and the language model read by
-stock llama.cpp."""
+"""LLaVA-OneVision with random weights: converted from both published layouts, and the same as in transformers: the embeddings of
+frames, the logits, the greedy answer, the tokens that a question protects."""
 import json
 import os
 import subprocess
 import sys
 import tempfile
 
-from common import ROOT, skip
+from common import ROOT, VIDKV, ask, make_set, skip
 
 try:
+    import numpy as np
     import torch
     import transformers
 
@@ -17,8 +18,13 @@ except ImportError as missing:
     skip(f"{missing} (scripts/test installs tests/e2e/requirements.txt)")
 
 LLAMA_CPP = os.environ.get("LLAMA_CPP", "")
+ENCODE_FRAMES = os.environ.get("ENCODE_FRAMES", os.path.join(ROOT, "build", "bin", "encode_frames"))
 CONVERT = os.path.join(ROOT, "models", "convert_llava_onevision", "convert.py")
+STAGE = os.environ.get("VIDKV_STAGE", "")  # the Python package, where it was built
 SEED = int(os.environ.get("VIDKV_TEST_SEED", "20261125"))
+QUESTION, ANSWER, SHARE = "What colour is the circle?", 12, 0.2
+# Inputs of matrix products are rounded to f16 as well as weights, and so are keys and values: noise of about the same size each.
+MORE_NOISE = 4
 
 
 def convert(folder, *options, code=0):
@@ -27,6 +33,105 @@ def convert(folder, *options, code=0):
     done = subprocess.run([sys.executable, CONVERT, folder, *options], capture_output=True, text=True, env=environment)
     assert done.returncode == code, f"convert.py ended with {done.returncode}: {done.stdout}{done.stderr}"
     return done.stdout.split() if code == 0 else done.stderr.strip()
+
+
+def smooth_frames(count, width, height, seed):
+    """uint8 [count, height, width, 3]: coloured clouds."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand((count, 3, 9, 16), generator=generator) * 255
+    return torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8).numpy()
+
+
+class Ours:
+    """What the command makes of frames."""
+
+    def __init__(self, text, mmproj, frames, width):
+        with tempfile.TemporaryDirectory() as work:
+            frames.tofile(f"{work}/frames")
+            size = [str(frames.shape[2]), str(frames.shape[1])]
+            subprocess.run([ENCODE_FRAMES, text, mmproj, f"{work}/frames", *size, QUESTION, str(ANSWER), str(SHARE), f"{work}/out"], check=True)
+            self.embeddings = np.fromfile(f"{work}/out.embeddings", np.float32).reshape(-1, width)
+            self.tokens = np.fromfile(f"{work}/out.tokens", np.int32).tolist()
+            self.logprobs = np.fromfile(f"{work}/out.logprobs", np.float32).reshape(1 + len(self.tokens), -1)
+            self.salient = np.fromfile(f"{work}/out.salient", np.int64).tolist()
+
+
+class Reference:
+    """The same in transformers."""
+
+    def __init__(self, folder, half=False):
+        self.model = transformers.LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        if half:
+            for weight in self.model.parameters():
+                weight.data = weight.data.half().float() if weight.dim() > 1 else weight.data
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        self.video = self.model.config.video_token_id
+
+    def pixels(self, frames):
+        """As LlavaOnevisionVideoProcessor does it: [1, frames, 3, 384, 384]."""
+        planes = torch.from_numpy(frames.copy()).permute(0, 3, 1, 2)
+        if planes.shape[-2:] != (384, 384):
+            planes = torch.nn.functional.interpolate(planes, (384, 384), mode="bicubic", antialias=True)
+        return ((planes.float() / 255 - 0.5) / 0.5)[None]
+
+    def embeddings(self, frames):
+        with torch.no_grad():
+            return self.model.get_video_features(self.pixels(frames), vision_feature_layer=-1, vision_feature_select_strategy="full").pooler_output[0].numpy()
+
+    def prompt(self, visual):
+        talk = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": QUESTION}]}]
+        text = self.tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+        return torch.tensor([self.tokenizer.encode(text.replace("<video>", "<video>" * visual), add_special_tokens=False)])
+
+    def logprobs(self, frames, visual, answer):
+        """Of the answer's tokens and the one after: [1 + tokens, vocabulary]."""
+        ids = self.prompt(visual)
+        whole = torch.cat([ids, torch.tensor([answer], dtype=ids.dtype)], 1)
+        with torch.no_grad():
+            logits = self.model(input_ids=whole, attention_mask=torch.ones_like(whole), pixel_values_videos=self.pixels(frames)).logits
+        return torch.log_softmax(logits[0, ids.shape[1] - 1:].float(), -1).numpy()
+
+    def salient(self, embeddings, share):
+        """Cells of the `share` of visual tokens nearest to the question."""
+        question = self.tokenizer.encode(QUESTION, add_special_tokens=False)
+        with torch.no_grad():
+            wanted = self.model.get_input_embeddings()(torch.tensor(question)).mean(0).numpy()
+        first = self.prompt(len(embeddings))[0].tolist().index(self.video)
+        nearest = np.argsort(-(embeddings @ wanted), kind="stable")[:round(share * len(embeddings))]
+        return sorted(first + int(i) for i in nearest)
+
+
+def relative(got, wanted):
+    return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
+
+
+def check_same_answer(ours, logprobs, noise):
+    """Greedy tokens of the same logits; two that are nearer to each other than the noise may change places."""
+    for step, (token, row) in enumerate(zip(ours.tokens, logprobs)):
+        best = int(row.argmax())
+        assert token == best or row[best] - row[token] < noise, f"token {step}: {token}, in transformers {best}"
+
+
+def compare(name, folder, files, frames):
+    """Prints the measured differences, and holds them to their bounds."""
+    reference, rounded = Reference(folder), Reference(folder, half=True)
+    wanted = reference.embeddings(frames)
+    ours = Ours(*files, frames, wanted.shape[1])
+    assert ours.embeddings.shape == wanted.shape == (196 * len(frames) + 1, wanted.shape[1]), ours.embeddings.shape
+    error = relative(ours.embeddings, wanted)
+    logprobs = reference.logprobs(frames, len(wanted), ours.tokens)
+    noise = float(np.std(rounded.logprobs(frames, len(wanted), ours.tokens) - logprobs))
+    drift = float(np.std(ours.logprobs - logprobs))
+    print(f"{name}: embeddings {error:.1e} off (f16 weights alone: {relative(rounded.embeddings(frames), wanted):.1e}), logits {drift:.1e} (f16 weights alone: {noise:.1e}, their spread {np.std(logprobs):.2f}), "
+          f"{len(set(ours.tokens))} different tokens of {len(ours.tokens)}")
+    assert error < 1e-3, error
+    assert drift < MORE_NOISE * noise, (drift, noise)
+    assert len(ours.tokens) >= ANSWER // 2
+    check_same_answer(ours, logprobs, MORE_NOISE * noise)
+    expected = set(reference.salient(wanted, SHARE))
+    common = len(expected & set(ours.salient))
+    assert len(ours.salient) == len(expected) and common >= 0.97 * len(expected), (common, len(expected))
+    return ours
 
 
 def same_tensors(first, second):
@@ -44,21 +149,19 @@ def check_layouts(work):
         assert same_tensors(one, two), (one, two)
     tied = random_llava.make_hf(f"{work}/tied", SEED, random_llava.SMALL, tied=True, shard_size="300KB")
     assert os.path.exists(f"{tied}/model.safetensors.index.json")
-    text, mmproj = convert(tied)
-    check_stock_tools(f"{work}/q8.gguf", text, mmproj)
+    frames = smooth_frames(1, 384, 384, SEED)
+    compare("tied embeddings, shards", tied, convert(tied), frames)
+    return lmms
 
 
-def check_stock_tools(quantized, text, mmproj):
-    """llama-quantize takes the language model, and llama-mtmd-cli both files with a picture."""
-    bin = os.path.join(LLAMA_CPP, "..", "build", "bin")
-    subprocess.run([f"{bin}/llama-quantize", text, quantized, "q8_0"], check=True, capture_output=True)
-    picture = f"{quantized}.ppm"
-    with open(picture, "wb") as f:
-        f.write(b"P6 64 64 255\n" + bytes(64 * 64 * 3))
-    for model in (text, quantized):
-        done = subprocess.run([f"{bin}/llama-mtmd-cli", "-m", model, "--mmproj", mmproj, "--image", picture, "-p", "What?", "-n", "4", "-c", "2048",
-                               "--temp", "0"], capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-2000:]
+def check_quantized(work, text, mmproj, frames, exact):
+    """What llama-quantize makes of the language model still answers, a little off."""
+    path = f"{work}/q8.gguf"
+    subprocess.run([os.path.join(LLAMA_CPP, "..", "build", "bin", "llama-quantize"), text, path, "q8_0"], check=True, capture_output=True)
+    ours = Ours(path, mmproj, frames, exact.embeddings.shape[1])
+    off = float(np.std(ours.logprobs[0] - exact.logprobs[0]))
+    print(f"q8_0: the first logits are {off:.1e} off")
+    assert 0 < off < 0.1 * np.std(exact.logprobs[0])
 
 
 def edit_json(path, **changes):
@@ -108,12 +211,61 @@ def check_bad_folders(work):
     assert "is no folder" in said, said
 
 
+def check_sizes(work):
+    """Frames of another size are squeezed as transformers' video processor does it."""
+    small = random_llava.make_hf(f"{work}/small", SEED + 1, random_llava.SMALL)
+    files = convert(small)
+    frames = smooth_frames(3, 384, 384, SEED)
+    exact = compare("small widths", small, files, frames)
+    for width, height in ((640, 360), (211, 301)):
+        compare(f"frames of {width}x{height}", small, files, smooth_frames(2, width, height, SEED))
+    check_quantized(work, *files, frames, exact)
+    compare("f32 files", small, convert(small, f"{work}/f32", "--outtype", "f32"), frames)
+
+
+def check_real_widths(work):
+    real = random_llava.make_hf(f"{work}/real", SEED, random_llava.REAL_WIDTHS)
+    compare("the widths of 0.5B, 2 layers each", real, convert(real), smooth_frames(2, 384, 384, SEED))
+
+
+def demo(folder, clip, frames):
+    """What `python -m vidkv.demo` answers with transformers' own cache."""
+    command = [sys.executable, "-m", "vidkv.demo", clip, QUESTION, "--model", folder, "--preset", "dynamic", "--dtype", "float32", "--frames", str(frames),
+               "--max-new-tokens", str(ANSWER), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": STAGE})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check_video_files(work):
+    """`vidkv ask` takes the published number of frames of a file, from the first to the last, and answers as the published demo does."""
+    small = random_llava.make_hf(f"{work}/small", SEED + 1, random_llava.SMALL)
+    text, mmproj = convert(small)
+    owner, clips = make_set("short", SEED, 2)
+    with owner:
+        for (clip, _), frames in zip(clips, (32, 7)):
+            options = () if frames == 32 else ("--frames", str(frames))
+            report = ask(clip, [QUESTION], "-m", text, "--mmproj", mmproj, "--kv", "f16", "-n", str(ANSWER), *options)
+            assert report["frames"] <= frames and report["visual_tokens"] == 196 * report["frames"] + 1, report
+            if not STAGE:
+                print("SKIPPED in part: no Python package in this build (-DVIDKV_BUILD_PYTHON=ON) to compare vidkv ask with vidkv.demo")
+                return
+            wanted = demo(small, clip, frames)
+            print(f"{report['frames']} frames of a file: vidkv ask {report['answers'][0]['answer']!r}, vidkv.demo {wanted['answer']!r}")
+            assert wanted["frames"] == report["frames"] and wanted["answer"] == report["answers"][0]["answer"]
+        for protected in ("t1.65", "k1.5v1.58"):
+            report = ask(clip, [QUESTION], "-m", text, "--mmproj", mmproj, "--kv", protected, "--protect", "0.2", "-n", "4", "--frames", "4")
+            assert report["kv_bytes"] < report["kv_bytes_f16"]
+        done = subprocess.run([VIDKV, "ask", clip, QUESTION, "-m", text, "--mmproj", mmproj, "--timestamps", "1"], capture_output=True, text=True)
+        assert done.returncode == 1 and "no time stamps" in done.stderr, done.stderr
+
+
 def main():
     if not os.path.isdir(os.path.join(LLAMA_CPP, "gguf-py")):
         skip("no source of llama.cpp (LLAMA_CPP): its gguf package is needed")
     transformers.utils.logging.disable_progress_bar()
     print(f"seed {SEED}")
-    for check in (check_bad_folders, check_layouts):
+    for check in (check_bad_folders, check_layouts, check_sizes, check_real_widths, check_video_files):
         with tempfile.TemporaryDirectory(prefix="vidkv-llava-") as work:
             check(work)
 

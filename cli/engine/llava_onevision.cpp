@@ -1,0 +1,73 @@
+#include "engine/llava_onevision.h"
+
+#include <fstream>
+#include <memory>
+
+#include "error.h"
+#include "ggml.h"
+#include "gguf.h"
+
+namespace vidkv::cli {
+
+namespace {
+
+constexpr const char * NEWLINE = "v.image_newline";
+
+// The keys "vidkv.llava_onevision.*" of a GGUF file.
+class Keys {
+  public:
+    explicit Keys(const std::string & path) : path_(path), gguf_(gguf_init_from_file(path.c_str(), {true, nullptr}), gguf_free) {}
+
+    bool present() const { return gguf_ && find("frames") >= 0; }
+
+    uint32_t number(const char * name) const { return gguf_get_val_u32(gguf_.get(), demand(name, GGUF_TYPE_UINT32)); }
+    std::string text(const char * name) const { return gguf_get_val_str(gguf_.get(), demand(name, GGUF_TYPE_STRING)); }
+
+    std::vector<float> newline() const {
+        const int64_t tensor = gguf_find_tensor(gguf_.get(), NEWLINE);
+        if (tensor < 0 || gguf_get_tensor_type(gguf_.get(), tensor) != GGML_TYPE_F32) bad(NEWLINE);
+        std::vector<float> numbers(gguf_get_tensor_size(gguf_.get(), tensor) / sizeof(float));
+        std::ifstream file(path_, std::ios::binary);
+        file.seekg(static_cast<std::streamoff>(gguf_get_data_offset(gguf_.get()) + gguf_get_tensor_offset(gguf_.get(), tensor)));
+        if (!file.read(reinterpret_cast<char *>(numbers.data()), static_cast<std::streamsize>(numbers.size() * sizeof(float))))
+            throw Error("'" + path_ + "' is cut off: " + NEWLINE + " cannot be read");
+        return numbers;
+    }
+
+  private:
+    int64_t find(const char * name) const {
+        return gguf_find_key(gguf_.get(), (std::string("vidkv.llava_onevision.") + name).c_str());
+    }
+    int64_t demand(const char * name, gguf_type type) const {
+        const int64_t key = find(name);
+        if (key < 0 || gguf_get_kv_type(gguf_.get(), key) != type) bad(name);
+        return key;
+    }
+    [[noreturn]] void bad(const char * name) const {
+        throw Error("'" + path_ + "' has no " + name + " as LLaVA-OneVision needs it: convert it anew with models/convert_llava_onevision");
+    }
+
+    std::string path_;
+    std::unique_ptr<gguf_context, decltype(&gguf_free)> gguf_;
+};
+
+} // namespace
+
+std::optional<LlavaOnevision> read_llava_onevision(const std::string & mmproj) {
+    const Keys keys(mmproj);
+    if (!keys.present()) return std::nullopt;
+    LlavaOnevision model;
+    model.frames = keys.number("frames");
+    model.frame_pixels = keys.number("frame_pixels");
+    model.frame_side = keys.number("frame_side");
+    model.pooled_side = keys.number("pooled_side");
+    model.prompt_before = keys.text("prompt_before");
+    model.prompt_between = keys.text("prompt_between");
+    model.prompt_after = keys.text("prompt_after");
+    model.newline = keys.newline();
+    if (model.frames == 0 || model.frame_pixels == 0 || model.pooled_side == 0 || model.pooled_side > model.frame_side)
+        throw Error("'" + mmproj + "' states sizes that cannot be: convert it anew with models/convert_llava_onevision");
+    return model;
+}
+
+} // namespace vidkv::cli

@@ -1,0 +1,78 @@
+#include "video/resize.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+namespace vidkv::cli {
+
+namespace {
+
+constexpr double REACH = 2; // of the cubic, in pixels
+
+double cubic(double x) {
+    constexpr double a = -0.5;
+    x = std::abs(x);
+    if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
+    return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
+}
+
+// What a pixel is the weighted sum of.
+struct Taps {
+    size_t first = 0;
+    std::vector<double> weights;
+};
+
+std::vector<Taps> taps(uint32_t from, uint32_t to) {
+    const double scale = static_cast<double>(from) / to, stretch = std::max(scale, 1.0);
+    std::vector<Taps> all(to);
+    for (uint32_t i = 0; i < to; ++i) {
+        const double center = (i + 0.5) * scale;
+        const auto first = static_cast<int64_t>(std::max(0.0, center - REACH * stretch + 0.5));
+        const auto end = static_cast<int64_t>(std::min<double>(from, center + REACH * stretch + 0.5));
+        all[i].first = static_cast<size_t>(first);
+        double sum = 0;
+        for (int64_t x = first; x < end; ++x) {
+            all[i].weights.push_back(cubic((static_cast<double>(x) + 0.5 - center) / stretch));
+            sum += all[i].weights.back();
+        }
+        for (double & weight : all[i].weights) weight /= sum;
+    }
+    return all;
+}
+
+// The weighted sum of pixels that lie `stride` bytes apart, as a byte.
+unsigned char blend(const unsigned char * pixels, size_t stride, const Taps & pixel) {
+    double sum = 0.5;
+    for (size_t i = 0; i < pixel.weights.size(); ++i) sum += pixel.weights[i] * pixels[(pixel.first + i) * stride];
+    return static_cast<unsigned char>(std::clamp(sum, 0.0, 255.0));
+}
+
+Frame resize_width(const Frame & frame, uint32_t width) {
+    if (frame.width == width) return frame;
+    const std::vector<Taps> columns = taps(frame.width, width);
+    Frame out{width, frame.height, std::vector<unsigned char>(size_t(3) * width * frame.height)};
+    for (size_t y = 0; y < out.height; ++y)
+        for (size_t x = 0; x < width; ++x)
+            for (size_t c = 0; c < 3; ++c)
+                out.rgb[(y * width + x) * 3 + c] = blend(&frame.rgb[y * frame.width * 3 + c], 3, columns[x]);
+    return out;
+}
+
+Frame resize_height(const Frame & frame, uint32_t height) {
+    if (frame.height == height) return frame;
+    const std::vector<Taps> rows = taps(frame.height, height);
+    const size_t line = size_t(3) * frame.width;
+    Frame out{frame.width, height, std::vector<unsigned char>(line * height)};
+    for (size_t y = 0; y < height; ++y)
+        for (size_t i = 0; i < line; ++i) out.rgb[y * line + i] = blend(&frame.rgb[i], line, rows[y]);
+    return out;
+}
+
+} // namespace
+
+Frame resize_bicubic(const Frame & frame, uint32_t width, uint32_t height) {
+    return resize_height(resize_width(frame, width), height);
+}
+
+} // namespace vidkv::cli
