@@ -93,8 +93,10 @@ void QueryStatistics::observe(const float * q, int64_t tokens, int heads, int64_
         sample.offsets.push_back(t * token_stride);
     }
     sample.weights.resize(sample.offsets.size());
-    seen_ += tokens;
-    if (sample.offsets.empty()) return;
+    if (sample.offsets.empty()) {
+        seen_ += tokens;
+        return;
+    }
     const float step_decay = step == stride ? decay_of_four : decay_of_one;
     float weight = 1.0f;
     for (size_t i = sample.weights.size(); i-- > 0; weight *= step_decay) {
@@ -106,6 +108,7 @@ void QueryStatistics::observe(const float * q, int64_t tokens, int heads, int64_
                      const int from = static_cast<int>(task % bands) * band;
                      add(sample, static_cast<int>(task / bands), from, std::min(from + band, head_dim_), step_decay);
                  });
+    seen_ += tokens; // not before the loop above has begun: it may find no memory
     for (size_t i = 0; i < sample.weights.size(); ++i) weight_ = weight_ * step_decay + sample.heads_per_kv_head;
     sampled_ += static_cast<int64_t>(sample.weights.size());
 }
