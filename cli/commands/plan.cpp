@@ -32,6 +32,7 @@ struct PlanOptions {
 };
 
 struct Plan {
+    double fps = 0;
     int64_t frames = 0, visual_tokens = 0, tokens = 0;
     struct Row {
         std::string name;
@@ -59,6 +60,7 @@ struct PairTokens {
 };
 
 PairTokens tokens_of_a_pair(const Model & model, const std::pair<int, int> & size) {
+    if (const auto & llava = model.llava_onevision()) return {2 * int64_t{llava->pooled_side} * llava->pooled_side, 0};
     using Bitmap = std::unique_ptr<mtmd_bitmap, decltype(&mtmd_bitmap_free)>;
     const std::vector<unsigned char> grey(static_cast<size_t>(size.first) * static_cast<size_t>(size.second) * 3, 128);
     std::vector<Bitmap> frames;
@@ -111,8 +113,10 @@ Plan make_plan(const PlanOptions & options, const Model & model) {
     const double stamp_seconds = options.common.timestamp_seconds(model);
     const double seconds = options.minutes * 60;
     Plan plan;
-    plan.frames = std::max<int64_t>(1, std::llround(seconds * options.common.fps));
-    if (options.common.frames > 0) plan.frames = std::min(plan.frames, options.common.frames);
+    const Sampling sampling = options.common.sampling(model.options().files);
+    plan.fps = sampling.fps;
+    plan.frames = std::max<int64_t>(1, std::llround(seconds * sampling.fps));
+    if (sampling.max_frames > 0) plan.frames = std::min(plan.frames, sampling.max_frames);
     const PairTokens pair = tokens_of_a_pair(model, parse_size(options.size));
     const int64_t pairs = (plan.frames + 1) / 2;
     plan.visual_tokens = pairs * pair.visual;
@@ -129,7 +133,7 @@ Plan make_plan(const PlanOptions & options, const Model & model) {
 }
 
 void print_text(const Plan & plan, const PlanOptions & options, const std::string & model) {
-    std::printf("%g minutes at %g frames per second, %s, with %s:\n", options.minutes, options.common.fps,
+    std::printf("%g minutes at %g frames per second, %s, with %s:\n", options.minutes, plan.fps,
                 options.size.c_str(), model.c_str());
     std::printf("about %lld frames, %lld visual tokens, %lld tokens in all\n\n", static_cast<long long>(plan.frames),
                 static_cast<long long>(plan.visual_tokens), static_cast<long long>(plan.tokens));

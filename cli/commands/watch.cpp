@@ -115,9 +115,11 @@ void print_summary(const Watched & watched) {
 void add_shared(CLI::App & app, AskOptions & options) {
     options.common.add_model(app);
     options.common.add_hub(app);
+    const auto said = [](const std::string & name) { return name.empty() ? "no preset '': see vidkv presets" : std::string(); };
     app.add_option("--kv", options.common.kv,
                    "how the cache is kept (default " + std::string(DEFAULT_KV) + "): " + kv_names() +
                        ". `vidkv presets` has their bits [VIDKV_KV]")
+        ->check(said)
         ->type_name("PRESET");
     app.add_option(
            "--protect", options.protect,

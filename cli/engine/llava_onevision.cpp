@@ -1,5 +1,6 @@
 #include "engine/llava_onevision.h"
 
+#include <filesystem>
 #include <fstream>
 #include <memory>
 
@@ -54,6 +55,8 @@ class Keys {
 } // namespace
 
 std::optional<LlavaOnevision> read_llava_onevision(const std::string & mmproj) {
+    std::error_code missing;
+    if (!std::filesystem::is_regular_file(mmproj, missing)) return std::nullopt; // whoever loads it says so
     const Keys keys(mmproj);
     if (!keys.present()) return std::nullopt;
     LlavaOnevision model;
