@@ -42,7 +42,7 @@ Json run_child(const std::vector<std::string> & arguments) {
     Subprocess child(command);
     const std::string report = child.read_all();
     if (child.wait() != 0) {
-        const std::string complaint = first_line(child.complaints()), name = "vidkv: ";
+        const std::string complaint = last_line(child.complaints()), name = "vidkv: ";
         if (complaint.empty()) throw Error("a run of '" + arguments[1] + "' ended without a report");
         throw Error(complaint.starts_with(name) ? complaint.substr(name.size()) : complaint);
     }
