@@ -46,7 +46,7 @@ endfunction()
 
 vidkv_build_engine(VIDKV_ENGINE_DIR)
 message(STATUS "llama.cpp: ${VIDKV_ENGINE_DIR}")
-set(VIDKV_LLAMA_CPP_SOURCE_DIR ${VIDKV_ENGINE_DIR}/source)
+file(REAL_PATH ${VIDKV_ENGINE_DIR}/source VIDKV_LLAMA_CPP_SOURCE_DIR) # one path for every engine of this source, so that ccache knows it
 set(VIDKV_ENGINE_BIN_DIR ${VIDKV_ENGINE_DIR}/build/bin)
 
 vidkv_import_engine_library(ggml-base ${VIDKV_LLAMA_CPP_SOURCE_DIR}/ggml/include)
