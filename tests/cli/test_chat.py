@@ -86,6 +86,7 @@ class OnATerminal(Clips):
         self.wait_for("\n> ", at)
         at = self.type("/helpx\x7f\r")  # backspace
         self.wait_for("/clear", at)
+        self.wait_for("\n> ", self.screen.index("/clear", at))  # keys typed before the prompt are the terminal's, not the editor's
         self.type("\x04")
         out, _ = self.child.communicate(timeout=120)
         self.assertEqual((self.child.returncode, out), (0, ""))
