@@ -276,7 +276,8 @@ VIDKV_API void vidkv_cache_clear(vidkv_cache * cache);
 VIDKV_API void vidkv_cache_get_stats(const vidkv_cache * cache, vidkv_store_stats * out);
 
 /* Writes the whole cache (sealed pages bit for bit) to a file: beside it first, then renamed, so a failure leaves the
- * old file. Loading fills a cache of the same shape and parameters; on failure the cache is as it was. */
+ * old file. Loading fills a cache of the same shape and parameters; on failure the cache is as it was. Stores that were asked
+ * for before a load (vidkv_cache_keys, vidkv_cache_values) are gone after it: ask for them again. */
 VIDKV_API vidkv_status vidkv_cache_save(const vidkv_cache * cache, const char * path);
 VIDKV_API vidkv_status vidkv_cache_load(vidkv_cache * cache, const char * path);
 

@@ -102,7 +102,7 @@ class Host {
         call([&] { return vidkv_store_resize(keys, cells, 2); });
         call([&] { return vidkv_store_resize(values, cells, 2); });
         save_and_load();
-        EXPECT_NE(vidkv_store_set_head_dim(keys, 16), VIDKV_OK);
+        EXPECT_NE(vidkv_store_set_head_dim(vidkv_cache_keys(cache_, 0), 16), VIDKV_OK); // the loaded one
         return failed != before;
     }
     const std::vector<float> & seen() const { return seen_; }
