@@ -64,10 +64,13 @@ void Options::add_hub(CLI::App & app) {
 }
 
 void Options::add_sampling(CLI::App & app) {
-    app.add_option("--fps", fps, "frames taken per second, at most those there are (default 4; LLaVA-OneVision: as many as --frames asks for)")
+    app.add_option(
+           "--fps", fps,
+           "frames taken per second, at most those there are (default 4; LLaVA-OneVision: as many as --frames asks for)")
         ->envname("VIDKV_FPS")
         ->check(CLI::Range(0.001, MOST_FPS));
-    app.add_option("--frames", frames, "at most this many frames per video, evenly over it (default: no limit; LLaVA-OneVision: 32)")
+    app.add_option("--frames", frames,
+                   "at most this many frames per video, evenly over it (default: no limit; LLaVA-OneVision: 32)")
         ->envname("VIDKV_FRAMES")
         ->check(CLI::Range(int64_t(1), std::numeric_limits<int64_t>::max() / 2));
     app.add_option(

@@ -18,7 +18,7 @@ struct Options {
     HubModel hub;              // instead of model; name "": none
     std::string kv;            // "": not said
     std::string system;
-    double fps = 0;            // 0: what suits the model
+    double fps = 0; // 0: what suits the model
     int64_t frames = 0;
     double start = 0, end = std::numeric_limits<double>::infinity(); // seconds
     double timestamps = -1;                                          // seconds; < 0: what suits the model

@@ -16,8 +16,9 @@
 namespace vidkv {
 namespace {
 
-constexpr const char * presets[] = {"f16",  "k2v2", "k1.5v2", "k1.5v1.58", "k1.25v1.58-g64", "k1v2-g128", "t2.2",
-                                    "t1.65", "t1.15", "t1.0", "kt3vt3", "k1.5v1.58-stp0.2", "t1.65-stp0.3", "t1.15-stp0.2"};
+constexpr const char * presets[] = {
+    "f16",   "k2v2",  "k1.5v2", "k1.5v1.58", "k1.25v1.58-g64",   "k1v2-g128",    "t2.2",
+    "t1.65", "t1.15", "t1.0",   "kt3vt3",    "k1.5v1.58-stp0.2", "t1.65-stp0.3", "t1.15-stp0.2"};
 constexpr int head_dims[] = {8, 16, 64, 72, 80, 96, 112, 128, 192, 256};
 constexpr uint16_t hidden = 0xfc00; // -inf
 
@@ -62,8 +63,10 @@ void fill(Store & store, Source & source, bool raw) {
     std::iota(cells.begin(), cells.end(), 0);
     for (int64_t at = 0; at < store.cells();) {
         const int64_t n = std::min<int64_t>(store.cells() - at, 1 + source.below(200));
-        require(store.write(0, &cells[static_cast<size_t>(at)], n, &rows[static_cast<size_t>(at) * channels], store.channels()));
-        if (store.side() == VIDKV_VALUES && store.params().protect > 0 && source.once_in(2)) require(store.protect(0, &at, 1));
+        require(store.write(0, &cells[static_cast<size_t>(at)], n, &rows[static_cast<size_t>(at) * channels],
+                            store.channels()));
+        if (store.side() == VIDKV_VALUES && store.params().protect > 0 && source.once_in(2))
+            require(store.protect(0, &at, 1));
         require(store.seal(1));
         at += n;
     }
@@ -114,9 +117,11 @@ std::vector<float> attend_with(const Kernels & kernels, const Store & keys, cons
 
 void compare(const Kernels & kernels, const std::vector<float> & want, const std::vector<float> & got) {
     for (size_t i = 0; i < want.size(); ++i) {
-        const bool same = std::bit_cast<uint32_t>(want[i]) == std::bit_cast<uint32_t>(got[i]) || (std::isnan(want[i]) && std::isnan(got[i]));
+        const bool same = std::bit_cast<uint32_t>(want[i]) == std::bit_cast<uint32_t>(got[i]) ||
+                          (std::isnan(want[i]) && std::isnan(got[i]));
         if (same) continue;
-        std::fprintf(stderr, "%s gives %a at %zu, the specification %a\n", kernels.name, static_cast<double>(got[i]), i, static_cast<double>(want[i]));
+        std::fprintf(stderr, "%s gives %a at %zu, the specification %a\n", kernels.name, static_cast<double>(got[i]), i,
+                     static_cast<double>(want[i]));
         std::abort();
     }
 }

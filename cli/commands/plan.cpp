@@ -133,8 +133,8 @@ Plan make_plan(const PlanOptions & options, const Model & model) {
 }
 
 void print_text(const Plan & plan, const PlanOptions & options, const std::string & model) {
-    std::printf("%g minutes at %g frames per second, %s, with %s:\n", options.minutes, plan.fps,
-                options.size.c_str(), model.c_str());
+    std::printf("%g minutes at %g frames per second, %s, with %s:\n", options.minutes, plan.fps, options.size.c_str(),
+                model.c_str());
     std::printf("about %lld frames, %lld visual tokens, %lld tokens in all\n\n", static_cast<long long>(plan.frames),
                 static_cast<long long>(plan.visual_tokens), static_cast<long long>(plan.tokens));
     std::printf("%-18s %12s %10s\n", "cache", "GiB held", "true bits");

@@ -81,7 +81,8 @@ Watched watch(AskOptions & options, const std::vector<std::string> & questions, 
     if (!options.save.empty()) check_savable(options.save);
     options.common.fetch(progress);
     const ModelOptions model_options = options.common.model_options();
-    const Readers readers = open_videos(options.videos, options.common.sampling(model_options.files)); // before the model is loaded
+    const Readers readers =
+        open_videos(options.videos, options.common.sampling(model_options.files)); // before the model is loaded
     watched.model = std::make_unique<Model>(model_options, watched.kv);
     const auto start = std::chrono::steady_clock::now();
     const EncodedVideo video =
@@ -115,7 +116,9 @@ void print_summary(const Watched & watched) {
 void add_shared(CLI::App & app, AskOptions & options) {
     options.common.add_model(app);
     options.common.add_hub(app);
-    const auto said = [](const std::string & name) { return name.empty() ? "no preset '': see vidkv presets" : std::string(); };
+    const auto said = [](const std::string & name) {
+        return name.empty() ? "no preset '': see vidkv presets" : std::string();
+    };
     app.add_option("--kv", options.common.kv,
                    "how the cache is kept (default " + std::string(DEFAULT_KV) + "): " + kv_names() +
                        ". `vidkv presets` has their bits [VIDKV_KV]")

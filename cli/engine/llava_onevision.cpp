@@ -17,7 +17,8 @@ constexpr const char * NEWLINE = "v.image_newline";
 // The keys "vidkv.llava_onevision.*" of a GGUF file.
 class Keys {
   public:
-    explicit Keys(const std::string & path) : path_(path), gguf_(gguf_init_from_file(path.c_str(), {true, nullptr}), gguf_free) {}
+    explicit Keys(const std::string & path)
+        : path_(path), gguf_(gguf_init_from_file(path.c_str(), {true, nullptr}), gguf_free) {}
 
     bool present() const { return gguf_ && find("frames") >= 0; }
 
@@ -29,8 +30,10 @@ class Keys {
         if (tensor < 0 || gguf_get_tensor_type(gguf_.get(), tensor) != GGML_TYPE_F32) bad(NEWLINE);
         std::vector<float> numbers(gguf_get_tensor_size(gguf_.get(), tensor) / sizeof(float));
         std::ifstream file(path_, std::ios::binary);
-        file.seekg(static_cast<std::streamoff>(gguf_get_data_offset(gguf_.get()) + gguf_get_tensor_offset(gguf_.get(), tensor)));
-        if (!file.read(reinterpret_cast<char *>(numbers.data()), static_cast<std::streamsize>(numbers.size() * sizeof(float))))
+        file.seekg(
+            static_cast<std::streamoff>(gguf_get_data_offset(gguf_.get()) + gguf_get_tensor_offset(gguf_.get(), tensor)));
+        if (!file.read(reinterpret_cast<char *>(numbers.data()),
+                       static_cast<std::streamsize>(numbers.size() * sizeof(float))))
             throw Error("'" + path_ + "' is cut off: " + NEWLINE + " cannot be read");
         return numbers;
     }
@@ -45,7 +48,8 @@ class Keys {
         return key;
     }
     [[noreturn]] void bad(const char * name) const {
-        throw Error("'" + path_ + "' has no " + name + " as LLaVA-OneVision needs it: convert it anew with models/convert_llava_onevision");
+        throw Error("'" + path_ + "' has no " + name +
+                    " as LLaVA-OneVision needs it: convert it anew with models/convert_llava_onevision");
     }
 
     std::string path_;

@@ -86,7 +86,8 @@ void Model::load_vision() {
         throw Error("'" + options_.files.mmproj + "' has no vision tower: it cannot take video");
     llava_onevision_ = read_llava_onevision(options_.files.mmproj);
     if (llava_onevision_ && llava_onevision_->newline.size() != static_cast<size_t>(llama_model_n_embd_inp(text())))
-        throw Error("'" + options_.files.mmproj + "' ends videos with an embedding of another width than the model's: convert it anew");
+        throw Error("'" + options_.files.mmproj +
+                    "' ends videos with an embedding of another width than the model's: convert it anew");
 }
 
 int Model::head_dim() const {
@@ -103,7 +104,8 @@ std::string Model::llava_conversation(const std::vector<Exchange> & turns, const
     const std::string end = own.prompt_after.substr(0, own.prompt_after.find(TURN));
     const size_t last = own.prompt_before.rfind(TURN);
     const std::string again = end + own.prompt_before.substr(last == std::string::npos ? 0 : last) + own.prompt_between;
-    const std::string system = options_.system.empty() ? "" : TURN + ("system " + own.prompt_between) + options_.system + end;
+    const std::string system =
+        options_.system.empty() ? "" : TURN + ("system " + own.prompt_between) + options_.system + end;
     std::string text = system + own.prompt_before + mtmd_default_marker() + own.prompt_between;
     for (const Exchange & turn : turns) text += turn.question + own.prompt_after + turn.answer + again;
     return text + question + own.prompt_after;

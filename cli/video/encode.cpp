@@ -123,7 +123,8 @@ void VideoEncoder::add_video(FrameReader & reader, double timestamp_seconds, Pro
 } // namespace
 
 int64_t Piece::size() const {
-    return chunk ? static_cast<int64_t>(mtmd_input_chunk_get_n_tokens(chunk.get())) : rows + static_cast<int64_t>(tokens.size());
+    return chunk ? static_cast<int64_t>(mtmd_input_chunk_get_n_tokens(chunk.get()))
+                 : rows + static_cast<int64_t>(tokens.size());
 }
 
 Readers open_videos(const std::vector<std::string> & names, const Sampling & sampling) {

@@ -38,7 +38,8 @@ Chunks to_chunks(const Model & model, const Frame & frame) {
     const mtmd_input_part part = {nullptr, bitmap.get()};
     const mtmd_input_part * parts[] = {&part};
     Chunks chunks(mtmd_input_chunks_init());
-    if (mtmd_tokenize_from_parts(model.vision(), chunks.get(), parts, 1, false) != 0 || mtmd_input_chunks_size(chunks.get()) != 1)
+    if (mtmd_tokenize_from_parts(model.vision(), chunks.get(), parts, 1, false) != 0 ||
+        mtmd_input_chunks_size(chunks.get()) != 1)
         throw Error("the vision tower does not take a frame: " + logged_error());
     return chunks;
 }
@@ -85,9 +86,9 @@ void LlavaOnevisionEncoder::add_frame(const Frame & frame) {
     const Chunks chunks = to_chunks(model_, resize_bicubic(frame, own_.frame_pixels, own_.frame_pixels));
     const mtmd_input_chunk * chunk = mtmd_input_chunks_get(chunks.get(), 0);
     if (mtmd_input_chunk_get_n_tokens(chunk) != size_t(own_.frame_side) * own_.frame_side)
-        throw Error("the vision tower gives " + std::to_string(mtmd_input_chunk_get_n_tokens(chunk)) + " embeddings a frame, not " +
-                    std::to_string(own_.frame_side) + " x " + std::to_string(own_.frame_side) +
-                    ": convert the mmproj anew with models/convert_llava_onevision");
+        throw Error("the vision tower gives " + std::to_string(mtmd_input_chunk_get_n_tokens(chunk)) +
+                    " embeddings a frame, not " + std::to_string(own_.frame_side) + " x " +
+                    std::to_string(own_.frame_side) + ": convert the mmproj anew with models/convert_llava_onevision");
     if (mtmd_encode_chunk(model_.vision(), chunk) != 0)
         throw Error("the vision tower failed on a frame: " + logged_error());
     add_embeddings(pool_bilinear(mtmd_get_output_embd(model_.vision()), own_.frame_side, own_.pooled_side,

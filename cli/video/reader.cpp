@@ -163,7 +163,9 @@ void FrameReader::advance_to(double wanted) {
 // The picture meant by a time, or nothing if none is shown then.
 const Picture * FrameReader::chosen(double wanted) const {
     const double half = times_.interval() / 2;
-    if (!sampling_.both_ends && before_ && after_ && later_is_nearer(wanted, times_.interval(), before_->seconds, after_->seconds)) return &*after_;
+    if (!sampling_.both_ends && before_ && after_ &&
+        later_is_nearer(wanted, times_.interval(), before_->seconds, after_->seconds))
+        return &*after_;
     if (before_ && (after_ || wanted < before_->seconds + before_->duration - ROUNDING)) return &*before_;
     if (!before_ && after_ && after_->seconds - wanted <= half) return &*after_;
     return nullptr;

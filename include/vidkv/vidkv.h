@@ -66,9 +66,9 @@ typedef enum vidkv_codec {
 } vidkv_codec;
 
 typedef struct vidkv_params {
-    float key_bits;          /* bits of the codes alone. 16: f16. Paper: 1..2. Trellis: 0.5..4 */
-    float value_bits;        /* 16: f16. Paper: 1.58 or 2. Trellis: 1, 1.5, 2 or 3 */
-    int32_t key_codec;       /* vidkv_codec; without meaning where the side is f16 */
+    float key_bits;    /* bits of the codes alone. 16: f16. Paper: 1..2. Trellis: 0.5..4 */
+    float value_bits;  /* 16: f16. Paper: 1.58 or 2. Trellis: 1, 1.5, 2 or 3 */
+    int32_t key_codec; /* vidkv_codec; without meaning where the side is f16 */
     int32_t value_codec;
     int32_t group_size;      /* paper: tokens that share a scale, 32, 64 or 128; trellis: 128 */
     int32_t residual_length; /* newest tokens kept in f16, >= 0; default 128 */
@@ -187,12 +187,13 @@ VIDKV_API vidkv_status vidkv_store_clone(const vidkv_store * store, vidkv_store 
 
 /* A sealed page as it is stored (docs/format.md), for readers that decode by themselves: NULL and 0 if that page is not sealed.
  * Valid until the next write to the store. */
-VIDKV_API const uint8_t * vidkv_store_sealed_page(const vidkv_store * store, int32_t sequence, int64_t page, uint64_t * bytes);
+VIDKV_API const uint8_t * vidkv_store_sealed_page(const vidkv_store * store, int32_t sequence, int64_t page,
+                                                  uint64_t * bytes);
 
 /* The channel plan that sealed key pages of one KV head need beside their bytes: order [head_dim] and, with trellis keys, means
  * [head_dim] (f16; otherwise it is left alone and may be NULL). Fails while the sequence has no sealed page. */
-VIDKV_API vidkv_status vidkv_store_channel_plan(const vidkv_store * store, int32_t sequence, int32_t kv_head, uint16_t * order,
-                                                uint16_t * means);
+VIDKV_API vidkv_status vidkv_store_channel_plan(const vidkv_store * store, int32_t sequence, int32_t kv_head,
+                                                uint16_t * order, uint16_t * means);
 
 /* Forgets a page that is read elsewhere from a copy, on another device say. Its cells are then as if never written, but the
  * sequence keeps its channel plan for as long as any page is sealed or released. */
@@ -203,13 +204,13 @@ VIDKV_API void vidkv_store_clear(vidkv_store * store);
 /* What a store holds at this moment. bytes counts every allocation: codes, metadata, f16 rows, sinks, channel plans and
  * the table of pages. */
 typedef struct vidkv_store_stats {
-    uint64_t bytes;          /* all bytes held */
-    uint64_t bytes_f16;      /* what the written cells would take in f16 */
-    uint64_t bytes_planned;  /* bytes when every cell is written and all but the residual window is sealed */
-    uint64_t sealed_bytes;   /* packed blocks alone */
+    uint64_t bytes;         /* all bytes held */
+    uint64_t bytes_f16;     /* what the written cells would take in f16 */
+    uint64_t bytes_planned; /* bytes when every cell is written and all but the residual window is sealed */
+    uint64_t sealed_bytes;  /* packed blocks alone */
     int64_t cells_written;
     int64_t cells_sealed;
-    int64_t pages_reopened;  /* times a sealed page was opened again */
+    int64_t pages_reopened; /* times a sealed page was opened again */
 } vidkv_store_stats;
 VIDKV_API void vidkv_store_get_stats(const vidkv_store * store, vidkv_store_stats * out);
 
@@ -221,27 +222,28 @@ VIDKV_API uint64_t vidkv_planned_bytes(const vidkv_store_shape * shape, const vi
 /* softmax(scale * Q K^T + mask) V for one sequence, grouped-query heads (heads is a multiple of kv_heads; query head h
  * reads KV head h / (heads / kv_heads)). Strides are in elements. */
 typedef struct vidkv_attention_args {
-    const float * q;         /* [tokens][heads][head_dim of K] */
+    const float * q; /* [tokens][heads][head_dim of K] */
     int64_t q_token_stride, q_head_stride;
-    float * out;             /* [tokens][heads][head_dim of V] */
+    float * out; /* [tokens][heads][head_dim of V] */
     int64_t out_token_stride, out_head_stride;
-    int64_t tokens;          /* query tokens */
-    int32_t heads;           /* query heads */
-    int64_t cells;           /* the first `cells` cells of the sequence are attended to */
-    int32_t sequence;        /* sequence of the key store */
-    int32_t value_sequence;  /* sequence of the value store (the same one, as a rule) */
-    const uint16_t * mask;   /* f16 [tokens][cells], added to the scores, -inf hides; NULL: none */
-    int64_t mask_stride;     /* elements from token to token */
-    int32_t causal;          /* non-zero: query token i sees cells 0 .. cells - tokens + i (mask may be given too) */
-    float scale;             /* 1/sqrt(head_dim), as a rule */
-    float softcap;           /* 0: none; else scores become softcap * tanh(scale * qk / softcap), before the mask */
-    float max_bias;          /* 0: none; else ALiBi: the mask is multiplied by the head's slope (as ggml does) */
-    const float * sinks;     /* attention sinks: [heads] extra logits with no value; NULL: none */
-    int32_t threads;         /* >= 1; at most so many, fewer where there is little to do */
+    int64_t tokens;         /* query tokens */
+    int32_t heads;          /* query heads */
+    int64_t cells;          /* the first `cells` cells of the sequence are attended to */
+    int32_t sequence;       /* sequence of the key store */
+    int32_t value_sequence; /* sequence of the value store (the same one, as a rule) */
+    const uint16_t * mask;  /* f16 [tokens][cells], added to the scores, -inf hides; NULL: none */
+    int64_t mask_stride;    /* elements from token to token */
+    int32_t causal;         /* non-zero: query token i sees cells 0 .. cells - tokens + i (mask may be given too) */
+    float scale;            /* 1/sqrt(head_dim), as a rule */
+    float softcap;          /* 0: none; else scores become softcap * tanh(scale * qk / softcap), before the mask */
+    float max_bias;         /* 0: none; else ALiBi: the mask is multiplied by the head's slope (as ggml does) */
+    const float * sinks;    /* attention sinks: [heads] extra logits with no value; NULL: none */
+    int32_t threads;        /* >= 1; at most so many, fewer where there is little to do */
 } vidkv_attention_args;
 
 /* A query token that sees nothing gets zeros. */
-VIDKV_API vidkv_status vidkv_attention(const vidkv_store * keys, const vidkv_store * values, const vidkv_attention_args * args);
+VIDKV_API vidkv_status vidkv_attention(const vidkv_store * keys, const vidkv_store * values,
+                                       const vidkv_attention_args * args);
 
 /* ---- cache: all layers -------------------------------------------------------------------------------------------- */
 
@@ -259,8 +261,8 @@ VIDKV_API vidkv_store * vidkv_cache_keys(vidkv_cache * cache, int32_t layer);
 VIDKV_API vidkv_store * vidkv_cache_values(vidkv_cache * cache, int32_t layer);
 
 /* Appends n tokens to one layer of a sequence: rows are [n][kv_heads][head_dim], dense. */
-VIDKV_API vidkv_status vidkv_cache_append(vidkv_cache * cache, int32_t layer, int32_t sequence, int64_t n,
-                                          const float * k, const float * v);
+VIDKV_API vidkv_status vidkv_cache_append(vidkv_cache * cache, int32_t layer, int32_t sequence, int64_t n, const float * k,
+                                          const float * v);
 /* Cells appended so far to that layer of the sequence. */
 VIDKV_API int64_t vidkv_cache_length(const vidkv_cache * cache, int32_t layer, int32_t sequence);
 /* vidkv_store_observe_queries on that layer's keys. */

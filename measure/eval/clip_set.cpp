@@ -16,7 +16,8 @@ namespace vidkv::cli {
 
 TemporarySet::TemporarySet(DataOptions options) {
     std::string name = (fs::temp_directory_path() / "vidkv-eval-XXXXXX").string();
-    if (!mkdtemp(name.data())) throw Error("cannot make a folder in '" + fs::temp_directory_path().string() + "': set TMPDIR");
+    if (!mkdtemp(name.data()))
+        throw Error("cannot make a folder in '" + fs::temp_directory_path().string() + "': set TMPDIR");
     folder_ = name;
     options.out = name;
     try {

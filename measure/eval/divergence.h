@@ -8,10 +8,10 @@ namespace vidkv::cli {
 
 // Sums over tokens that were scored.
 struct Divergence {
-    double kl = 0;        // sum of KL(reference || measured), nats
-    double agreed = 0;    // tokens whose likeliest next token is the reference's
+    double kl = 0;     // sum of KL(reference || measured), nats
+    double agreed = 0; // tokens whose likeliest next token is the reference's
     int64_t tokens = 0;
-    double nll = 0;       // sum of -log p(the text's next token)
+    double nll = 0; // sum of -log p(the text's next token)
     int64_t predicted = 0;
 
     // One token: log-probabilities [vocabulary] of both.

@@ -8,7 +8,9 @@ namespace vidkv_ggml {
 
 namespace {
 
-int default_threads() { return std::clamp<int>(static_cast<int>(std::thread::hardware_concurrency()), 1, GGML_DEFAULT_N_THREADS); }
+int default_threads() {
+    return std::clamp<int>(static_cast<int>(std::thread::hardware_concurrency()), 1, GGML_DEFAULT_N_THREADS);
+}
 
 std::atomic<int> threads_said_last{0};
 

@@ -79,16 +79,11 @@ std::string attention_obstacle(const ggml_tensor * op) {
 
 std::string obstacle(const ggml_tensor * op) {
     switch (op->op) {
-    case GGML_OP_SET_ROWS:
-        return store_of(op) ? set_rows_obstacle(op) : "it is copied into another tensor";
-    case GGML_OP_ROPE:
-        return store_of(op) ? rope_obstacle(op) : "it is copied into another tensor";
-    case GGML_OP_FLASH_ATTN_EXT:
-        return attention_obstacle(op);
-    case GGML_OP_MUL_MAT:
-        return "attention reads it without flash attention (use -fa on)";
-    default:
-        return std::string("the model runs ") + ggml_op_name(op->op) + " on it";
+    case GGML_OP_SET_ROWS: return store_of(op) ? set_rows_obstacle(op) : "it is copied into another tensor";
+    case GGML_OP_ROPE: return store_of(op) ? rope_obstacle(op) : "it is copied into another tensor";
+    case GGML_OP_FLASH_ATTN_EXT: return attention_obstacle(op);
+    case GGML_OP_MUL_MAT: return "attention reads it without flash attention (use -fa on)";
+    default: return std::string("the model runs ") + ggml_op_name(op->op) + " on it";
     }
 }
 
@@ -372,15 +367,10 @@ ggml_status compute_op(ggml_tensor * node, HostCpu & cpu) {
     // A cache may have become plain after this node was accepted.
     if (!store_of(attends ? node->src[1] : node)) return cpu.compute(node);
     switch (node->op) {
-    case GGML_OP_SET_ROWS:
-        return set_rows(node);
-    case GGML_OP_FLASH_ATTN_EXT:
-        return attention(node, cpu.threads());
-    case GGML_OP_ROPE:
-        return rope(node, cpu);
-    default:
-        GGML_LOG_ERROR("vidkv: %s was never accepted\n", ggml_op_name(node->op));
-        return GGML_STATUS_FAILED;
+    case GGML_OP_SET_ROWS: return set_rows(node);
+    case GGML_OP_FLASH_ATTN_EXT: return attention(node, cpu.threads());
+    case GGML_OP_ROPE: return rope(node, cpu);
+    default: GGML_LOG_ERROR("vidkv: %s was never accepted\n", ggml_op_name(node->op)); return GGML_STATUS_FAILED;
     }
 }
 

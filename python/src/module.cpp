@@ -28,11 +28,14 @@ std::vector<std::string> preset_names() {
 }
 
 std::string describe(const vidkv_params & p) {
-    const auto codec = [](float bits, int32_t which) { return bits == 16 ? "f16" : which == VIDKV_CODEC_PAPER ? "paper" : "trellis"; };
-    return "Params(key_bits=" + nb::cast<std::string>(nb::str(nb::float_(p.key_bits))) + " " + codec(p.key_bits, p.key_codec) +
-           ", value_bits=" + nb::cast<std::string>(nb::str(nb::float_(p.value_bits))) + " " + codec(p.value_bits, p.value_codec) +
-           ", group_size=" + std::to_string(p.group_size) + ", residual_length=" + std::to_string(p.residual_length) +
-           ", sink_tokens=" + std::to_string(p.sink_tokens) + ", protect=" + nb::cast<std::string>(nb::str(nb::float_(p.protect))) + ")";
+    const auto codec = [](float bits, int32_t which) {
+        return bits == 16 ? "f16" : which == VIDKV_CODEC_PAPER ? "paper" : "trellis";
+    };
+    return "Params(key_bits=" + nb::cast<std::string>(nb::str(nb::float_(p.key_bits))) + " " +
+           codec(p.key_bits, p.key_codec) + ", value_bits=" + nb::cast<std::string>(nb::str(nb::float_(p.value_bits))) +
+           " " + codec(p.value_bits, p.value_codec) + ", group_size=" + std::to_string(p.group_size) +
+           ", residual_length=" + std::to_string(p.residual_length) + ", sink_tokens=" + std::to_string(p.sink_tokens) +
+           ", protect=" + nb::cast<std::string>(nb::str(nb::float_(p.protect))) + ")";
 }
 
 void bind_params(nb::module_ & m) {
@@ -75,16 +78,19 @@ void bind_stats(nb::module_ & m) {
 }
 
 void bind_store(nb::module_ & m) {
-    nb::class_<StoreHandle>(m, "Store", "Keys or values of one layer: f16 rows that are packed, page by page of 128 cells, as they age.")
-        .def(nb::init<const std::string &, int, int, const vidkv_params &, int64_t, int>(), "side"_a, "channels"_a, "head_dim"_a,
-             "params"_a, "cells"_a, "sequences"_a = 1,
+    nb::class_<StoreHandle>(
+        m, "Store", "Keys or values of one layer: f16 rows that are packed, page by page of 128 cells, as they age.")
+        .def(nb::init<const std::string &, int, int, const vidkv_params &, int64_t, int>(), "side"_a, "channels"_a,
+             "head_dim"_a, "params"_a, "cells"_a, "sequences"_a = 1,
              "side: 'keys' or 'values'; channels: kv_heads * head_dim; cells: capacity of one sequence.")
-        .def("write", &StoreHandle::write, "sequence"_a, "first_cell"_a, "rows"_a,
-             "Writes rows [n, channels] (float32 or float16, unit stride in the last dimension) to cells first_cell and on.")
+        .def(
+            "write", &StoreHandle::write, "sequence"_a, "first_cell"_a, "rows"_a,
+            "Writes rows [n, channels] (float32 or float16, unit stride in the last dimension) to cells first_cell and on.")
         .def("read", &StoreHandle::read, "sequence"_a, "first_cell"_a, "out"_a,
              "Fills out [n, channels] (float16, contiguous) with cells first_cell and on.")
-        .def("observe_queries", &StoreHandle::observe_queries, "sequence"_a, "q"_a,
-             "Tells a key store which queries q [tokens, heads, head_dim] (float32) read it; trellis keys spend their bits by them.")
+        .def(
+            "observe_queries", &StoreHandle::observe_queries, "sequence"_a, "q"_a,
+            "Tells a key store which queries q [tokens, heads, head_dim] (float32) read it; trellis keys spend their bits by them.")
         .def("protect", &StoreHandle::protect, "sequence"_a, "cells"_a, "Marks these cells of a value store for more bits.")
         .def("protect_by_queries", &StoreHandle::protect_by_queries, "keys"_a, "scale"_a,
              "Marks what the queries observed by `keys` attend to most, where nobody marked cells.")
@@ -92,12 +98,15 @@ void bind_store(nb::module_ & m) {
              "Packs every page that is old enough. Call it when the tokens just written have been attended to.")
         .def("keep_open", &StoreHandle::keep_open, "From now on nothing is packed.")
         .def("truncate", &StoreHandle::truncate, "sequence"_a, "first_cell"_a, "Forgets the cells first_cell and on.")
-        .def("copy_sequence", &StoreHandle::copy_sequence, "source"_a, "target"_a, "Makes sequence `target` a copy of `source`.")
+        .def("copy_sequence", &StoreHandle::copy_sequence, "source"_a, "target"_a,
+             "Makes sequence `target` a copy of `source`.")
         .def("resize", &StoreHandle::resize, "cells"_a, "sequences"_a, "Changes the capacity; codes stay as they are.")
         .def("clone", &StoreHandle::clone, "A copy, codes included.")
-        .def("sealed_page", &StoreHandle::sealed_page, "sequence"_a, "page"_a, "The packed bytes of a page; None if it is not sealed.")
-        .def("channel_plan", &StoreHandle::channel_plan, "sequence"_a,
-             "(order, means) of a key store: bytes of uint16 and of float16, [kv_heads, head_dim] each; means are 0 but for trellis keys.")
+        .def("sealed_page", &StoreHandle::sealed_page, "sequence"_a, "page"_a,
+             "The packed bytes of a page; None if it is not sealed.")
+        .def(
+            "channel_plan", &StoreHandle::channel_plan, "sequence"_a,
+            "(order, means) of a key store: bytes of uint16 and of float16, [kv_heads, head_dim] each; means are 0 but for trellis keys.")
         .def("release_page", &StoreHandle::release_page, "sequence"_a, "page"_a,
              "Forgets a page that is read elsewhere from a copy; the channel plan stays.")
         .def("clear", &StoreHandle::clear, "Forgets everything.")
@@ -106,8 +115,8 @@ void bind_store(nb::module_ & m) {
 
 void bind_cache(nb::module_ & m) {
     nb::class_<Cache>(m, "Cache", "All layers of a model: a key store and a value store each (vidkv_cache of the C API).")
-        .def(nb::init<int, int, int, int64_t, const vidkv_params &, int>(), "layers"_a, "kv_heads"_a, "head_dim"_a, "cells"_a,
-             "params"_a, "sequences"_a = 1)
+        .def(nb::init<int, int, int, int64_t, const vidkv_params &, int>(), "layers"_a, "kv_heads"_a, "head_dim"_a,
+             "cells"_a, "params"_a, "sequences"_a = 1)
         .def("append", &Cache::append, "layer"_a, "sequence"_a, "keys"_a, "values"_a,
              "Appends tokens to one layer: keys and values [n, kv_heads, head_dim], float32, contiguous.")
         .def("length", &Cache::length, "layer"_a, "sequence"_a = 0, "Tokens appended so far.")
@@ -132,18 +141,21 @@ void bind_cache(nb::module_ & m) {
 
 NB_MODULE(_core, m) {
     m.doc() = "The packed KV cache of libvidkv. Arrays are anything that speaks DLPack on the CPU: torch, NumPy, JAX.";
-    m.def("version", [] { return std::string(vidkv_version()); }, "MAJOR.MINOR.PATCH");
-    m.def("isa", [] { return std::string(vidkv_isa()); }, "The instruction set in use.");
+    m.def(
+        "version", [] { return std::string(vidkv_version()); }, "MAJOR.MINOR.PATCH");
+    m.def(
+        "isa", [] { return std::string(vidkv_isa()); }, "The instruction set in use.");
     m.def("presets", &preset_names, "The presets worth listing, in order of falling bits.");
     bind_params(m);
     bind_stats(m);
     bind_store(m);
     bind_cache(m);
-    m.def("attention", &attention, "keys"_a, "values"_a, "q"_a, "out"_a, nb::kw_only(), "cells"_a, "sequence"_a = 0,
-          "mask"_a = nb::none(), "causal"_a = false, "scale"_a, "softcap"_a = 0.0f, "sinks"_a = nb::none(), "threads"_a = 1,
-          "softmax(scale q K^T + mask) V on the packed codes of one sequence. q and out [tokens, heads, head_dim] (float32, unit "
-          "stride in the last dimension; out may have another head_dim), mask [tokens, cells] (float16, added), sinks [heads] "
-          "(float32). causal: token i sees cells 0 .. cells - tokens + i.");
+    m.def(
+        "attention", &attention, "keys"_a, "values"_a, "q"_a, "out"_a, nb::kw_only(), "cells"_a, "sequence"_a = 0,
+        "mask"_a = nb::none(), "causal"_a = false, "scale"_a, "softcap"_a = 0.0f, "sinks"_a = nb::none(), "threads"_a = 1,
+        "softmax(scale q K^T + mask) V on the packed codes of one sequence. q and out [tokens, heads, head_dim] (float32, unit "
+        "stride in the last dimension; out may have another head_dim), mask [tokens, cells] (float16, added), sinks [heads] "
+        "(float32). causal: token i sees cells 0 .. cells - tokens + i.");
 }
 
 } // namespace vidkv::python

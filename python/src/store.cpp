@@ -21,8 +21,10 @@ void require_heads(const ConstArray & q, const char * name) {
 
 void read_rows(const vidkv_store * store, int sequence, int64_t first_cell, const Array & out, size_t channels) {
     require(is_f16(out) && out.ndim() == 2 && is_dense(out), "out must be a contiguous float16 array [n, channels]");
-    require(out.shape(1) == channels, "out must have " + std::to_string(channels) + " channels, not " + std::to_string(out.shape(1)));
-    check(vidkv_store_read_f16(store, sequence, first_cell, static_cast<int64_t>(out.shape(0)), static_cast<uint16_t *>(out.data())));
+    require(out.shape(1) == channels,
+            "out must have " + std::to_string(channels) + " channels, not " + std::to_string(out.shape(1)));
+    check(vidkv_store_read_f16(store, sequence, first_cell, static_cast<int64_t>(out.shape(0)),
+                               static_cast<uint16_t *>(out.data())));
 }
 
 } // namespace
@@ -39,16 +41,18 @@ StoreHandle::StoreHandle(const std::string & side, int channels, int head_dim, c
 
 void StoreHandle::write(int sequence, int64_t first_cell, const ConstArray & rows) {
     require_rows(rows, "rows", 2);
-    require(rows.shape(1) == channels_, "rows must have " + std::to_string(channels_) + " channels, not " + std::to_string(rows.shape(1)));
+    require(rows.shape(1) == channels_,
+            "rows must have " + std::to_string(channels_) + " channels, not " + std::to_string(rows.shape(1)));
     require(is_f32(rows) || is_f16(rows), "rows must be float32 or float16");
     const auto n = static_cast<int64_t>(rows.shape(0));
     if (n == 0) return;
     std::vector<int64_t> cells(static_cast<size_t>(n));
     std::iota(cells.begin(), cells.end(), first_cell);
     const int64_t stride = rows.stride(0);
-    check(is_f32(rows)
-              ? vidkv_store_write_f32(store_.get(), sequence, cells.data(), n, static_cast<const float *>(rows.data()), stride)
-              : vidkv_store_write_f16(store_.get(), sequence, cells.data(), n, static_cast<const uint16_t *>(rows.data()), stride));
+    check(is_f32(rows) ? vidkv_store_write_f32(store_.get(), sequence, cells.data(), n,
+                                               static_cast<const float *>(rows.data()), stride)
+                       : vidkv_store_write_f16(store_.get(), sequence, cells.data(), n,
+                                               static_cast<const uint16_t *>(rows.data()), stride));
 }
 
 void StoreHandle::read(int sequence, int64_t first_cell, const Array & out) const {
@@ -57,9 +61,11 @@ void StoreHandle::read(int sequence, int64_t first_cell, const Array & out) cons
 
 void StoreHandle::observe_queries(int sequence, const ConstArray & q) {
     require_heads(q, "q");
-    require(q.shape(2) == head_dim_, "q must have a head_dim of " + std::to_string(head_dim_) + ", not " + std::to_string(q.shape(2)));
-    check(vidkv_store_observe_queries(store_.get(), sequence, static_cast<const float *>(q.data()), static_cast<int64_t>(q.shape(0)),
-                                      static_cast<int32_t>(q.shape(1)), q.stride(0), q.stride(1)));
+    require(q.shape(2) == head_dim_,
+            "q must have a head_dim of " + std::to_string(head_dim_) + ", not " + std::to_string(q.shape(2)));
+    check(vidkv_store_observe_queries(store_.get(), sequence, static_cast<const float *>(q.data()),
+                                      static_cast<int64_t>(q.shape(0)), static_cast<int32_t>(q.shape(1)), q.stride(0),
+                                      q.stride(1)));
 }
 
 void StoreHandle::protect(int sequence, const std::vector<int64_t> & cells) {
@@ -123,7 +129,8 @@ void attention(const StoreHandle & keys, const StoreHandle & values, const Const
     if (mask) {
         require(is_f16(*mask), "mask must be float16");
         require_rows(*mask, "mask", 2);
-        require(mask->shape(0) == q.shape(0) && static_cast<int64_t>(mask->shape(1)) >= cells, "mask must be [tokens, cells]");
+        require(mask->shape(0) == q.shape(0) && static_cast<int64_t>(mask->shape(1)) >= cells,
+                "mask must be [tokens, cells]");
         args.mask = static_cast<const uint16_t *>(mask->data());
         args.mask_stride = mask->stride(0);
     }
@@ -149,14 +156,16 @@ Cache::Cache(int layers, int kv_heads, int head_dim, int64_t cells, const vidkv_
 }
 
 vidkv_store * Cache::store(int layer, vidkv_side side) const {
-    vidkv_store * found = side == VIDKV_KEYS ? vidkv_cache_keys(cache_.get(), layer) : vidkv_cache_values(cache_.get(), layer);
+    vidkv_store * found =
+        side == VIDKV_KEYS ? vidkv_cache_keys(cache_.get(), layer) : vidkv_cache_values(cache_.get(), layer);
     if (!found) throw std::out_of_range("there is no layer " + std::to_string(layer));
     return found;
 }
 
 void Cache::require_tokens(const ConstArray & a, const char * name) const {
     require_heads(a, name);
-    require(is_dense(a) && a.shape(2) == head_dim_, std::string(name) + " must be contiguous with a head_dim of " + std::to_string(head_dim_));
+    require(is_dense(a) && a.shape(2) == head_dim_,
+            std::string(name) + " must be contiguous with a head_dim of " + std::to_string(head_dim_));
 }
 
 void Cache::append(int layer, int sequence, const ConstArray & keys, const ConstArray & values) {
@@ -185,11 +194,13 @@ void Cache::read(int layer, const std::string & side, int sequence, int64_t firs
     read_rows(store(layer, side_from(side)), sequence, first_cell, out, kv_heads_ * head_dim_);
 }
 
-void Cache::attend(int layer, const ConstArray & q, const Array & out, int sequence, bool causal, std::optional<float> scale, int threads) {
+void Cache::attend(int layer, const ConstArray & q, const Array & out, int sequence, bool causal,
+                   std::optional<float> scale, int threads) {
     require_tokens(q, "q");
     require(is_f32(out), "out must be float32");
     require_rows(out, "out", 3);
-    require(out.shape(0) == q.shape(0) && out.shape(1) == q.shape(1) && out.shape(2) == q.shape(2), "out must have the shape of q");
+    require(out.shape(0) == q.shape(0) && out.shape(1) == q.shape(1) && out.shape(2) == q.shape(2),
+            "out must have the shape of q");
     vidkv_attention_args args{};
     args.q = static_cast<const float *>(q.data());
     args.q_token_stride = q.stride(0), args.q_head_stride = q.stride(1);

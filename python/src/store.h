@@ -12,7 +12,8 @@ namespace vidkv::python {
 
 class StoreHandle {
   public:
-    StoreHandle(const std::string & side, int channels, int head_dim, const vidkv_params & params, int64_t cells, int sequences);
+    StoreHandle(const std::string & side, int channels, int head_dim, const vidkv_params & params, int64_t cells,
+                int sequences);
 
     void write(int sequence, int64_t first_cell, const ConstArray & rows);
     void read(int sequence, int64_t first_cell, const Array & out) const;
@@ -39,7 +40,8 @@ class StoreHandle {
     struct Free {
         void operator()(vidkv_store * store) const { vidkv_store_free(store); }
     };
-    StoreHandle(vidkv_store * store, size_t channels, size_t head_dim) : store_(store), channels_(channels), head_dim_(head_dim) {}
+    StoreHandle(vidkv_store * store, size_t channels, size_t head_dim)
+        : store_(store), channels_(channels), head_dim_(head_dim) {}
 
     std::unique_ptr<vidkv_store, Free> store_;
     size_t channels_, head_dim_;
@@ -59,7 +61,8 @@ class Cache {
     void protect(int sequence, const std::vector<int64_t> & cells);
     void seal(int threads);
     void read(int layer, const std::string & side, int sequence, int64_t first_cell, const Array & out);
-    void attend(int layer, const ConstArray & q, const Array & out, int sequence, bool causal, std::optional<float> scale, int threads);
+    void attend(int layer, const ConstArray & q, const Array & out, int sequence, bool causal, std::optional<float> scale,
+                int threads);
     void truncate(int sequence, int64_t length) { check(vidkv_cache_truncate(cache_.get(), sequence, length)); }
     void copy_sequence(int from, int to) { check(vidkv_cache_copy_sequence(cache_.get(), from, to)); }
     void clear() { vidkv_cache_clear(cache_.get()); }

@@ -18,7 +18,8 @@ vidkv_status refuse(std::string message) { return fail(VIDKV_E_ARGUMENT, "attent
 // never asked for, because an OpenMP runtime may end the threads that are left out.
 int worthwhile_threads(const vidkv_attention_args & args, int dims) {
     constexpr double work_for_two = 1 << 21;
-    const double work = static_cast<double>(args.tokens) * args.heads * static_cast<double>(args.cells) * dims; // may exceed any int
+    const double work =
+        static_cast<double>(args.tokens) * args.heads * static_cast<double>(args.cells) * dims; // may exceed any int
     return work >= work_for_two ? args.threads : 1;
 }
 

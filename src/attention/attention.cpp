@@ -96,9 +96,10 @@ class Attention {
     Prefetch fetch_next(int64_t page, int kv_head, int rows) const;
     int load_bias(const Block & block, int64_t first_cell, int count, Scratch & scratch) const;
     bool sees_something(int first_row, int rows, const Scratch & scratch) const;
-    void score(int64_t slot, int first_row, int rows, const PageView & view, const KeyTile * tile, int count, Prefetch & soon,
+    void score(int64_t slot, int first_row, int rows, const PageView & view, const KeyTile * tile, int count,
+               Prefetch & soon, Scratch & scratch) const;
+    void weigh(const Block & block, int first_row, int rows, SoftmaxState * states, const ValueSums & sums,
                Scratch & scratch) const;
-    void weigh(const Block & block, int first_row, int rows, SoftmaxState * states, const ValueSums & sums, Scratch & scratch) const;
     void add_open(int rows, const PageView & view, int count, const ValueSums & sums, Scratch & scratch) const;
     void merge_row(int64_t slot, int row, int head, float * out) const;
 
@@ -121,7 +122,7 @@ class Attention {
     const int key_dim_, value_dim_;
     const int64_t query_stride_, sum_stride_;
     const int heads_per_kv_head_;
-    const int64_t pages_;        // pages that hold the cells attended to
+    const int64_t pages_; // pages that hold the cells attended to
     const int block_tokens_, block_rows_;
     const int64_t state_stride_; // whole cache lines
     const int64_t token_blocks_, blocks_, batch_;
@@ -132,28 +133,30 @@ class Attention {
 
     int64_t first_block_ = 0; // of the batch at hand; slot s holds block first_block_ + s
     Workspace & workspace_ = Workspace::of_this_thread();
-    float * queries_ = nullptr;                      // [slot][row][query_stride]: scaled
-    float * planned_ = nullptr;                      // the same in the domain of sealed keys
-    float * bases_ = nullptr;                        // [slot][row]: what every sealed page adds to the score
-    float *natural_ = nullptr, *rotated_ = nullptr;  // [slot][chunk][row][sum_stride]: weighted sums of values
-    SumsUsed * used_ = nullptr;                      // [slot][chunk]
-    SoftmaxState * states_ = nullptr;                // [slot][chunk][state_stride]
+    float * queries_ = nullptr;                     // [slot][row][query_stride]: scaled
+    float * planned_ = nullptr;                     // the same in the domain of sealed keys
+    float * bases_ = nullptr;                       // [slot][row]: what every sealed page adds to the score
+    float *natural_ = nullptr, *rotated_ = nullptr; // [slot][chunk][row][sum_stride]: weighted sums of values
+    SumsUsed * used_ = nullptr;                     // [slot][chunk]
+    SoftmaxState * states_ = nullptr;               // [slot][chunk][state_stride]
     ScratchPool * scratch_ = nullptr;
 };
 
 Attention::Attention(const Store & keys, const Store & values, const vidkv_attention_args & args, const Kernels & kernels)
-    : keys_(keys), values_(values), args_(args), kernels_(kernels), key_dim_(keys.head_dim()), value_dim_(values.head_dim()),
-      query_stride_(round_up(key_dim_, 64)), sum_stride_(round_up(value_dim_, 16)), heads_per_kv_head_(args.heads / keys.kv_heads()),
-      pages_((args.cells + page_tokens - 1) / page_tokens),
+    : keys_(keys), values_(values), args_(args), kernels_(kernels), key_dim_(keys.head_dim()),
+      value_dim_(values.head_dim()), query_stride_(round_up(key_dim_, 64)), sum_stride_(round_up(value_dim_, 16)),
+      heads_per_kv_head_(args.heads / keys.kv_heads()), pages_((args.cells + page_tokens - 1) / page_tokens),
       block_tokens_(
           static_cast<int>(std::clamp<int64_t>(rows_per_block / heads_per_kv_head_, 1, std::max<int64_t>(args.tokens, 1)))),
       block_rows_(block_tokens_ * heads_per_kv_head_),
-      state_stride_(round_up(block_rows_, 64 / static_cast<int>(sizeof(SoftmaxState)))), token_blocks_((args.tokens + block_tokens_ - 1) / block_tokens_),
-      blocks_(token_blocks_ * keys.kv_heads()), batch_(std::min(blocks_, blocks_per_batch)) {
+      state_stride_(round_up(block_rows_, 64 / static_cast<int>(sizeof(SoftmaxState)))),
+      token_blocks_((args.tokens + block_tokens_ - 1) / block_tokens_), blocks_(token_blocks_ * keys.kv_heads()),
+      batch_(std::min(blocks_, blocks_per_batch)) {
     slopes_ = alibi_slopes(args.heads, args.max_bias);
     if (blocks_ == 0) return;
     has_sealed_keys_ = any_sealed(keys, args.sequence, pages_);
-    if (has_sealed_keys_ && keys.key_layout().narrow > 0) real_dft(keys.key_layout().narrow); // allocates here, not in a task
+    if (has_sealed_keys_ && keys.key_layout().narrow > 0)
+        real_dft(keys.key_layout().narrow); // allocates here, not in a task
     if (any_sealed(values, args.value_sequence, pages_) && values.value_layout().codec == VIDKV_CODEC_TRELLIS) {
         rotation_ = rotation(value_dim_);
     }
@@ -163,9 +166,11 @@ Attention::Attention(const Store & keys, const Store & values, const vidkv_atten
     chunks_ = std::max<int64_t>(1, (pages_ + chunk_pages_ - 1) / chunk_pages_);
 
     const size_t rows = static_cast<size_t>(batch_ * block_rows_), parts = static_cast<size_t>(batch_ * chunks_);
-    const size_t query_size = rows * static_cast<size_t>(query_stride_), sum_size = rows * static_cast<size_t>(chunks_ * sum_stride_);
-    workspace_.begin(Workspace::size_of<float>(query_size) * 2 + Workspace::size_of<float>(rows) + Workspace::size_of<float>(sum_size) * 2 +
-                     Workspace::size_of<SumsUsed>(parts) + Workspace::size_of<SoftmaxState>(parts * static_cast<size_t>(state_stride_)));
+    const size_t query_size = rows * static_cast<size_t>(query_stride_),
+                 sum_size = rows * static_cast<size_t>(chunks_ * sum_stride_);
+    workspace_.begin(Workspace::size_of<float>(query_size) * 2 + Workspace::size_of<float>(rows) +
+                     Workspace::size_of<float>(sum_size) * 2 + Workspace::size_of<SumsUsed>(parts) +
+                     Workspace::size_of<SoftmaxState>(parts * static_cast<size_t>(state_stride_)));
     queries_ = workspace_.take<float>(query_size);
     planned_ = workspace_.take<float>(query_size);
     bases_ = workspace_.take<float>(rows);
@@ -191,9 +196,11 @@ void Attention::run() {
         parallel_for(slots, threads_for(slots * block_rows_), [this](int64_t slot) { prepare(slot); });
         const int64_t items = slots * chunks_, share = share_of_items(items), shares = (items + share - 1) / share;
         parallel_for(shares, args_.threads, [&](int64_t s) {
-            for (int64_t i = s * share; i < std::min(items, (s + 1) * share); ++i) accumulate(i / chunks_, i % chunks_, i == s * share);
+            for (int64_t i = s * share; i < std::min(items, (s + 1) * share); ++i)
+                accumulate(i / chunks_, i % chunks_, i == s * share);
         });
-        parallel_for(slots, threads_for(slots * block_rows_ * chunks_ / rows_per_merge), [this](int64_t slot) { finish(slot); });
+        parallel_for(slots, threads_for(slots * block_rows_ * chunks_ / rows_per_merge),
+                     [this](int64_t slot) { finish(slot); });
     }
 }
 
@@ -232,7 +239,9 @@ void Attention::prepare(int64_t slot) {
 
 // How many neighbouring items a thread takes at once: each item fetches the first page of the next one, and the threads should
 // finish together.
-int64_t Attention::share_of_items(int64_t items) const { return std::max<int64_t>(1, items / (args_.threads * int64_t{16})); }
+int64_t Attention::share_of_items(int64_t items) const {
+    return std::max<int64_t>(1, items / (args_.threads * int64_t{16}));
+}
 
 // cold: the first page was not fetched by the item before.
 void Attention::accumulate(int64_t slot, int64_t chunk, bool cold) {
@@ -248,7 +257,8 @@ void Attention::accumulate(int64_t slot, int64_t chunk, bool cold) {
 // Clears the sums that values of such a page are added to, if nothing was added to them yet.
 void Attention::open_sums(const Block & block, int64_t slot, int64_t chunk, const PageView & values) const {
     SumsUsed & used = used_[slot * chunks_ + chunk];
-    const bool sealed = values.state == PageState::sealed, rotated = sealed && values_.value_layout().codec == VIDKV_CODEC_TRELLIS;
+    const bool sealed = values.state == PageState::sealed,
+               rotated = sealed && values_.value_layout().codec == VIDKV_CODEC_TRELLIS;
     const bool natural = values.state == PageState::open || (sealed && (!rotated || values.sink_count > 0));
     const int64_t at = first_row(slot, chunk) * sum_stride_, count = block.rows * sum_stride_;
     if (natural && !used.natural) std::fill_n(natural_ + at, count, 0.0f);
@@ -268,7 +278,8 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, in
     Prefetch soon = fetch_next(page + 1, block.kv_head, block.rows);
     std::optional<KeyTile> key_tile;
     if (keys.state == PageState::sealed) {
-        key_tile.emplace(kernels_, keys_.key_layout(), key_page(keys_.key_layout(), keys.page, block.kv_head), block.rows, scratch);
+        key_tile.emplace(kernels_, keys_.key_layout(), key_page(keys_.key_layout(), keys.page, block.kv_head), block.rows,
+                         scratch);
     }
     std::optional<ValueTile> value_tile;
     if (values.state == PageState::sealed) {
@@ -367,7 +378,8 @@ void Attention::score(int64_t slot, int first_row, int rows, const PageView & vi
     }
     if (tile && view.sink_count > 0) {
         alignas(64) float sinks[row_block * page_tokens];
-        kernels_.score_halves(natural, query_stride_, rows, {view.sink_rows, keys_.channels(), view.sink_count, key_dim_}, sinks);
+        kernels_.score_halves(natural, query_stride_, rows, {view.sink_rows, keys_.channels(), view.sink_count, key_dim_},
+                              sinks);
         for (int r = 0; r < rows; ++r) std::copy_n(sinks + r * page_tokens, view.sink_count, scores + r * page_tokens);
     }
 }
@@ -397,8 +409,8 @@ void Attention::add_open(int rows, const PageView & view, int count, const Value
     const int n = sealed ? std::min(view.sink_count, count) : count;
     if (n == 0) return;
     float * weights = scratch.scores.get();
-    kernels_.add_halves(weights, rows, {sealed ? view.sink_rows : view.rows, values_.channels(), n, value_dim_}, sums.natural,
-                        sums.stride);
+    kernels_.add_halves(weights, rows, {sealed ? view.sink_rows : view.rows, values_.channels(), n, value_dim_},
+                        sums.natural, sums.stride);
     if (!sealed) return;
     for (int r = 0; r < rows; ++r) std::fill_n(weights + r * page_tokens, n, 0.0f);
 }

@@ -33,7 +33,7 @@ struct KeyCodes {
     bool known = false; // paper: the same for all pages
     std::array<LevelRun, largest_head_dim / 4> runs;
     int run_count = 0;
-    alignas(64) float step[largest_head_dim]; // trellis: in units of the channel's scale
+    alignas(64) float step[largest_head_dim];     // trellis: in units of the channel's scale
     alignas(64) uint8_t offset[largest_head_dim]; // twice the levels' middle
 };
 
@@ -44,21 +44,21 @@ inline size_t value_meta_size(int value_dim) {
 struct Scratch {
     explicit Scratch(const ScratchShape & s);
 
-    AlignedArray<uint8_t> levels;        // of keys, then of values
+    AlignedArray<uint8_t> levels; // of keys, then of values
     KeyCodes codes;
-    AlignedArray<float> step, center;    // [largest_groups][key_dim rounded up to 64]
-    AlignedArray<float> value_meta;      // paper: steps and minima of all groups; trellis: one scale per slot
+    AlignedArray<float> step, center;             // [largest_groups][key_dim rounded up to 64]
+    AlignedArray<float> value_meta;               // paper: steps and minima of all groups; trellis: one scale per slot
     std::array<uint8_t, page_tokens> slot_tokens; // of values, where some tokens are protected
-    FoldedQueries folded[largest_groups]; // of the row block at hand
-    AlignedArray<float> scores;          // [row_block][page_tokens]: scores, then weights
-    AlignedArray<PackedWeights> weights; // [row blocks]
-    AlignedArray<float> bias;            // [tokens][page_tokens]: mask, -inf past the end
-    AlignedArray<MaskKind> mask;         // [tokens]: what the token sees of this page
+    FoldedQueries folded[largest_groups];         // of the row block at hand
+    AlignedArray<float> scores;                   // [row_block][page_tokens]: scores, then weights
+    AlignedArray<PackedWeights> weights;          // [row blocks]
+    AlignedArray<float> bias;                     // [tokens][page_tokens]: mask, -inf past the end
+    AlignedArray<MaskKind> mask;                  // [tokens]: what the token sees of this page
 };
 
 inline Scratch::Scratch(const ScratchShape & s)
-    : levels(uninitialized<uint8_t>(
-          static_cast<size_t>(page_tokens * (s.key_dim > s.value_dim ? s.key_dim : round_up(s.value_dim, 16)) + level_slack))),
+    : levels(uninitialized<uint8_t>(static_cast<size_t>(
+          page_tokens * (s.key_dim > s.value_dim ? s.key_dim : round_up(s.value_dim, 16)) + level_slack))),
       step(uninitialized<float>(static_cast<size_t>(largest_groups * round_up(s.key_dim, 64)))),
       center(uninitialized<float>(static_cast<size_t>(largest_groups * round_up(s.key_dim, 64)))),
       value_meta(uninitialized<float>(value_meta_size(s.value_dim))),
@@ -77,7 +77,8 @@ class ScratchPool {
     };
 
   public:
-    ScratchPool(size_t count, const ScratchShape & shape) : shape_(shape), count_(count), slots_(std::make_unique<Slot[]>(count)) {
+    ScratchPool(size_t count, const ScratchShape & shape)
+        : shape_(shape), count_(count), slots_(std::make_unique<Slot[]>(count)) {
         for (size_t i = 0; i < count; ++i) slots_[i].scratch = std::make_unique<Scratch>(shape);
     }
 

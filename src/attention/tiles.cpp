@@ -20,7 +20,8 @@ const CodeTable & code_table() {
         CodeTable made;
         for (int i = 1; i <= static_cast<int>(QuadCode::uniform2); ++i) {
             const auto code = static_cast<QuadCode>(i);
-            made[static_cast<size_t>(i)] = {level_grid(code).step, largest_level(code), static_cast<int>(quad_bytes(code, page_tokens))};
+            made[static_cast<size_t>(i)] = {level_grid(code).step, largest_level(code),
+                                            static_cast<int>(quad_bytes(code, page_tokens))};
         }
         return made;
     }();
@@ -40,7 +41,8 @@ KeyTile::KeyTile(const Kernels & kernels, const KeyLayout & layout, const KeyPag
     if (by_codes_) return;
     for (int i = 0; i < scratch.codes.run_count; ++i) {
         const LevelRun & run = scratch.codes.runs[i];
-        kernels.unpack_quads(run.code, run.packed, page_tokens, run.quads, page_tokens * 4, scratch.levels.get() + run.first * page_tokens * 4);
+        kernels.unpack_quads(run.code, run.packed, page_tokens, run.quads, page_tokens * 4,
+                             scratch.levels.get() + run.first * page_tokens * 4);
     }
 }
 
@@ -57,12 +59,15 @@ void KeyTile::learn_paper(const KeyPage & page) {
     }
     const uint8_t * narrow_codes = page.codes + static_cast<size_t>(wide / 4) * quad_bytes(QuadCode::uniform2, page_tokens);
     codes.run_count = 0;
-    if (wide > 0) codes.runs[codes.run_count++] = {0, wide / 4, largest_level(QuadCode::uniform2), QuadCode::uniform2, page.codes};
-    if (narrow > 0) codes.runs[codes.run_count++] = {wide / 4, narrow / 4, largest_level(QuadCode::uniform1), QuadCode::uniform1, narrow_codes};
+    if (wide > 0)
+        codes.runs[codes.run_count++] = {0, wide / 4, largest_level(QuadCode::uniform2), QuadCode::uniform2, page.codes};
+    if (narrow > 0)
+        codes.runs[codes.run_count++] = {wide / 4, narrow / 4, largest_level(QuadCode::uniform1), QuadCode::uniform1,
+                                         narrow_codes};
     const uint8_t * meta = page.meta;
     alignas(64) float minimum[largest_head_dim];
     for (int g = 0; g < layout_.groups(); ++g, meta += 2 * (2 * wide + narrow)) {
-        float * step = scratch_.step.get() + g * padded_, * center = scratch_.center.get() + g * padded_;
+        float *step = scratch_.step.get() + g * padded_, *center = scratch_.center.get() + g * padded_;
         kernels_.load_halves(meta, wide, step);
         kernels_.load_halves(meta + 2 * wide, wide, minimum);
         kernels_.load_halves(meta + 4 * wide, narrow, step + wide);
@@ -82,7 +87,7 @@ void KeyTile::learn_trellis(const KeyPage & page) {
         std::fill_n(scratch_.center.get(), padded_, 0.0f);
     }
     codes.run_count = 0;
-    const uint8_t * quad_codes = page.meta + 2 * head_dim, * packed = page.codes;
+    const uint8_t *quad_codes = page.meta + 2 * head_dim, *packed = page.codes;
     const auto code_of = [&](int quad) { return quad_codes[quad / 2] >> (quad % 2 * 4) & 15; };
     const CodeTable & table = code_table();
     for (int quad = 0, n; quad < quads; quad += n) {
@@ -94,7 +99,8 @@ void KeyTile::learn_trellis(const KeyPage & page) {
                 codes.offset[c] = static_cast<uint8_t>(entry.largest);
             }
         }
-        if (entry.largest > 0) codes.runs[codes.run_count++] = {quad, n, entry.largest, static_cast<QuadCode>(code), packed};
+        if (entry.largest > 0)
+            codes.runs[codes.run_count++] = {quad, n, entry.largest, static_cast<QuadCode>(code), packed};
         packed += n * entry.page_bytes;
     }
     kernels_.load_key_scales(page.meta, head_dim, codes.step, scratch_.step.get(), scratch_.center.get());
@@ -102,16 +108,18 @@ void KeyTile::learn_trellis(const KeyPage & page) {
 }
 
 void KeyTile::score(const QueryRows & queries, Prefetch & soon) const {
-    const KeySteps steps{scratch_.step.get(), scratch_.codes.offset, scratch_.center.get(), padded_, centered_, layout_.groups()};
+    const KeySteps steps{scratch_.step.get(), scratch_.codes.offset, scratch_.center.get(), padded_,
+                         centered_,           layout_.groups()};
     kernels_.fold_queries(queries.q, queries.stride, queries.rows, steps, queries.base, scratch_.folded);
     const auto product = by_codes_ ? kernels_.score_codes : kernels_.score_levels;
     for (int g = 0; g < layout_.groups(); ++g) {
-        product({scratch_.levels.get(), scratch_.codes.runs.data(), scratch_.codes.run_count, g * layout_.group, layout_.group,
-                 &scratch_.folded[g], queries.rows, scratch_.scores.get(), &soon});
+        product({scratch_.levels.get(), scratch_.codes.runs.data(), scratch_.codes.run_count, g * layout_.group,
+                 layout_.group, &scratch_.folded[g], queries.rows, scratch_.scores.get(), &soon});
     }
 }
 
-ValueTile::ValueTile(const Kernels & kernels, const ValueLayout & layout, const ValuePage & page, int rows, Scratch & scratch)
+ValueTile::ValueTile(const Kernels & kernels, const ValueLayout & layout, const ValuePage & page, int rows,
+                     Scratch & scratch)
     : kernels_(kernels), layout_(layout), page_(page), scratch_(scratch),
       stride_((layout.codec == VIDKV_CODEC_PAPER ? layout.head_dim : round_up(layout.head_dim, 16)) * 4),
       groups_(layout.codec == VIDKV_CODEC_PAPER ? layout.groups() : 1) {
@@ -142,7 +150,7 @@ void ValueTile::learn_trellis() {
 }
 
 void ValueTile::learn_paper() {
-    const uint8_t * meta = page_.meta, * codes = page_.codes;
+    const uint8_t *meta = page_.meta, *codes = page_.codes;
     const int head_dim = layout_.head_dim, quads = layout_.group / 4;
     float * to = scratch_.value_meta.get();
     run_count_ = 1;

@@ -62,11 +62,11 @@ class ValueTile {
     Scratch & scratch_;
     const int stride_; // bytes from quad to quad of levels
     const int groups_;
-    bool by_codes_ = false; // products read the codes; otherwise unpacked levels
+    bool by_codes_ = false;            // products read the codes; otherwise unpacked levels
     LevelRun runs_[largest_groups][2]; // per group; code none: ternary digits
     int run_count_ = 0;
     const float * slot_scale_ = nullptr;
-    const float * step_[largest_groups] = {}, * base_[largest_groups] = {}; // paper: per group
+    const float *step_[largest_groups] = {}, *base_[largest_groups] = {}; // paper: per group
 };
 
 } // namespace vidkv

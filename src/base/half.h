@@ -19,7 +19,7 @@ inline uint16_t float_to_half(float f) {
     const uint32_t bits = std::bit_cast<uint32_t>(f);
     const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
     const uint32_t magnitude = bits & 0x7fffffffu;
-    if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u); // NaN
+    if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);  // NaN
     if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u); // rounds past 65504, or infinite
     if (magnitude < 0x38800000u) { // subnormal half: let float addition round at 2^-24
         const float rounded = std::bit_cast<float>(magnitude) + 0.5f;

@@ -33,8 +33,9 @@ vidkv_status Cache::append(int layer, int sequence, int64_t n, const float * k, 
     Layer & target = layers_[layer];
     int64_t & length = target.lengths[sequence];
     if (n > shape_.cells - length) {
-        return fail(VIDKV_E_ARGUMENT, "the cache is full: " + std::to_string(length) + " of " + std::to_string(shape_.cells) +
-                                          " cells are taken, " + std::to_string(n) + " more are wanted");
+        return fail(VIDKV_E_ARGUMENT, "the cache is full: " + std::to_string(length) + " of " +
+                                          std::to_string(shape_.cells) + " cells are taken, " + std::to_string(n) +
+                                          " more are wanted");
     }
     std::vector<int64_t> cells(static_cast<size_t>(n));
     std::iota(cells.begin(), cells.end(), length);

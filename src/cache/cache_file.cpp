@@ -101,7 +101,8 @@ vidkv_status Cache::load(const char * path) {
     }
     if (file.size() < wanted.size() + checksum_bytes) return fail(VIDKV_E_FORMAT, name + "is cut off; save it again");
     if (std::memcmp(file.data(), wanted.data(), wanted.size()) != 0) {
-        return fail(VIDKV_E_FORMAT, name + "was saved with another preset or shape; load it into a cache like the one saved");
+        return fail(VIDKV_E_FORMAT,
+                    name + "was saved with another preset or shape; load it into a cache like the one saved");
     }
     const size_t end = file.size() - checksum_bytes;
     if (checksum(file.data(), end) != load_at<uint64_t>(file.data() + end)) {

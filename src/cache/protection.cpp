@@ -55,7 +55,8 @@ vidkv_status Store::protect(int sequence, const int64_t * cells, int64_t n) {
     }
     if (n > 0) sequences_[sequence].host_marks = true;
     for (int64_t i = 0; i < n; ++i) {
-        sequences_[sequence].pages[cells[i] / page_tokens].marked[cells[i] % page_tokens / 64] |= uint64_t{1} << (cells[i] % 64);
+        sequences_[sequence].pages[cells[i] / page_tokens].marked[cells[i] % page_tokens / 64] |= uint64_t{1}
+                                                                                                  << (cells[i] % 64);
     }
     return VIDKV_OK;
 }
@@ -73,7 +74,9 @@ vidkv_status Store::protect_by_queries(const Store & keys, float scale) {
 void Store::mark_by_queries(int s, const std::vector<int64_t> & candidates, const Store & keys, float scale) {
     Sequence & sequence = sequences_[s];
     const Sequence & key_sequence = keys.sequences_[s];
-    if (!packs() || params_.protect <= 0.0f || sequence.host_marks || !key_sequence.queries || key_sequence.queries->empty()) return;
+    if (!packs() || params_.protect <= 0.0f || sequence.host_marks || !key_sequence.queries ||
+        key_sequence.queries->empty())
+        return;
     std::vector<int64_t> pages;
     for (const int64_t index : candidates) {
         const Page & page = sequence.pages[index];

@@ -45,7 +45,8 @@ Use use_of(const OpenPage & page) {
 KeyRows gather_keys(const OpenPage & page, int head, int head_dim, int kv_heads) {
     KeyRows x(static_cast<size_t>(head_dim) * page_tokens);
     for (int t = 0; t < page_tokens; ++t) {
-        const uint16_t * row = page.rows + static_cast<size_t>(t) * kv_heads * head_dim + static_cast<size_t>(head) * head_dim;
+        const uint16_t * row =
+            page.rows + static_cast<size_t>(t) * kv_heads * head_dim + static_cast<size_t>(head) * head_dim;
         for (int c = 0; c < head_dim; ++c) x[c * page_tokens + t] = sanitize(half_to_float(row[c]));
     }
     return x;
@@ -113,8 +114,8 @@ class KeySealing {
         const KeyPage place = key_page(layout_, data, static_cast<int>(head));
         uint8_t *codes = data + (place.codes - data), *meta = data + (place.meta - data);
         if (kept_[page]) return encode_packed_keys(plans_[head], packed_[i], use_of_page(page), codes, meta);
-        encode_trellis_keys(plans_[head], feedback_[head], &codes_[page][head * static_cast<size_t>(layout_.head_dim / 4)], rows_[i],
-                            feedback_[head].page(page), codes, meta);
+        encode_trellis_keys(plans_[head], feedback_[head], &codes_[page][head * static_cast<size_t>(layout_.head_dim / 4)],
+                            rows_[i], feedback_[head].page(page), codes, meta);
     }
 
   private:
@@ -144,10 +145,10 @@ class KeySealing {
     const std::vector<OpenPage> & pages_;
     std::vector<SealedPage> & sealed_;
     bool choose_;
-    std::vector<KeyRows> rows_;         // [page][head]
-    std::vector<uint8_t> use_;          // [page][128]
-    std::vector<KeyFeedback> feedback_; // [head], trellis
-    std::vector<PackedHead> packed_;    // [page][head], trellis: pages packed before
+    std::vector<KeyRows> rows_;                // [page][head]
+    std::vector<uint8_t> use_;                 // [page][128]
+    std::vector<KeyFeedback> feedback_;        // [head], trellis
+    std::vector<PackedHead> packed_;           // [page][head], trellis: pages packed before
     std::vector<std::vector<QuadCode>> codes_; // [page], trellis
     std::vector<uint8_t> kept_;                // [page], trellis: the codes are those it had before
 };
@@ -170,7 +171,8 @@ PageBits choose_protected(const ValueLayout & layout, const OpenPage & page, int
 
 void encode_value_head(const ValueLayout & layout, const OpenPage & page, size_t head, int units, uint8_t * data) {
     const ValuePage place = value_page(layout, data, static_cast<int>(head));
-    const size_t head_dim = static_cast<size_t>(layout.head_dim), channels = head_dim * static_cast<size_t>(layout.kv_heads);
+    const size_t head_dim = static_cast<size_t>(layout.head_dim),
+                 channels = head_dim * static_cast<size_t>(layout.kv_heads);
     std::vector<float> x(page_tokens * head_dim);
     const auto tokens = slot_tokens(place);
     Use use;
@@ -232,7 +234,9 @@ void seal_keys(std::vector<KeySealing> & sealings, int threads) {
 
 // Floats that key jobs are gathered into.
 size_t gathered(const SealJob & job) {
-    return job.key_layout ? job.pages.size() * page_tokens * static_cast<size_t>(job.key_layout->head_dim) * static_cast<size_t>(job.key_layout->kv_heads) : 0;
+    return job.key_layout ? job.pages.size() * page_tokens * static_cast<size_t>(job.key_layout->head_dim) *
+                                static_cast<size_t>(job.key_layout->kv_heads)
+                          : 0;
 }
 
 } // namespace
@@ -243,7 +247,9 @@ void seal(std::vector<SealJob> & jobs, int threads) {
     for (SealJob & job : jobs) {
         if (job.value_layout) values.emplace_back(job);
     }
-    for_all(values, threads, [](const ValueSealing & s) { return s.pages() * s.heads(); }, [](ValueSealing & s, size_t i) { s.encode(i); });
+    for_all(
+        values, threads, [](const ValueSealing & s) { return s.pages() * s.heads(); },
+        [](ValueSealing & s, size_t i) { s.encode(i); });
     std::vector<KeySealing> keys; // as many at once as fit into that memory
     size_t sum = 0;
     for (SealJob & job : jobs) {

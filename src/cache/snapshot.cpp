@@ -104,7 +104,8 @@ bool Store::load_page(const Sequence & sequence, int64_t index, Page & page, Byt
     page.data = make_page(page.bytes);
     in.bytes(page.data.get(), page.bytes);
     if (!sealed) return in.ok();
-    return in.ok() && (keys ? is_sound(key_layout_, page.data.get(), page.bytes) : is_sound(value_layout_, page.data.get(), page.bytes));
+    return in.ok() && (keys ? is_sound(key_layout_, page.data.get(), page.bytes)
+                            : is_sound(value_layout_, page.data.get(), page.bytes));
 }
 
 vidkv_status Store::load(ByteReader & in) {
@@ -112,7 +113,8 @@ vidkv_status Store::load(ByteReader & in) {
     const bool keep_open = in.number<uint8_t>() != 0;
     const vidkv_status broken = VIDKV_E_FORMAT;
     if (!in.ok() || head_dim < 0) return fail(broken, "the saved cache is cut off");
-    if (head_dim != 0 && set_head_dim(head_dim) != VIDKV_OK) return fail(broken, "the saved cache is altered: " + std::string(last_error()));
+    if (head_dim != 0 && set_head_dim(head_dim) != VIDKV_OK)
+        return fail(broken, "the saved cache is altered: " + std::string(last_error()));
     keep_open_ = keep_open;
     clear();
     for (Sequence & sequence : sequences_) {

@@ -33,19 +33,24 @@ int64_t seal_age(const vidkv_params & params) { return std::max(params.residual_
 
 vidkv_status check_store(const vidkv_store_shape & shape, const vidkv_params & params) {
     if (vidkv_status status = check_params(params, shape.head_dim)) return status;
-    if (shape.side != VIDKV_KEYS && shape.side != VIDKV_VALUES) return fail(VIDKV_E_ARGUMENT, "side must be keys or values");
+    if (shape.side != VIDKV_KEYS && shape.side != VIDKV_VALUES)
+        return fail(VIDKV_E_ARGUMENT, "side must be keys or values");
     if (shape.channels < 1 || shape.channels > most_channels) {
-        return fail(VIDKV_E_ARGUMENT, "channels must be 1 to " + std::to_string(most_channels) + "; got " + std::to_string(shape.channels));
+        return fail(VIDKV_E_ARGUMENT,
+                    "channels must be 1 to " + std::to_string(most_channels) + "; got " + std::to_string(shape.channels));
     }
     if (shape.sequences < 1 || shape.sequences > most_sequences) {
-        return fail(VIDKV_E_ARGUMENT, "sequences must be 1 to " + std::to_string(most_sequences) + "; got " + std::to_string(shape.sequences));
+        return fail(VIDKV_E_ARGUMENT, "sequences must be 1 to " + std::to_string(most_sequences) + "; got " +
+                                          std::to_string(shape.sequences));
     }
     if (shape.cells < 1 || shape.cells > INT32_MAX) return fail(VIDKV_E_ARGUMENT, "cells must be 1 to 2147483647");
     if (shape.head_dim == 0) return VIDKV_OK;
     if (shape.channels % shape.head_dim != 0) return fail(VIDKV_E_ARGUMENT, "head_dim must divide the number of channels");
-    const bool trellis_keys = shape.side == VIDKV_KEYS && params.key_codec == VIDKV_CODEC_TRELLIS && !is_f16(params, VIDKV_KEYS);
+    const bool trellis_keys =
+        shape.side == VIDKV_KEYS && params.key_codec == VIDKV_CODEC_TRELLIS && !is_f16(params, VIDKV_KEYS);
     if (trellis_keys && make_key_layout(params, shape.head_dim, shape.channels / shape.head_dim).quad_bits > UINT16_MAX) {
-        return fail(VIDKV_E_ARGUMENT, "trellis keys of " + std::to_string(shape.channels) + " channels at these bits do not fit the format: use fewer bits");
+        return fail(VIDKV_E_ARGUMENT, "trellis keys of " + std::to_string(shape.channels) +
+                                          " channels at these bits do not fit the format: use fewer bits");
     }
     return VIDKV_OK;
 }
@@ -142,12 +147,15 @@ void Store::decode_page(const Sequence & sequence, int64_t index, uint16_t * row
     const bool keys = shape_.side == VIDKV_KEYS;
     std::vector<float> x(static_cast<size_t>(page_tokens) * head_dim);
     for (int head = 0; head < kv_heads(); ++head) {
-        if (keys) decode_keys(key_layout_, sequence.plans[head], key_page(key_layout_, page.data.get(), head), x.data());
-        else decode_values(value_layout_, value_page(value_layout_, page.data.get(), head), x.data());
+        if (keys)
+            decode_keys(key_layout_, sequence.plans[head], key_page(key_layout_, page.data.get(), head), x.data());
+        else
+            decode_values(value_layout_, value_page(value_layout_, page.data.get(), head), x.data());
         for (int t = 0; t < page_tokens; ++t) {
             if (!test(page.written, t)) continue;
             uint16_t * row = rows + t * channels + static_cast<size_t>(head) * head_dim;
-            for (int c = 0; c < head_dim; ++c) row[c] = float_to_half(sanitize(x[keys ? c * page_tokens + t : t * head_dim + c]));
+            for (int c = 0; c < head_dim; ++c)
+                row[c] = float_to_half(sanitize(x[keys ? c * page_tokens + t : t * head_dim + c]));
         }
     }
     for (int t = 0; t < sinks_in(sequence, index); ++t) {
@@ -245,7 +253,8 @@ SealJob Store::seal_job(const Sequence & sequence, const std::vector<int64_t> & 
     job.statistics = sequence.queries.get();
     for (const int64_t index : pages) {
         const Page & page = sequence.pages[index];
-        job.pages.push_back({reinterpret_cast<const uint16_t *>(page.data.get()), used_cells(sequence, index), page.marked});
+        job.pages.push_back(
+            {reinterpret_cast<const uint16_t *>(page.data.get()), used_cells(sequence, index), page.marked});
         const size_t elements = static_cast<size_t>(sinks_in(sequence, index)) * static_cast<size_t>(shape_.channels);
         job.sink_rows.push_back(elements ? std::make_unique<uint16_t[]>(elements) : nullptr);
         if (elements) std::memcpy(job.sink_rows.back().get(), page.data.get(), elements * 2);
@@ -294,7 +303,8 @@ void seal_pages(std::vector<SealOrder> & orders, int threads) {
     }
     std::erase_if(orders, [](const SealOrder & order) { return order.pages.empty(); });
     std::vector<SealJob> jobs;
-    for (SealOrder & order : orders) jobs.push_back(order.store->seal_job(order.store->sequences_[order.sequence], order.pages));
+    for (SealOrder & order : orders)
+        jobs.push_back(order.store->seal_job(order.store->sequences_[order.sequence], order.pages));
     seal(jobs, threads);
     for (size_t i = 0; i < orders.size(); ++i) {
         orders[i].store->take_sealed(orders[i].store->sequences_[orders[i].sequence], orders[i].pages, jobs[i]);
@@ -306,7 +316,8 @@ vidkv_status Store::truncate(int sequence, int64_t first_cell) {
     Sequence & seq = sequences_[sequence];
     const int64_t cut = first_cell / page_tokens;
     const int kept = static_cast<int>(first_cell % page_tokens);
-    if (kept != 0 && seq.pages[cut].state == PageState::sealed) open_page(seq, cut); // the one thing that may fail comes first
+    if (kept != 0 && seq.pages[cut].state == PageState::sealed)
+        open_page(seq, cut); // the one thing that may fail comes first
     for (int64_t i = pages_per_sequence_ - 1; i >= cut; --i) {
         Page & page = seq.pages[i];
         if (i > cut || kept == 0) {
@@ -354,16 +365,19 @@ vidkv_status Store::erase(int sequence, const int64_t * cells, int64_t n) {
 }
 
 vidkv_status Store::begin(int sequence, int64_t index) {
-    if (index < 0 || index >= pages_per_sequence_) return fail(VIDKV_E_ARGUMENT, "page " + std::to_string(index) + " does not exist");
+    if (index < 0 || index >= pages_per_sequence_)
+        return fail(VIDKV_E_ARGUMENT, "page " + std::to_string(index) + " does not exist");
     if (vidkv_status status = check_range(sequence, 0, 0)) return status;
     Page & page = sequences_[sequence].pages[index];
-    if (page.state != PageState::empty) return fail(VIDKV_E_ARGUMENT, "page " + std::to_string(index) + " is written already");
+    if (page.state != PageState::empty)
+        return fail(VIDKV_E_ARGUMENT, "page " + std::to_string(index) + " is written already");
     page.begins = sequences_[sequence].host_begins = true;
     return VIDKV_OK;
 }
 
 bool Store::began() const {
-    return std::any_of(sequences_.begin(), sequences_.end(), [](const Sequence & sequence) { return sequence.host_begins; });
+    return std::any_of(sequences_.begin(), sequences_.end(),
+                       [](const Sequence & sequence) { return sequence.host_begins; });
 }
 
 void Store::clear() {

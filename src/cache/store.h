@@ -96,30 +96,33 @@ class Store {
 
   private:
     struct Page {
-        PageData data;          // open: f16 rows; sealed: codes and meta of all heads; empty: null
-        std::unique_ptr<uint16_t[]> sink_rows; // [sink_tokens][channels], while a page that begins with sink cells is sealed
+        PageData data; // open: f16 rows; sealed: codes and meta of all heads; empty: null
+        std::unique_ptr<uint16_t[]>
+            sink_rows; // [sink_tokens][channels], while a page that begins with sink cells is sealed
         PageBits written{};
         PageBits marked{};      // to protect
         int64_t last_write = 0; // the sequence's write count after this page's newest write
         uint32_t bytes = 0;     // of data
         PageState state = PageState::empty;
-        bool released = false;  // empty here; its bytes are read from a copy elsewhere
-        bool begins = false;    // begin() was called for it
+        bool released = false; // empty here; its bytes are read from a copy elsewhere
+        bool begins = false;   // begin() was called for it
     };
     struct Sequence {
         std::vector<Page> pages;
-        std::vector<int64_t> open;             // the open pages in no order: sealing looks at these alone
-        std::vector<ChannelPlan> plans;        // one per KV head, keys only; empty until the first seal
+        std::vector<int64_t> open;                // the open pages in no order: sealing looks at these alone
+        std::vector<ChannelPlan> plans;           // one per KV head, keys only; empty until the first seal
         std::unique_ptr<QueryStatistics> queries; // trellis keys, once queries were observed
-        int64_t writes = 0;                    // rows written since the last clear
-        int64_t sealed_pages = 0; // released ones too: they keep the plans
-        bool host_marks = false;               // protect() was called
-        bool host_begins = false;              // begin() was called: otherwise the first page begins with sink cells
+        int64_t writes = 0;                       // rows written since the last clear
+        int64_t sealed_pages = 0;                 // released ones too: they keep the plans
+        bool host_marks = false;                  // protect() was called
+        bool host_begins = false;                 // begin() was called: otherwise the first page begins with sink cells
     };
 
     size_t open_bytes() const { return static_cast<size_t>(page_tokens) * static_cast<size_t>(shape_.channels) * 2; }
     size_t plan_bytes() const;
-    size_t sink_bytes() const { return static_cast<size_t>(params_.sink_tokens) * static_cast<size_t>(shape_.channels) * 2; }
+    size_t sink_bytes() const {
+        return static_cast<size_t>(params_.sink_tokens) * static_cast<size_t>(shape_.channels) * 2;
+    }
     int sinks_in(const Sequence & sequence, int64_t page) const {
         return (sequence.host_begins ? sequence.pages[page].begins : page == 0) ? params_.sink_tokens : 0;
     }
@@ -129,7 +132,7 @@ class Store {
     bool is_due(const Sequence & sequence, int64_t page) const;
     std::vector<int64_t> due_pages(const Sequence & sequence) const;
     PageBits used_cells(const Sequence & sequence, int64_t index) const; // written and no sink tokens
-    void recount(Sequence & sequence) const;                     // derives `open` and `sealed_pages` from the pages
+    void recount(Sequence & sequence) const;                             // derives `open` and `sealed_pages` from the pages
     uint16_t * open_page(Sequence & sequence, int64_t index);
     void decode_page(const Sequence & sequence, int64_t index, uint16_t * rows) const;
     Sequence copy_of(const Sequence & source) const;

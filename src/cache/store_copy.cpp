@@ -55,7 +55,8 @@ vidkv_status Store::resize(int64_t cells, int sequences) {
         for (int64_t i = cells; i < shape_.cells; ++i) {
             const PageBits & written = sequence.pages[i / page_tokens].written;
             if (written[i % page_tokens / 64] >> (i % 64) & 1u) {
-                return fail(VIDKV_E_ARGUMENT, "cell " + std::to_string(i) + " is written: truncate before making a store smaller");
+                return fail(VIDKV_E_ARGUMENT,
+                            "cell " + std::to_string(i) + " is written: truncate before making a store smaller");
             }
         }
     }
@@ -111,7 +112,8 @@ vidkv_status Store::channel_plan(int sequence, int kv_head, uint16_t * order, ui
 
 vidkv_status Store::release_page(int sequence, int64_t index) {
     if (vidkv_status status = check_range(sequence, 0, 0)) return status;
-    if (index < 0 || index >= pages_per_sequence_) return fail(VIDKV_E_ARGUMENT, "there is no page " + std::to_string(index));
+    if (index < 0 || index >= pages_per_sequence_)
+        return fail(VIDKV_E_ARGUMENT, "there is no page " + std::to_string(index));
     Page & page = sequences_[sequence].pages[index];
     if (page.state == PageState::empty) return fail(VIDKV_E_ARGUMENT, "page " + std::to_string(index) + " is empty");
     const PageBits marked = page.marked;

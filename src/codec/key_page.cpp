@@ -49,7 +49,8 @@ void trellis_affine(const KeyLayout & layout, const ChannelPlan & plan, const ui
 
 const uint8_t * key_code_start(const KeyLayout & layout, const uint8_t * page, int head) {
     if (layout.codec == VIDKV_CODEC_PAPER) return page;
-    return page + layout.head_codes + static_cast<size_t>(layout.kv_heads) * layout.head_meta + static_cast<size_t>(head) * sizeof(uint16_t);
+    return page + layout.head_codes + static_cast<size_t>(layout.kv_heads) * layout.head_meta +
+           static_cast<size_t>(head) * sizeof(uint16_t);
 }
 
 KeyPage key_page(const KeyLayout & layout, const uint8_t * page, int head) {

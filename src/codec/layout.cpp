@@ -21,7 +21,8 @@ KeyLayout trellis_keys(KeyLayout layout, float key_bits) {
 
 KeyLayout paper_keys(KeyLayout layout, const vidkv_params & params) {
     layout.group = params.group_size;
-    layout.wide = round_to(static_cast<int>(std::lround(static_cast<float>(layout.head_dim) * (params.key_bits - 1.0f))), 4);
+    layout.wide =
+        round_to(static_cast<int>(std::lround(static_cast<float>(layout.head_dim) * (params.key_bits - 1.0f))), 4);
     layout.narrow = layout.head_dim - layout.wide;
     layout.head_codes = static_cast<size_t>(layout.wide / 4) * quad_bytes(QuadCode::uniform2, page_tokens) +
                         static_cast<size_t>(layout.narrow / 4) * quad_bytes(QuadCode::uniform1, page_tokens);
@@ -31,7 +32,10 @@ KeyLayout paper_keys(KeyLayout layout, const vidkv_params & params) {
 }
 
 QuadCode trellis_of(float bits) {
-    return bits == 1.0f ? QuadCode::trellis1 : bits == 1.5f ? QuadCode::trellis1_5 : bits == 2.0f ? QuadCode::trellis2 : QuadCode::trellis3;
+    return bits == 1.0f   ? QuadCode::trellis1
+           : bits == 1.5f ? QuadCode::trellis1_5
+           : bits == 2.0f ? QuadCode::trellis2
+                          : QuadCode::trellis3;
 }
 
 } // namespace

@@ -21,11 +21,11 @@ constexpr size_t quad_bit_bytes = page_tokens / 2; // of a key page: a bit for e
 struct KeyLayout {
     vidkv_codec codec = VIDKV_CODEC_PAPER;
     int head_dim = 0, kv_heads = 0;
-    int group = page_tokens;   // tokens that share a scale
-    int wide = 0, narrow = 0;  // paper: multiples of 4
-    int quad_bits = 0;         // trellis: bits to spend on a page, in quads (64 bytes each), over all heads
-    size_t head_codes = 0;     // bytes of one head's codes; trellis: of all heads together
-    size_t head_meta = 0;      // bytes of one head's meta
+    int group = page_tokens;  // tokens that share a scale
+    int wide = 0, narrow = 0; // paper: multiples of 4
+    int quad_bits = 0;        // trellis: bits to spend on a page, in quads (64 bytes each), over all heads
+    size_t head_codes = 0;    // bytes of one head's codes; trellis: of all heads together
+    size_t head_meta = 0;     // bytes of one head's meta
     size_t page_bytes = 0;
     int groups() const { return page_tokens / group; }
 };
@@ -43,10 +43,10 @@ struct ValueLayout {
     int head_dim = 0, kv_heads = 0;
     int group = page_tokens;
     bool protects = false;
-    bool ternary = false;                         // paper: the groups that are not protected
-    QuadCode plain_code = QuadCode::none;         // trellis
+    bool ternary = false;                 // paper: the groups that are not protected
+    QuadCode plain_code = QuadCode::none; // trellis
     QuadCode protected_code = QuadCode::none;
-    size_t plain_quad = 0, protected_quad = 0;    // bytes of a quad
+    size_t plain_quad = 0, protected_quad = 0; // bytes of a quad
     int groups() const { return page_tokens / group; }
     // Protection goes by units: groups (paper) or quads (trellis). n tokens to protect take this many units.
     int unit() const { return codec == VIDKV_CODEC_PAPER ? group : 4; }

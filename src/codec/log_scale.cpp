@@ -8,7 +8,8 @@ namespace vidkv {
 namespace {
 
 // 2^((2i+1)/16): the geometric middle between mantissas i and i + 1.
-constexpr float middle[8] = {1.04427378f, 1.13878863f, 1.24185781f, 1.35425555f, 1.47682615f, 1.61049033f, 1.75625216f, 1.91520656f};
+constexpr float middle[8] = {1.04427378f, 1.13878863f, 1.24185781f, 1.35425555f,
+                             1.47682615f, 1.61049033f, 1.75625216f, 1.91520656f};
 
 } // namespace
 

@@ -16,14 +16,16 @@ namespace {
 constexpr int32_t default_residual = 128, default_sinks = 4;
 constexpr vidkv_params f16_params{16, 16, VIDKV_CODEC_PAPER, VIDKV_CODEC_PAPER, 32, default_residual, default_sinks, 0};
 
-constexpr const char * listed[] = {"f16", "k2v2", "k1.5v2", "k1.5v1.58", "k1.5v1.58-g128", "t2.2", "t1.65", "t1.15", "t1.0"};
+constexpr const char * listed[] = {"f16",  "k2v2",  "k1.5v2", "k1.5v1.58", "k1.5v1.58-g128",
+                                   "t2.2", "t1.65", "t1.15",  "t1.0"};
 
 // The t presets fill the promise in their name: mean true bits of keys and values at head_dim 64 and 128.
 struct Alias {
     const char * name;
     float key_bits, value_bits;
 };
-constexpr Alias aliases[] = {{"t2.2", 2.0625f, 2.0f}, {"t1.65", 1.5f, 1.5f}, {"t1.15", 1.0f, 1.0f}, {"t1.0", 0.734375f, 1.0f}};
+constexpr Alias aliases[] = {
+    {"t2.2", 2.0625f, 2.0f}, {"t1.65", 1.5f, 1.5f}, {"t1.15", 1.0f, 1.0f}, {"t1.0", 0.734375f, 1.0f}};
 
 // Reads digits and one point, from 0 on, whatever the locale; false unless there is a number.
 bool number_at(const char *& text, float & value) {
@@ -74,8 +76,8 @@ bool parse(const char * name, vidkv_params & params) {
         return suffixes_at(rest, params);
     }
     rest = name;
-    return side_at(rest, 'k', params.key_bits, params.key_codec) && side_at(rest, 'v', params.value_bits, params.value_codec) &&
-           suffixes_at(rest, params);
+    return side_at(rest, 'k', params.key_bits, params.key_codec) &&
+           side_at(rest, 'v', params.value_bits, params.value_codec) && suffixes_at(rest, params);
 }
 
 std::string number(float value) {
@@ -96,14 +98,16 @@ vidkv_status check_bits(const vidkv_params & p) {
     }
     const bool known = trellis_values ? v == 1.0f || v == 1.5f || v == 2.0f || v == 3.0f : v == 2.0f || v == 1.58f;
     if (v != 16.0f && !known) {
-        return fail(VIDKV_E_ARGUMENT, std::string("value bits must be ") + (trellis_values ? "1, 1.5, 2 or 3 (trellis)" : "1.58 or 2") +
+        return fail(VIDKV_E_ARGUMENT, std::string("value bits must be ") +
+                                          (trellis_values ? "1, 1.5, 2 or 3 (trellis)" : "1.58 or 2") +
                                           ", or 16 for f16; got " + number(v));
     }
     if (!(p.protect >= 0.0f && p.protect <= 0.5f)) {
         return fail(VIDKV_E_ARGUMENT, "the share of protected tokens must be 0 to 0.5; got " + number(p.protect));
     }
     if (p.protect > 0.0f && v >= (trellis_values ? 3.0f : 2.0f)) {
-        return fail(VIDKV_E_ARGUMENT, "protected tokens need values of fewer bits to be protected from: 1.58, or trellis 1 to 2");
+        return fail(VIDKV_E_ARGUMENT,
+                    "protected tokens need values of fewer bits to be protected from: 1.58, or trellis 1 to 2");
     }
     return VIDKV_OK;
 }
@@ -113,10 +117,11 @@ vidkv_status check_bits(const vidkv_params & p) {
 vidkv_status params_from_preset(const char * name, vidkv_params & out) {
     vidkv_params params = f16_params;
     if (!parse(name, params)) {
-        return fail(VIDKV_E_ARGUMENT,
-                    "unknown preset '" + std::string(name) +
-                        "': use f16, t2.2, t1.65, t1.15, t1.0, k2v2, k1.5v2, k1.5v1.58, or k<bits>v<bits>[-g<group size>][-stp<share>] with "
-                        "key bits 1 to 2 (or 16), value bits 1.58 or 2 (or 16), group size 32, 64 or 128; kt and vt for trellis codes");
+        return fail(
+            VIDKV_E_ARGUMENT,
+            "unknown preset '" + std::string(name) +
+                "': use f16, t2.2, t1.65, t1.15, t1.0, k2v2, k1.5v2, k1.5v1.58, or k<bits>v<bits>[-g<group size>][-stp<share>] with "
+                "key bits 1 to 2 (or 16), value bits 1.58 or 2 (or 16), group size 32, 64 or 128; kt and vt for trellis codes");
     }
     if (vidkv_status status = check_params(params, 0)) {
         return fail(status, "preset '" + std::string(name) + "': " + last_error());

@@ -6,7 +6,7 @@
 namespace vidkv {
 
 vidkv_status params_from_preset(const char * name, vidkv_params & out);
-const char * preset_name(size_t index); // nullptr past the end
+const char * preset_name(size_t index);                               // nullptr past the end
 vidkv_status check_params(const vidkv_params & params, int head_dim); // head_dim 0: not known yet
 double true_bits(const vidkv_params & params, vidkv_side side, int head_dim);
 

@@ -30,7 +30,8 @@ struct Plane {
         for (int r = 0; r < rows; ++r) {
             for (int i = 0; i < lanes; ++i) {
                 const unsigned field = levels[r * lanes + i] >> shift & ((1u << width) - 1);
-                packed[r % n() * lanes + i] = static_cast<uint8_t>(packed[r % n() * lanes + i] | field << (r / n() * width));
+                packed[r % n() * lanes + i] =
+                    static_cast<uint8_t>(packed[r % n() * lanes + i] | field << (r / n() * width));
             }
         }
     }

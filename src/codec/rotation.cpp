@@ -46,7 +46,7 @@ void Rotation::forward(float * x) const {
     for (int i = 0; i < n_; ++i) x[i] *= signs_[i];
     for (int block = 0; block < odd_; ++block) hadamard(x + block * even_, even_);
     if (!dft_) return;
-    float mixed[largest]; // not allocated: attention rotates in its parallel tasks, which must not throw
+    float mixed[largest];                   // not allocated: attention rotates in its parallel tasks, which must not throw
     dft_->forward_columns(x, mixed, even_); // x is [odd][even]
     std::copy_n(mixed, n_, x);
 }

@@ -16,7 +16,7 @@ class Rotation {
     void inverse(float * x) const;
 
   private:
-    int n_, even_, odd_; // n = even * odd, even a power of two
+    int n_, even_, odd_;                 // n = even * odd, even a power of two
     std::shared_ptr<const RealDft> dft_; // of size odd, null if odd is 1
     std::vector<float> signs_;           // +-1 / sqrt(even)
 };

@@ -21,7 +21,8 @@ constexpr int most_bits = 6;
 // Widths are QuadCodes: none, trellis1..3, uniform4..6 are numbered by their bits.
 constexpr QuadCode code_of_bits(int bits) { return static_cast<QuadCode>(bits); }
 
-constexpr double damping = 0.7; // share of the mean diagonal that is added: the next question may look where no earlier query did
+constexpr double damping =
+    0.7; // share of the mean diagonal that is added: the next question may look where no earlier query did
 constexpr float most_attention = 16.0f; // times the median token's: with more, the other tokens of the page lose too much
 constexpr float most_searched = 4.0f;   // the largest weight in the trellis search: its 16-bit costs would saturate
 
@@ -94,7 +95,8 @@ void log_attention(const QueryStatistics & queries, int head, int head_dim, cons
         const double mean = scale * queries.mean(head, i);
         std::fill_n(along, page_tokens, static_cast<float>(mean));
         for (int j = 0; j < head_dim; ++j) {
-            const double covariance = scale * scale * (queries.second(head, i, j) - queries.mean(head, i) * queries.mean(head, j));
+            const double covariance =
+                scale * scale * (queries.second(head, i, j) - queries.mean(head, i) * queries.mean(head, j));
             const float half = static_cast<float>(0.5 * covariance);
             for (int t = 0; t < page_tokens; ++t) along[t] += half * keys[j * page_tokens + t];
         }
@@ -123,8 +125,8 @@ std::vector<float> expected_attention(const QueryStatistics * statistics, int he
 
 } // namespace
 
-KeyFeedback make_feedback(const QueryStatistics * statistics, int head, int head_dim, const std::vector<const KeyRows *> & rows,
-                          const std::vector<uint8_t> & use) {
+KeyFeedback make_feedback(const QueryStatistics * statistics, int head, int head_dim,
+                          const std::vector<const KeyRows *> & rows, const std::vector<uint8_t> & use) {
     const size_t n = static_cast<size_t>(head_dim);
     const std::vector<double> h = damped_second(statistics, head, head_dim);
     KeyFeedback feedback;
@@ -147,7 +149,8 @@ KeyFeedback make_feedback(const QueryStatistics * statistics, int head, int head
     }
     feedback.pull.resize(n * n);
     for (size_t c = 0; c < n; ++c) {
-        for (size_t j = 0; j < n; ++j) feedback.pull[c * n + j] = j == c ? 0.0f : static_cast<float>(h[c * n + j] / h[c * n + c]);
+        for (size_t j = 0; j < n; ++j)
+            feedback.pull[c * n + j] = j == c ? 0.0f : static_cast<float>(h[c * n + j] / h[c * n + c]);
     }
     feedback.carry.resize(n * n);
     feedback.weight.resize(n);
@@ -188,7 +191,8 @@ std::vector<QuadCode> allot_bits(const KeyLayout & layout, const std::vector<Cha
             double weight = 0;
             for (int i = 0; i < 4; ++i) {
                 const int channel = plans[head].order[4 * quad + i];
-                weight += feedback[head].weight[channel] * moments(rows[head]->data() + channel * page_tokens, feedback[head].page(page)).variance;
+                weight += feedback[head].weight[channel] *
+                          moments(rows[head]->data() + channel * page_tokens, feedback[head].page(page)).variance;
             }
             for (int bits = 0; bits < most_bits; ++bits) {
                 gains.push_back({weight * (distortion[bits] - distortion[bits + 1]), bits, head * quads + quad});
@@ -230,7 +234,8 @@ ChannelCode encode_channel(QuadCode code, const float * target, const float * we
     const Moments m = moments(target, weight);
     const float mean = static_cast<float>(m.mean);
     // The mean is stored in eighths of the scale, -127..127.
-    const float least = std::fabs(mean) * (8.0f / 127.0f), deviation = std::max(static_cast<float>(std::sqrt(m.variance)), least);
+    const float least = std::fabs(mean) * (8.0f / 127.0f),
+                deviation = std::max(static_cast<float>(std::sqrt(m.variance)), least);
     float scale = least;
     float z[page_tokens], y[page_tokens] = {};
     if (code != QuadCode::none && deviation > 0.0f) {
@@ -238,8 +243,10 @@ ChannelCode encode_channel(QuadCode code, const float * target, const float * we
         float searched[page_tokens];
         for (int t = 0; t < page_tokens; ++t) searched[t] = std::min(weight[t], most_searched);
         uint8_t levels[page_tokens];
-        if (code <= QuadCode::trellis3) encode_trellis_lane(code, z, page_tokens, lane, codes, levels, searched);
-        else encode_uniform_lane(code, z, levels);
+        if (code <= QuadCode::trellis3)
+            encode_trellis_lane(code, z, page_tokens, lane, codes, levels, searched);
+        else
+            encode_uniform_lane(code, z, levels);
         const LevelGrid grid = level_grid(code);
         float zz = 0, zy = 0;
         for (int t = 0; t < page_tokens; ++t) {
@@ -261,7 +268,8 @@ ChannelCode encode_channel(QuadCode code, const float * target, const float * we
         total += weight[t];
     }
     const float rest = total > 0.0f ? left / total : 0.0f;
-    out.mean = stored > 0.0f ? static_cast<int8_t>(std::clamp(std::nearbyint(8.0f * rest / stored), -127.0f, 127.0f)) : int8_t{0};
+    out.mean =
+        stored > 0.0f ? static_cast<int8_t>(std::clamp(std::nearbyint(8.0f * rest / stored), -127.0f, 127.0f)) : int8_t{0};
     const float offset = 0.125f * stored * static_cast<float>(out.mean);
     for (int t = 0; t < page_tokens; ++t) decoded[t] = stored * y[t] + offset;
     return out;
@@ -272,8 +280,8 @@ class HeadEncoder {
   public:
     HeadEncoder(const ChannelPlan & plan, const KeyFeedback & feedback, const QuadCode * quads, const KeyRows & rows,
                 const float * attention, uint8_t * codes, uint8_t * meta)
-        : n_(plan.order.size()), plan_(plan), feedback_(feedback), quads_(quads), rows_(rows), attention_(attention), codes_(codes), meta_(meta),
-          place_(n_), start_(n_ / 4 + 1), levels_(n_ * page_tokens), errors_(n_ * page_tokens) {
+        : n_(plan.order.size()), plan_(plan), feedback_(feedback), quads_(quads), rows_(rows), attention_(attention),
+          codes_(codes), meta_(meta), place_(n_), start_(n_ / 4 + 1), levels_(n_ * page_tokens), errors_(n_ * page_tokens) {
         for (size_t i = 0; i < n_; ++i) place_[plan.order[i]] = i;
         for (size_t q = 0; q < n_ / 4; ++q) start_[q + 1] = start_[q] + quad_bytes(quads[q], page_tokens);
         std::fill_n(codes, start_[n_ / 4], uint8_t{0});
@@ -341,17 +349,20 @@ class HeadEncoder {
     }
     ChannelCode encode(size_t channel) {
         const size_t at = place_[channel], quad = at / 4;
-        return encode_channel(quads_[quad], target_, attention_, static_cast<int>(at % 4), codes_ + start_[quad], quad_levels(quad), decoded_);
+        return encode_channel(quads_[quad], target_, attention_, static_cast<int>(at % 4), codes_ + start_[quad],
+                              quad_levels(quad), decoded_);
     }
     void keep(size_t channel, const ChannelCode & coded) {
-        for (int t = 0; t < page_tokens; ++t) errors_[channel * page_tokens + t] = attention_[t] > 0.0f ? wanted(channel, t) - decoded_[t] : 0.0f;
+        for (int t = 0; t < page_tokens; ++t)
+            errors_[channel * page_tokens + t] = attention_[t] > 0.0f ? wanted(channel, t) - decoded_[t] : 0.0f;
         meta_[place_[channel]] = coded.scale;
         meta_[n_ + place_[channel]] = static_cast<uint8_t>(coded.mean);
     }
     // Squared distance to the target: of the channel just coded, and of the codes kept so far.
     double miss() const {
         double sum = 0;
-        for (int t = 0; t < page_tokens; ++t) sum += attention_[t] * (target_[t] - decoded_[t]) * (target_[t] - decoded_[t]);
+        for (int t = 0; t < page_tokens; ++t)
+            sum += attention_[t] * (target_[t] - decoded_[t]) * (target_[t] - decoded_[t]);
         return sum;
     }
     double miss_of_kept(size_t channel) const {
@@ -379,8 +390,8 @@ class HeadEncoder {
 
 } // namespace
 
-void encode_trellis_keys(const ChannelPlan & plan, const KeyFeedback & feedback, const QuadCode * quads, const KeyRows & rows,
-                         const float * attention, uint8_t * codes, uint8_t * meta) {
+void encode_trellis_keys(const ChannelPlan & plan, const KeyFeedback & feedback, const QuadCode * quads,
+                         const KeyRows & rows, const float * attention, uint8_t * codes, uint8_t * meta) {
     HeadEncoder encoder(plan, feedback, quads, rows, attention, codes, meta);
     encoder.code_in_order();
     encoder.refine();

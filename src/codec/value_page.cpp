@@ -79,7 +79,8 @@ void unpack_value_group(const ValueLayout & layout, const ValuePage & page, int 
         return unpack_ternary(codes, static_cast<size_t>(layout.group) * head_dim, levels);
     }
     const size_t quad = quad_bytes(QuadCode::uniform2, head_dim);
-    for (int q = 0; q < layout.group / 4; ++q) unpack_quad(QuadCode::uniform2, codes + q * quad, head_dim, levels + q * head_dim * 4);
+    for (int q = 0; q < layout.group / 4; ++q)
+        unpack_quad(QuadCode::uniform2, codes + q * quad, head_dim, levels + q * head_dim * 4);
 }
 
 void value_affine(const ValueLayout & layout, const ValuePage & page, int group, float * a, float * b) {

@@ -46,12 +46,12 @@ inline uint8_t & level_at(uint8_t * levels, int head_dim, int slot, int channel)
 
 // x: f32 [128 slots][head_dim], slots as the mask orders them. use[s] == 0 leaves slot s out of the statistics (a hole or a
 // sink token). Non-finite inputs count as 0. codes and meta: the head's part of the page.
-void encode_paper_values(const ValueLayout & layout, const float * x, const uint8_t * use, int protected_units, uint8_t * codes,
-                         uint8_t * meta);
-void encode_trellis_values(const ValueLayout & layout, const float * x, const uint8_t * use, int protected_units, uint8_t * codes,
-                           uint8_t * meta);
-inline void encode_values(const ValueLayout & layout, const float * x, const uint8_t * use, int protected_units, uint8_t * codes,
-                          uint8_t * meta) {
+void encode_paper_values(const ValueLayout & layout, const float * x, const uint8_t * use, int protected_units,
+                         uint8_t * codes, uint8_t * meta);
+void encode_trellis_values(const ValueLayout & layout, const float * x, const uint8_t * use, int protected_units,
+                           uint8_t * codes, uint8_t * meta);
+inline void encode_values(const ValueLayout & layout, const float * x, const uint8_t * use, int protected_units,
+                          uint8_t * codes, uint8_t * meta) {
     const auto encode = layout.codec == VIDKV_CODEC_PAPER ? encode_paper_values : encode_trellis_values;
     encode(layout, x, use, protected_units, codes, meta);
 }

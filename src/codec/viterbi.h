@@ -30,16 +30,16 @@ Lanes splat(int x) { return Lanes{} + static_cast<int16_t>(x); }
 
 // Lane l of the result is e[l ^ X].
 template <int X> Lanes exchange(Lanes e) {
-    return __builtin_shufflevector(e, e, 0 ^ X, 1 ^ X, 2 ^ X, 3 ^ X, 4 ^ X, 5 ^ X, 6 ^ X, 7 ^ X, 8 ^ X, 9 ^ X, 10 ^ X, 11 ^ X, 12 ^ X,
-                                      13 ^ X, 14 ^ X, 15 ^ X);
+    return __builtin_shufflevector(e, e, 0 ^ X, 1 ^ X, 2 ^ X, 3 ^ X, 4 ^ X, 5 ^ X, 6 ^ X, 7 ^ X, 8 ^ X, 9 ^ X, 10 ^ X,
+                                   11 ^ X, 12 ^ X, 13 ^ X, 14 ^ X, 15 ^ X);
 }
 
 // Lane l of the result is m[l / 2^Bits + Part * 16 / 2^Bits].
 template <int Bits, int Part> Lanes spread(Lanes m) {
     constexpr int f = Part * (16 >> Bits), b = Bits;
-    return __builtin_shufflevector(m, m, f, f + (1 >> b), f + (2 >> b), f + (3 >> b), f + (4 >> b), f + (5 >> b), f + (6 >> b),
-                                      f + (7 >> b), f + (8 >> b), f + (9 >> b), f + (10 >> b), f + (11 >> b), f + (12 >> b),
-                                      f + (13 >> b), f + (14 >> b), f + (15 >> b));
+    return __builtin_shufflevector(m, m, f, f + (1 >> b), f + (2 >> b), f + (3 >> b), f + (4 >> b), f + (5 >> b),
+                                   f + (6 >> b), f + (7 >> b), f + (8 >> b), f + (9 >> b), f + (10 >> b), f + (11 >> b),
+                                   f + (12 >> b), f + (13 >> b), f + (14 >> b), f + (15 >> b));
 }
 
 // The cost of the cheapest path to each state, and the predecessor on it.
@@ -113,7 +113,8 @@ template <int Bits> struct Viterbi {
 class Samples {
   public:
     // x: [steps][samples] pairs of a sample and its weight, 0 where there is no row.
-    Samples(const TrellisTable & table, int steps, const float * x) : mix(table.mix.data()), count(steps), table_(table), x_(x) {
+    Samples(const TrellisTable & table, int steps, const float * x)
+        : mix(table.mix.data()), count(steps), table_(table), x_(x) {
         for (int v = 0; v < table.samples; ++v) {
             for (int s = 0; s < 16; ++s) points_[v][s] = (static_cast<float>(table.values[v][s]) - 7.5f) * table.step;
         }
@@ -129,7 +130,8 @@ class Samples {
         for (int v = 0; v < table_.samples; ++v) {
             const float unit = x[2 * v + 1] * static_cast<float>(cost_unit(table_));
             if (unit == 0.0f) continue;
-            const Floats d = x[2 * v] - points_[v], cost = d * d * unit + 0.5f, most = Floats{} + static_cast<float>(max_cost);
+            const Floats d = x[2 * v] - points_[v], cost = d * d * unit + 0.5f,
+                         most = Floats{} + static_cast<float>(max_cost);
             out[0] += __builtin_convertvector(__builtin_convertvector(cost < most ? cost : most, Ints), Lanes);
         }
         out[1] = exchange<1>(out[0]);

@@ -86,15 +86,18 @@ INLINE F where_above(F x, float limit, F y) {
 }
 // p * 2^n, n in the low bits of `shifted`; 0 where x is below lowest.
 INLINE P times_power_or_zero(P p, P shifted, P x, float lowest) {
-    const __m256i power = _mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23), _mm256_set1_epi32(0x3f800000));
+    const __m256i power =
+        _mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23), _mm256_set1_epi32(0x3f800000));
     return _mm256_and_ps(_mm256_cmp_ps(x, splat_p(lowest), _CMP_NLT_UQ), _mm256_mul_ps(p, _mm256_castsi256_ps(power)));
 }
 INLINE F times_power_or_zero(F p, F shifted, F /*whole*/, F x, float lowest) {
-    return {times_power_or_zero(p.low, shifted.low, x.low, lowest), times_power_or_zero(p.high, shifted.high, x.high, lowest)};
+    return {times_power_or_zero(p.low, shifted.low, x.low, lowest),
+            times_power_or_zero(p.high, shifted.high, x.high, lowest)};
 }
 INLINE bool is_zero(F x) {
     const P zero = splat_p(0.0f);
-    return _mm256_movemask_ps(_mm256_and_ps(_mm256_cmp_ps(x.low, zero, _CMP_EQ_OQ), _mm256_cmp_ps(x.high, zero, _CMP_EQ_OQ))) == 255;
+    return _mm256_movemask_ps(
+               _mm256_and_ps(_mm256_cmp_ps(x.low, zero, _CMP_EQ_OQ), _mm256_cmp_ps(x.high, zero, _CMP_EQ_OQ))) == 255;
 }
 
 INLINE P halves_p(const void * p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i *>(p))); }
@@ -113,7 +116,8 @@ INLINE F log_scales_16(const uint8_t * codes) { return {log_scales_8(codes), log
 
 INLINE F signed_bytes_16(const uint8_t * p) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
-    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
 }
 
 // What the mask elements so far have been: all -inf, all 0, or anything.
@@ -143,7 +147,7 @@ struct Larger {
 template <class Fold> INLINE P fold_8(const F * x) {
     P four[4], two[2];
     for (int i = 0; i < 4; ++i) {
-        const F & l = x[i], & h = x[i + 4];
+        const F &l = x[i], &h = x[i + 4];
         const P a = Fold::of(l.low, l.high), b = Fold::of(h.low, h.high);
         four[i] = Fold::of(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
     }
@@ -165,8 +169,10 @@ INLINE I round_to_int(F x) { return {_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi
 INLINE void store_int8(int8_t * p, const I * x) {
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     for (int i = 0; i < 2; ++i) {
-        const __m256i a = _mm256_packs_epi32(x[2 * i].low, x[2 * i].high), b = _mm256_packs_epi32(x[2 * i + 1].low, x[2 * i + 1].high);
-        _mm256_storeu_si256(reinterpret_cast<__m256i *>(p + 32 * i), _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order));
+        const __m256i a = _mm256_packs_epi32(x[2 * i].low, x[2 * i].high),
+                      b = _mm256_packs_epi32(x[2 * i + 1].low, x[2 * i + 1].high);
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(p + 32 * i),
+                            _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order));
     }
 }
 
@@ -197,7 +203,8 @@ INLINE void clear(Sum & x) { x = _mm256_setzero_si256(); }
 
 // Products of bytes are added in int16, as many quads as cannot overflow, then in int32.
 template <int R, int N>
-INLINE void add_quads(Sum (&sum)[R][N], const uint8_t * levels, int64_t stride, int quads, int largest, const int8_t * factors) {
+INLINE void add_quads(Sum (&sum)[R][N], const uint8_t * levels, int64_t stride, int quads, int largest,
+                      const int8_t * factors) {
     const int safe = 32767 / (2 * 127 * largest);
     const __m256i one = _mm256_set1_epi16(1);
     while (quads > 0) {
@@ -206,7 +213,8 @@ INLINE void add_quads(Sum (&sum)[R][N], const uint8_t * levels, int64_t stride, 
         clear_sums(part);
         for (int quad = 0; quad < n; ++quad, levels += stride, factors += 4) {
             __m256i u[N];
-            unroll<N>([&](auto i) ALWAYS_INLINE { u[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(levels + 32 * i)); });
+            unroll<N>([&](auto i)
+                          ALWAYS_INLINE { u[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(levels + 32 * i)); });
             unroll<R>([&](auto r) ALWAYS_INLINE {
                 int32_t four;
                 std::memcpy(&four, factors + r * operand_bytes, 4);
@@ -232,12 +240,15 @@ INLINE void add_quads(Sum (&sum)[R][N], const uint8_t * levels, int64_t stride, 
 void unpack_quads(QuadCode code, const uint8_t * packed, int rows, int quads, int stride, uint8_t * levels) {
     unpack_quads_by<Bytes32<1>, Bytes32<2>, Bytes16>(code, packed, rows, quads, stride, levels);
 }
-void unpack_ternary(const uint8_t * packed, int bytes, uint8_t * levels) { unpack_ternary_by<Bytes32<1>>(packed, bytes, levels); }
+void unpack_ternary(const uint8_t * packed, int bytes, uint8_t * levels) {
+    unpack_ternary_by<Bytes32<1>>(packed, bytes, levels);
+}
 
 } // namespace
 
-const Kernels avx2_kernels = {"avx2",       unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_key_scales, load_mask, fold_queries,
-                              score_levels, nullptr, score_halves, softmax, pack_weights, add_levels, nullptr, add_halves, scale, add_scaled};
+const Kernels avx2_kernels = {"avx2",       unpack_quads, unpack_ternary, load_halves, load_log_scales, load_key_scales,
+                              load_mask,    fold_queries, score_levels,   nullptr,     score_halves,    softmax,
+                              pack_weights, add_levels,   nullptr,        add_halves,  scale,           add_scaled};
 
 } // namespace vidkv
 

@@ -20,14 +20,16 @@ namespace vidkv {
 
 bool avx512_supported() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") &&
-           __builtin_cpu_supports("fma");
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
+           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
 }
 
 } // namespace vidkv
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,fma,f16c,avx2"))), apply_to = function)
+#pragma clang attribute push(                                                                                              \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,fma,f16c,avx2"))),                     \
+    apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC diagnostic ignored "-Wuninitialized" // GCC 12 sees it in its own intrinsics (GCC bug 105593)
@@ -66,7 +68,9 @@ INLINE F hidden_where(F bias, F x) {
 }
 INLINE F fma_less(F a, F b, F c) { return _mm512_fmsub_ps(a, b, c); }
 INLINE F larger_magnitude(F a, F b) { return _mm512_range_ps(a, b, 0x0b); } // both positive; b if a is not a number
-INLINE F where_above(F x, float limit, F y) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, splat(limit), _CMP_GT_OQ), y); }
+INLINE F where_above(F x, float limit, F y) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, splat(limit), _CMP_GT_OQ), y);
+}
 // p * 2^whole, 0 where x is below lowest. `shifted` has whole in its low bits.
 INLINE F times_power_or_zero(F p, F /*shifted*/, F whole, F x, float lowest) {
     return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, splat(lowest), _CMP_NLT_UQ), p, whole);
@@ -74,7 +78,9 @@ INLINE F times_power_or_zero(F p, F /*shifted*/, F whole, F x, float lowest) {
 INLINE bool is_zero(F x) { return _mm512_cmp_ps_mask(x, splat(0.0f), _CMP_NEQ_UQ) == 0; }
 
 INLINE F halves_16(const void * p) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i *>(p))); }
-INLINE F halves_8(const void * p) { return _mm512_cvtph_ps(_mm256_zextsi128_si256(_mm_loadu_si128(static_cast<const __m128i *>(p)))); }
+INLINE F halves_8(const void * p) {
+    return _mm512_cvtph_ps(_mm256_zextsi128_si256(_mm_loadu_si128(static_cast<const __m128i *>(p))));
+}
 INLINE void store_8(float * p, F x) { _mm256_storeu_ps(p, _mm512_castps512_ps256(x)); }
 
 INLINE F log_scales_16(const uint8_t * codes) {
@@ -82,7 +88,8 @@ INLINE F log_scales_16(const uint8_t * codes) {
     const I u = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(codes)));
     const F mantissa = _mm512_permutexvar_ps(_mm512_and_si512(u, _mm512_set1_epi32(7)), mantissas);
     const I exponent = _mm512_slli_epi32(_mm512_sub_epi32(_mm512_srli_epi32(u, 3), _mm512_set1_epi32(16)), 23);
-    return _mm512_castsi512_ps(_mm512_maskz_add_epi32(_mm512_test_epi32_mask(u, u), _mm512_castps_si512(mantissa), exponent));
+    return _mm512_castsi512_ps(
+        _mm512_maskz_add_epi32(_mm512_test_epi32_mask(u, u), _mm512_castps_si512(mantissa), exponent));
 }
 
 INLINE F signed_bytes_16(const uint8_t * p) {
@@ -229,7 +236,8 @@ template <int Quads> struct Bytes64 : Operations64 {
             });
         }
         if constexpr (Quads == 4) {
-            const V low[2] = {_mm512_shuffle_i64x2(v[0], v[1], 0x44), _mm512_shuffle_i64x2(v[2], v[3], 0x44)}; // quads 0 and 1
+            const V low[2] = {_mm512_shuffle_i64x2(v[0], v[1], 0x44),
+                              _mm512_shuffle_i64x2(v[2], v[3], 0x44)}; // quads 0 and 1
             const V high[2] = {_mm512_shuffle_i64x2(v[0], v[1], 0xee), _mm512_shuffle_i64x2(v[2], v[3], 0xee)};
             _mm512_storeu_si512(p, _mm512_shuffle_i64x2(low[0], low[1], 0x88));
             _mm512_storeu_si512(p + stride, _mm512_shuffle_i64x2(low[0], low[1], 0xdd));
@@ -257,12 +265,15 @@ template <int Quads> struct Bytes64 : Operations64 {
 void unpack_quads(QuadCode code, const uint8_t * packed, int rows, int quads, int stride, uint8_t * levels) {
     unpack_quads_by<Bytes64<1>, Bytes64<2>, Bytes64<4>, Bytes32<1>, Bytes16>(code, packed, rows, quads, stride, levels);
 }
-void unpack_ternary(const uint8_t * packed, int bytes, uint8_t * levels) { unpack_ternary_by<Bytes64<1>>(packed, bytes, levels); }
+void unpack_ternary(const uint8_t * packed, int bytes, uint8_t * levels) {
+    unpack_ternary_by<Bytes64<1>>(packed, bytes, levels);
+}
 
 } // namespace
 
-const Kernels avx512_kernels = {"avx512",     unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_key_scales, load_mask, fold_queries,
-                                score_levels, score_codes, score_halves, softmax, pack_weights, add_levels, add_codes, add_halves, scale, add_scaled};
+const Kernels avx512_kernels = {"avx512",     unpack_quads, unpack_ternary, load_halves, load_log_scales, load_key_scales,
+                                load_mask,    fold_queries, score_levels,   score_codes, score_halves,    softmax,
+                                pack_weights, add_levels,   add_codes,      add_halves,  scale,           add_scaled};
 
 } // namespace vidkv
 

@@ -101,7 +101,7 @@ struct ValueGroup {
 struct ValueProduct {
     const uint8_t * levels; // [quad][..][4], `stride` bytes from quad to quad
     int stride;
-    int channels;         // rounded up to a multiple of 16: levels and outputs are there
+    int channels;           // rounded up to a multiple of 16: levels and outputs are there
     const int8_t * weights; // PackedWeights::w
     int rows;
     float scale[row_block];

@@ -86,9 +86,9 @@ INLINE void store(float * p, F x) {
 }
 INLINE F splat(float x) { return {{splat_p(x), splat_p(x), splat_p(x), splat_p(x)}}; }
 
-#define VIDKV_BINARY(NAME)                                                                                                         \
-    INLINE F NAME(F a, F b) {                                                                                                      \
-        return {{NAME(a.v[0], b.v[0]), NAME(a.v[1], b.v[1]), NAME(a.v[2], b.v[2]), NAME(a.v[3], b.v[3])}};                         \
+#define VIDKV_BINARY(NAME)                                                                                                 \
+    INLINE F NAME(F a, F b) {                                                                                              \
+        return {{NAME(a.v[0], b.v[0]), NAME(a.v[1], b.v[1]), NAME(a.v[2], b.v[2]), NAME(a.v[3], b.v[3])}};                 \
     }
 VIDKV_BINARY(add)
 VIDKV_BINARY(sub)
@@ -99,11 +99,11 @@ VIDKV_BINARY(larger_magnitude)
 VIDKV_BINARY(with_sign_of)
 VIDKV_BINARY(hidden_where)
 
-#define VIDKV_TERNARY(NAME)                                                                                                        \
-    INLINE F NAME(F a, F b, F c) {                                                                                                 \
-        F out;                                                                                                                     \
-        for (int i = 0; i < 4; ++i) out.v[i] = NAME(a.v[i], b.v[i], c.v[i]);                                                       \
-        return out;                                                                                                                \
+#define VIDKV_TERNARY(NAME)                                                                                                \
+    INLINE F NAME(F a, F b, F c) {                                                                                         \
+        F out;                                                                                                             \
+        for (int i = 0; i < 4; ++i) out.v[i] = NAME(a.v[i], b.v[i], c.v[i]);                                               \
+        return out;                                                                                                        \
     }
 VIDKV_TERNARY(fma)
 VIDKV_TERNARY(fma_less)
@@ -236,15 +236,21 @@ struct Bytes16 {
     static INLINE void store(uint8_t * p, int, V v) { vst1q_u8(p, v); }
     static INLINE V pick(V table, V index) { return vqtbl1q_u8(table, index); }
     template <int Shift> static INLINE V down(V v) {
-        if constexpr (Shift == 0) return v;
-        else return vshrq_n_u8(v, Shift);
+        if constexpr (Shift == 0)
+            return v;
+        else
+            return vshrq_n_u8(v, Shift);
     }
-    template <int Shift, int Bits> static INLINE V field(V v) { return vandq_u8(down<Shift>(v), vdupq_n_u8((1 << Bits) - 1)); }
+    template <int Shift, int Bits> static INLINE V field(V v) {
+        return vandq_u8(down<Shift>(v), vdupq_n_u8((1 << Bits) - 1));
+    }
     template <int Bits> static INLINE V join(V high, V low) { return vorrq_u8(vshlq_n_u8(high, Bits), low); }
     // Four bits from bit Shift of a on; next: the byte after a.
     template <int Shift> static INLINE V window(V a, V next) {
-        if constexpr (Shift <= 4) return field<Shift, 4>(a);
-        else return vorrq_u8(down<Shift>(a), vandq_u8(vshlq_n_u8(next, 8 - Shift), vdupq_n_u8(15)));
+        if constexpr (Shift <= 4)
+            return field<Shift, 4>(a);
+        else
+            return vorrq_u8(down<Shift>(a), vandq_u8(vshlq_n_u8(next, 8 - Shift), vdupq_n_u8(15)));
     }
     // The four bytes after each of a's; behind the last ones come the first of the ring.
     static INLINE V following(V a, V first) { return vextq_u8(a, first, 4); }
@@ -270,12 +276,15 @@ struct Bytes16 {
 void unpack_quads(QuadCode code, const uint8_t * packed, int rows, int quads, int stride, uint8_t * levels) {
     unpack_quads_by<Bytes16>(code, packed, rows, quads, stride, levels);
 }
-void unpack_ternary(const uint8_t * packed, int bytes, uint8_t * levels) { unpack_ternary_by<Bytes16>(packed, bytes, levels); }
+void unpack_ternary(const uint8_t * packed, int bytes, uint8_t * levels) {
+    unpack_ternary_by<Bytes16>(packed, bytes, levels);
+}
 
 } // namespace
 
-const Kernels neon_kernels = {"neon",       unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_key_scales, load_mask,  fold_queries,
-                              score_levels, nullptr, score_halves, softmax, pack_weights, add_levels, nullptr, add_halves, scale, add_scaled};
+const Kernels neon_kernels = {"neon",       unpack_quads, unpack_ternary, load_halves, load_log_scales, load_key_scales,
+                              load_mask,    fold_queries, score_levels,   nullptr,     score_halves,    softmax,
+                              pack_weights, add_levels,   nullptr,        add_halves,  scale,           add_scaled};
 
 } // namespace vidkv
 

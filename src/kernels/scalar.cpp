@@ -94,7 +94,7 @@ FactorScale fold_scale(const float * q, const KeySteps & keys) {
 
 void fold_row(const float * q, int row, const KeySteps & keys, int group, const FactorScale & factor, float base,
               FoldedQueries & out) {
-    const float * step = keys.step + group * keys.channels, * center = keys.center + group * keys.channels;
+    const float *step = keys.step + group * keys.channels, *center = keys.center + group * keys.channels;
     LaneSum centers;
     int32_t offset = 0;
     for (int c = 0; c < keys.centered; ++c) {
@@ -111,7 +111,8 @@ void fold_row(const float * q, int row, const KeySteps & keys, int group, const 
     out.base[row] = centers.total() + base;
 }
 
-void fold_queries(const float * queries, int64_t stride, int rows, const KeySteps & keys, const float * base, FoldedQueries * out) {
+void fold_queries(const float * queries, int64_t stride, int rows, const KeySteps & keys, const float * base,
+                  FoldedQueries * out) {
     for (int r = 0; r < rows; ++r) {
         const float * q = queries + r * stride;
         const FactorScale factor = fold_scale(q, keys);
@@ -226,7 +227,8 @@ void add_group(const ValueProduct & p, const ValueGroup & g) {
             int32_t dot = 0;
             for (const LevelRun * run = g.runs; run != g.runs + g.run_count; ++run) {
                 for (int s = 4 * run->first; s < 4 * (run->first + run->quads); ++s) {
-                    dot += p.weights[r * operand_bytes + s] * p.levels[static_cast<int64_t>(s / 4) * p.stride + c * 4 + s % 4];
+                    dot +=
+                        p.weights[r * operand_bytes + s] * p.levels[static_cast<int64_t>(s / 4) * p.stride + c * 4 + s % 4];
                 }
             }
             const float scaled = std::fma(static_cast<float>(dot), p.scale[r], g.offset[r]);
@@ -263,7 +265,8 @@ void add_scaled(const float * x, float factor, int n, float * out) {
 
 } // namespace
 
-const Kernels scalar_kernels = {"scalar",     unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_key_scales, load_mask, fold_queries,
-                                score_levels, nullptr, score_halves, softmax, pack_weights, add_levels, nullptr, add_halves, scale, add_scaled};
+const Kernels scalar_kernels = {"scalar",     unpack_quads, unpack_ternary, load_halves, load_log_scales, load_key_scales,
+                                load_mask,    fold_queries, score_levels,   nullptr,     score_halves,    softmax,
+                                pack_weights, add_levels,   nullptr,        add_halves,  scale,           add_scaled};
 
 } // namespace vidkv

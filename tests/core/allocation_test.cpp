@@ -92,10 +92,12 @@ TEST_P(Allocation, StatsAreTheBytesAllocated) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Presets, Allocation,
-                         testing::Combine(testing::Values("f16", "k2v2", "k1.5v2", "k1.5v1.58", "k1.5v1.58-g128", "t2.2", "t1.65", "t1.0", "t1.65-stp0.2"),
+                         testing::Combine(testing::Values("f16", "k2v2", "k1.5v2", "k1.5v1.58", "k1.5v1.58-g128", "t2.2",
+                                                          "t1.65", "t1.0", "t1.65-stp0.2"),
                                           testing::Values(64, 72, 128)),
                          [](const auto & instance) {
-                             std::string name = std::get<0>(instance.param) + "_" + std::to_string(std::get<1>(instance.param));
+                             std::string name =
+                                 std::get<0>(instance.param) + "_" + std::to_string(std::get<1>(instance.param));
                              for (char & c : name) c = c == '.' || c == '-' ? '_' : c;
                              return name;
                          });

@@ -21,8 +21,9 @@ using test::Random;
 constexpr double unit = 0x1p-24;
 constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr int head_dims[] = {8, 24, 64, 72, 80, 96, 112, 128, 136, 256, 512};
-constexpr QuadCode codes[] = {QuadCode::trellis1, QuadCode::trellis1_5, QuadCode::trellis2, QuadCode::trellis3, QuadCode::uniform1,
-                              QuadCode::uniform2, QuadCode::uniform4,   QuadCode::uniform5, QuadCode::uniform6};
+constexpr QuadCode codes[] = {QuadCode::trellis1, QuadCode::trellis1_5, QuadCode::trellis2,
+                              QuadCode::trellis3, QuadCode::uniform1,   QuadCode::uniform2,
+                              QuadCode::uniform4, QuadCode::uniform5,   QuadCode::uniform6};
 
 // Runs body for each vector instruction set and many seeds, or skips visibly.
 template <typename Body> void for_each_fast(int seeds, Body body) {
@@ -83,7 +84,8 @@ TEST(AttentionKernels, QuadsUnpackExactly) {
             for (const QuadCode code : codes) {
                 const int quads = rng.integer(1, 9), stride = round_up(rows, 16) * 4;
                 SCOPED_TRACE("code " + std::to_string(static_cast<int>(code)) + " rows " + std::to_string(rows));
-                const size_t bytes = quad_bytes(code, rows) * static_cast<size_t>(quads), size = static_cast<size_t>(stride * quads);
+                const size_t bytes = quad_bytes(code, rows) * static_cast<size_t>(quads),
+                             size = static_cast<size_t>(stride * quads);
                 std::vector<uint8_t> packed(bytes); // exactly: a sanitizer sees what is read past the end
                 for (uint8_t & byte : packed) byte = static_cast<uint8_t>(rng.integer(0, 255));
                 Aligned<uint8_t> want(size + level_slack), got(size + level_slack);
@@ -103,7 +105,8 @@ TEST(AttentionKernels, QuadsUnpackExactly) {
 TEST(AttentionKernels, TernaryDigitsUnpackExactly) {
     for_each_fast(1, [](const Kernels & kernels, Random & rng) {
         for (const int bytes : {1, 15, 16, 33, 63, 64, 100, 256, 410, 820}) {
-            Aligned<uint8_t> packed = random_bytes(rng, static_cast<size_t>(bytes)), want(5 * 820 + level_slack), got(5 * 820 + level_slack);
+            Aligned<uint8_t> packed = random_bytes(rng, static_cast<size_t>(bytes)), want(5 * 820 + level_slack),
+                             got(5 * 820 + level_slack);
             if (bytes == 256) std::iota(packed.data(), packed.data() + 256, uint8_t{0});
             scalar_kernels.unpack_ternary(packed.data(), bytes, want.data());
             kernels.unpack_ternary(packed.data(), bytes, got.data());
@@ -179,7 +182,8 @@ struct RandomLevels {
             const int n = rng.integer(1, quads - quad), largest = (1 << rng.integer(0, 6)) - 1;
             if (largest > 0) runs.push_back({quad, n, largest});
             for (size_t i = 0; i < static_cast<size_t>(n) * page_tokens * 4; ++i) {
-                levels[static_cast<size_t>(quad) * page_tokens * 4 + i] = static_cast<uint8_t>(extreme ? largest : rng.integer(0, largest));
+                levels[static_cast<size_t>(quad) * page_tokens * 4 + i] =
+                    static_cast<uint8_t>(extreme ? largest : rng.integer(0, largest));
             }
             quad += n;
         }
@@ -190,7 +194,8 @@ std::vector<float> values_of(const float * x, int rows) { return {x, x + rows}; 
 
 TEST(AttentionKernels, KeysScoreTheSameBits) {
     for_each_fast(60, [](const Kernels & kernels, Random & rng) {
-        const int head_dim = head_dims[rng.integer(0, 10)], rows = rng.integer(1, row_block), padded = round_up(head_dim, 64);
+        const int head_dim = head_dims[rng.integer(0, 10)], rows = rng.integer(1, row_block),
+                  padded = round_up(head_dim, 64);
         const size_t n = static_cast<size_t>(padded);
         Aligned<float> q = random_floats(rng, n * row_block), step = random_floats(rng, n * largest_groups, 0.3f);
         Aligned<float> center = random_floats(rng, n * largest_groups);
@@ -206,7 +211,7 @@ TEST(AttentionKernels, KeysScoreTheSameBits) {
         FoldedQueries wanted[largest_groups]{}, gotten[largest_groups]{};
         scalar_kernels.fold_queries(q.data(), padded, rows, keys, base, wanted);
         kernels.fold_queries(q.data(), padded, rows, keys, base, gotten);
-        FoldedQueries & want = wanted[group], & got = gotten[group];
+        FoldedQueries &want = wanted[group], &got = gotten[group];
         for (int r = 0; r < rows; ++r) {
             for (int c = 0; c < padded; ++c) {
                 const int at = (c / operand_bytes * row_block + r) * operand_bytes + c % operand_bytes;
@@ -220,8 +225,9 @@ TEST(AttentionKernels, KeysScoreTheSameBits) {
         if (rng.integer(0, 1)) std::fill_n(want.q, sizeof(want.q), static_cast<int8_t>(rng.integer(0, 1) ? 127 : -127));
         Aligned<float> scores(row_block * page_tokens), others(row_block * page_tokens);
         const int first = rng.integer(0, 3) * 32, tokens = rng.integer(1, (page_tokens - first) / 32) * 32;
-        KeyProduct product{levels.levels.data(), levels.runs.data(), static_cast<int>(levels.runs.size()), first, tokens, &want, rows,
-                           scores.data()};
+        KeyProduct product{
+            levels.levels.data(), levels.runs.data(), static_cast<int>(levels.runs.size()), first, tokens, &want, rows,
+            scores.data()};
         scalar_kernels.score_levels(product);
         product.scores = others.data();
         kernels.score_levels(product);
@@ -229,9 +235,11 @@ TEST(AttentionKernels, KeysScoreTheSameBits) {
     });
 }
 
-const std::vector<QuadCode> value_codes = {QuadCode::uniform2, QuadCode::trellis1, QuadCode::trellis1_5, QuadCode::trellis2, QuadCode::trellis3};
-const std::vector<QuadCode> key_codes = {QuadCode::uniform1, QuadCode::uniform2, QuadCode::trellis1,  QuadCode::trellis1_5, QuadCode::trellis2,
-                                         QuadCode::trellis3, QuadCode::uniform4, QuadCode::uniform5, QuadCode::uniform6};
+const std::vector<QuadCode> value_codes = {QuadCode::uniform2, QuadCode::trellis1, QuadCode::trellis1_5, QuadCode::trellis2,
+                                           QuadCode::trellis3};
+const std::vector<QuadCode> key_codes = {QuadCode::uniform1,   QuadCode::uniform2, QuadCode::trellis1,
+                                         QuadCode::trellis1_5, QuadCode::trellis2, QuadCode::trellis3,
+                                         QuadCode::uniform4,   QuadCode::uniform5, QuadCode::uniform6};
 
 // A head's quads as packed codes of all kinds and as the levels in them. rows: of a quad.
 struct RandomCodes {
@@ -260,11 +268,13 @@ TEST(AttentionKernels, KeysScoreTheSameBitsFromCodes) {
         RandomCodes packed(rng, head_dim / 4, page_tokens, head_dim / 4, key_codes);
         FoldedQueries folded{};
         for (int8_t & q : folded.q) q = static_cast<int8_t>(rng.integer(-127, 127));
-        for (int r = 0; r < rows; ++r) folded.scale[r] = rng.normal(), folded.offset[r] = rng.normal(), folded.base[r] = rng.normal();
+        for (int r = 0; r < rows; ++r)
+            folded.scale[r] = rng.normal(), folded.offset[r] = rng.normal(), folded.base[r] = rng.normal();
         Aligned<float> want(row_block * page_tokens), got(row_block * page_tokens);
         const int first = rng.integer(0, 3) * 32, tokens = rng.integer(1, (page_tokens - first) / 32) * 32;
-        KeyProduct product{packed.levels.data(), packed.runs.data(), static_cast<int>(packed.runs.size()), first, tokens, &folded, rows,
-                           want.data()};
+        KeyProduct product{
+            packed.levels.data(), packed.runs.data(), static_cast<int>(packed.runs.size()), first, tokens, &folded, rows,
+            want.data()};
         scalar_kernels.score_levels(product);
         product.levels = nullptr;
         product.scores = got.data();
@@ -281,7 +291,8 @@ TEST(AttentionKernels, ValuesAddUpToTheSameBitsFromCodes) {
         Aligned<int8_t> weights(row_block * operand_bytes);
         for (size_t i = 0; i < row_block * operand_bytes; ++i) weights[i] = static_cast<int8_t>(rng.integer(0, 127));
         const size_t sums = static_cast<size_t>(channels * row_block);
-        Aligned<float> step = random_floats(rng, sums), base = random_floats(rng, sums), want = random_floats(rng, sums), got(sums);
+        Aligned<float> step = random_floats(rng, sums), base = random_floats(rng, sums), want = random_floats(rng, sums),
+                       got(sums);
         std::copy_n(want.data(), sums, got.data());
         ValueProduct product{};
         product.levels = packed.levels.data();
@@ -293,7 +304,8 @@ TEST(AttentionKernels, ValuesAddUpToTheSameBitsFromCodes) {
         for (int r = 0; r < rows; ++r) product.scale[r] = rng.normal();
         for (int g = 0; g < groups; ++g) {
             ValueGroup & group = product.group[g];
-            std::ranges::copy(packed.runs, group.runs); // every group adds the same quads: what matters is what is done with the sums
+            std::ranges::copy(packed.runs,
+                              group.runs); // every group adds the same quads: what matters is what is done with the sums
             group.run_count = static_cast<int>(packed.runs.size());
             group.step = rng.integer(0, 1) ? &step[g * channels] : nullptr;
             group.base = rng.integer(0, 1) ? &base[g * channels] : nullptr;
@@ -311,7 +323,8 @@ TEST(AttentionKernels, ValuesAddUpToTheSameBitsFromCodes) {
 
 TEST(AttentionKernels, HalfRowsScoreAndAddUpTheSameBits) {
     for_each_fast(60, [](const Kernels & kernels, Random & rng) {
-        const int head_dim = head_dims[rng.integer(0, 10)], rows = rng.integer(1, row_block), padded = round_up(head_dim, 64);
+        const int head_dim = head_dims[rng.integer(0, 10)], rows = rng.integer(1, row_block),
+                  padded = round_up(head_dim, 64);
         const int count = rng.integer(1, page_tokens);
         const int64_t stride = head_dim + 8 * rng.integer(0, 2);
         Aligned<float> q = random_floats(rng, static_cast<size_t>(padded) * row_block);
@@ -328,13 +341,17 @@ TEST(AttentionKernels, HalfRowsScoreAndAddUpTheSameBits) {
         }
         Aligned<float> weights = random_floats(rng, row_block * page_tokens);
         for (size_t i = 0; i < row_block * page_tokens; ++i) weights[i] = rng.integer(0, 3) ? std::fabs(weights[i]) : 0.0f;
-        if (rng.integer(0, 1)) halves[static_cast<size_t>(rng.integer(0, static_cast<int>(halves.size()) - 1))] = rng.integer(0, 1) ? 0x7c00 : 0x7e00;
-        Aligned<float> sums = random_floats(rng, static_cast<size_t>(padded) * row_block), others(static_cast<size_t>(padded) * row_block);
+        if (rng.integer(0, 1))
+            halves[static_cast<size_t>(rng.integer(0, static_cast<int>(halves.size()) - 1))] =
+                rng.integer(0, 1) ? 0x7c00 : 0x7e00;
+        Aligned<float> sums = random_floats(rng, static_cast<size_t>(padded) * row_block),
+                       others(static_cast<size_t>(padded) * row_block);
         std::copy_n(sums.data(), padded * row_block, others.data());
         scalar_kernels.add_halves(weights.data(), rows, half_rows, sums.data(), padded);
         kernels.add_halves(weights.data(), rows, half_rows, others.data(), padded);
         for (int r = 0; r < rows; ++r) {
-            expect_same(values_of(&others[static_cast<size_t>(r * padded)], head_dim), values_of(&sums[static_cast<size_t>(r * padded)], head_dim));
+            expect_same(values_of(&others[static_cast<size_t>(r * padded)], head_dim),
+                        values_of(&sums[static_cast<size_t>(r * padded)], head_dim));
         }
     });
 }
@@ -361,7 +378,9 @@ TEST(AttentionKernels, SoftmaxGivesTheSameBits) {
                 slopes[r] = rng.normal();
             }
             std::copy_n(want.data(), row_block * page_tokens, got.data());
-            SoftmaxTile softmax{want.data(), rows, biases.data(), slopes.data(), rng.integer(0, 1) ? 30.0f : 0.0f, states.data(), factors.data()};
+            SoftmaxTile softmax{
+                want.data(),   rows,          biases.data(), slopes.data(), rng.integer(0, 1) ? 30.0f : 0.0f,
+                states.data(), factors.data()};
             scalar_kernels.softmax(softmax);
             softmax.scores = got.data();
             softmax.states = others.data();
@@ -371,7 +390,8 @@ TEST(AttentionKernels, SoftmaxGivesTheSameBits) {
                 ASSERT_TRUE(same(others[r].sum, states[r].sum)) << others[r].sum << " " << states[r].sum;
                 ASSERT_EQ(others[r].reference, states[r].reference);
                 ASSERT_TRUE(same(other_factors[r], factors[r]));
-                expect_same(values_of(&got[static_cast<size_t>(r * page_tokens)], page_tokens), values_of(&want[static_cast<size_t>(r * page_tokens)], page_tokens));
+                expect_same(values_of(&got[static_cast<size_t>(r * page_tokens)], page_tokens),
+                            values_of(&want[static_cast<size_t>(r * page_tokens)], page_tokens));
             }
         }
     });
@@ -381,7 +401,8 @@ TEST(AttentionKernels, WeightsPackToTheSameBits) {
     for_each_fast(60, [](const Kernels & kernels, Random & rng) {
         const int rows = rng.integer(1, row_block);
         Aligned<float> weights(row_block * page_tokens), slot_scale = random_floats(rng, page_tokens);
-        for (size_t i = 0; i < row_block * page_tokens; ++i) weights[i] = rng.integer(0, 3) ? std::exp(rng.normal(4.0f)) : 0.0f;
+        for (size_t i = 0; i < row_block * page_tokens; ++i)
+            weights[i] = rng.integer(0, 3) ? std::exp(rng.normal(4.0f)) : 0.0f;
         if (rng.integer(0, 4) == 0) std::fill_n(weights.data(), page_tokens, 0.0f);
         for (size_t s = 0; s < page_tokens; ++s) slot_scale[s] = std::fabs(slot_scale[s]);
         std::vector<uint8_t> token(page_tokens);
@@ -405,9 +426,11 @@ TEST(AttentionKernels, ValuesAddUpToTheSameBits) {
         const int groups = 1 << rng.integer(0, 2), stride = channels * 4;
         Aligned<uint8_t> levels(static_cast<size_t>(32 * stride + level_slack));
         Aligned<int8_t> weights(row_block * operand_bytes);
-        for (size_t i = 0; i < row_block * operand_bytes; ++i) weights[i] = static_cast<int8_t>(rng.integer(0, 2) ? 127 : rng.integer(0, 127));
+        for (size_t i = 0; i < row_block * operand_bytes; ++i)
+            weights[i] = static_cast<int8_t>(rng.integer(0, 2) ? 127 : rng.integer(0, 127));
         const size_t sums = static_cast<size_t>(channels) * row_block;
-        Aligned<float> step = random_floats(rng, sums), base = random_floats(rng, sums), want = random_floats(rng, sums), got(sums);
+        Aligned<float> step = random_floats(rng, sums), base = random_floats(rng, sums), want = random_floats(rng, sums),
+                       got(sums);
         std::copy_n(want.data(), sums, got.data());
         ValueProduct product{};
         product.levels = levels.data();
@@ -419,9 +442,15 @@ TEST(AttentionKernels, ValuesAddUpToTheSameBits) {
         for (int r = 0; r < rows; ++r) product.scale[r] = rng.normal();
         for (int g = 0; g < groups; ++g) {
             const int quads = 32 / groups, largest = (1 << rng.integer(1, 6)) - 1;
-            for (int i = g * quads * stride; i < (g + 1) * quads * stride; ++i) levels[i] = static_cast<uint8_t>(rng.integer(0, 2) ? largest : rng.integer(0, largest));
+            for (int i = g * quads * stride; i < (g + 1) * quads * stride; ++i)
+                levels[i] = static_cast<uint8_t>(rng.integer(0, 2) ? largest : rng.integer(0, largest));
             ValueGroup & group = product.group[g];
-            group = {{{g * quads, quads, largest}}, 1, rng.integer(0, 1) ? &step[g * channels] : nullptr, rng.integer(0, 1) ? &base[g * channels] : nullptr, {}, {}};
+            group = {{{g * quads, quads, largest}},
+                     1,
+                     rng.integer(0, 1) ? &step[g * channels] : nullptr,
+                     rng.integer(0, 1) ? &base[g * channels] : nullptr,
+                     {},
+                     {}};
             for (int r = 0; r < rows; ++r) group.offset[r] = rng.normal(), group.total[r] = rng.normal();
         }
         product.out_stride = channels;

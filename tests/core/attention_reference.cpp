@@ -61,7 +61,8 @@ struct KeyRows {
     std::vector<char> sealed;      // [cells] stored counts
 };
 
-void read_key_page(const KeyLayout & layout, const ChannelPlan & plan, const KeyPage & page, int64_t count, StoredKey * out) {
+void read_key_page(const KeyLayout & layout, const ChannelPlan & plan, const KeyPage & page, int64_t count,
+                   StoredKey * out) {
     const int dim = layout.head_dim;
     std::vector<float> a(dim), b(dim);
     std::vector<uint8_t> levels(4 * page_tokens);
@@ -104,8 +105,8 @@ KeyRows read_keys(const Head & head) {
         double * natural = &rows.natural[first * dim];
         if (view.state == PageState::open) copy_halves(view.rows, head.store.channels(), count, dim, natural);
         if (view.state != PageState::sealed) continue;
-        read_key_page(layout, head.store.plan(head.sequence, head.kv_head), key_page(layout, view.page, head.kv_head), count,
-                      &rows.stored[first * dim]);
+        read_key_page(layout, head.store.plan(head.sequence, head.kv_head), key_page(layout, view.page, head.kv_head),
+                      count, &rows.stored[first * dim]);
         std::fill_n(&rows.sealed[first], count, 1);
         const int64_t sinks = std::min<int64_t>(view.sink_count, count);
         std::fill_n(&rows.sealed[first], sinks, 0);
@@ -117,8 +118,8 @@ KeyRows read_keys(const Head & head) {
 // Values, and how far rounding a weight by 1 would move the sum: |element - middle of its levels|.
 struct ValueRows {
     std::vector<double> value, deviation; // [cells][dim]
-    std::vector<double> slot_scale;       // [cells] what a weight is multiplied with before it is rounded; 0: it is not rounded
-    std::vector<char> rotated;            // [cells] deviation is in rotated channels, in units of slot_scale
+    std::vector<double> slot_scale; // [cells] what a weight is multiplied with before it is rounded; 0: it is not rounded
+    std::vector<char> rotated;      // [cells] deviation is in rotated channels, in units of slot_scale
 };
 
 void read_value_page(const ValueLayout & layout, const ValuePage & page, int64_t first, int64_t count, ValueRows & rows) {
@@ -128,7 +129,8 @@ void read_value_page(const ValueLayout & layout, const ValuePage & page, int64_t
     if (layout.codec == VIDKV_CODEC_TRELLIS) value_scales(layout, page, scale.data());
     std::vector<uint8_t> levels(static_cast<size_t>(page_tokens) * dim);
     if (layout.codec == VIDKV_CODEC_PAPER) {
-        for (int g = 0; g < layout.groups(); ++g) unpack_value_group(layout, page, g, &levels[static_cast<size_t>(g * layout.group * dim)]);
+        for (int g = 0; g < layout.groups(); ++g)
+            unpack_value_group(layout, page, g, &levels[static_cast<size_t>(g * layout.group * dim)]);
     } else {
         const uint8_t * codes = page.codes;
         for (int quad = 0; quad < page_tokens / 4; ++quad) {
@@ -157,7 +159,8 @@ void read_value_page(const ValueLayout & layout, const ValuePage & page, int64_t
 ValueRows read_values(const Head & head) {
     const int dim = head.store.head_dim();
     const size_t cells = static_cast<size_t>(head.cells);
-    ValueRows rows{std::vector<double>(cells * dim), std::vector<double>(cells * dim), std::vector<double>(cells), std::vector<char>(cells)};
+    ValueRows rows{std::vector<double>(cells * dim), std::vector<double>(cells * dim), std::vector<double>(cells),
+                   std::vector<char>(cells)};
     for (int64_t first = 0; first < head.cells; first += page_tokens) {
         const PageView view = head.view(first / page_tokens);
         const int64_t count = std::min<int64_t>(page_tokens, head.cells - first);
@@ -299,8 +302,8 @@ void add_rounding(const ValueRows & values, const std::vector<double> & weight, 
 }
 
 // Softmax and weighted sum of one row, with their bound.
-void weigh(const std::vector<Score> & scores, const float * sink, const ValueRows & values, int dim, double summation, double * out,
-           double * bound) {
+void weigh(const std::vector<Score> & scores, const float * sink, const ValueRows & values, int dim, double summation,
+           double * out, double * bound) {
     const int64_t cells = static_cast<int64_t>(scores.size());
     double maximum = sink ? *sink : -infinity, score_error = 0, visible = 0;
     for (const Score & s : scores) {

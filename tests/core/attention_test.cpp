@@ -67,7 +67,8 @@ class Problem {
     static Store make(const Case & c, vidkv_side side, int dim) {
         vidkv_params params;
         EXPECT_EQ(vidkv_params_from_preset(c.preset, &params), VIDKV_OK);
-        if (params.key_codec == VIDKV_CODEC_PAPER && params.value_codec == VIDKV_CODEC_PAPER) params.group_size = c.group_size;
+        if (params.key_codec == VIDKV_CODEC_PAPER && params.value_codec == VIDKV_CODEC_PAPER)
+            params.group_size = c.group_size;
         params.residual_length = 40;
         params.sink_tokens = c.sink_tokens;
         return Store({side, c.kv_heads * dim, dim, c.cells + 37, c.sequences}, params);
@@ -265,8 +266,9 @@ TEST_P(AttentionTest, SameBitsForAnyNumberOfThreads) {
 
 INSTANTIATE_TEST_SUITE_P(Presets, AttentionTest,
                          testing::Values("f16", "k2v2", "k1.5v2", "k1.5v1.58", "k1.25v1.58", "k1v1.58", "k16v2", "k16v1.58",
-                                         "k1.5v16", "t2.2", "t1.65", "t1.15", "t1.0", "kt1.5v2", "k2vt2", "k16vt1.5", "kt3v16",
-                                         "kt4vt3", "k1.5v1.58-stp0.2", "k2v1.58-stp0.4", "t1.65-stp0.2", "k16vt1-stp0.3"),
+                                         "k1.5v16", "t2.2", "t1.65", "t1.15", "t1.0", "kt1.5v2", "k2vt2", "k16vt1.5",
+                                         "kt3v16", "kt4vt3", "k1.5v1.58-stp0.2", "k2v1.58-stp0.4", "t1.65-stp0.2",
+                                         "k16vt1-stp0.3"),
                          [](const auto & preset) {
                              std::string name = preset.param;
                              for (char & x : name) x = std::isalnum(static_cast<unsigned char>(x)) ? x : '_';

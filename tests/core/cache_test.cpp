@@ -21,12 +21,14 @@ using test::Random;
 vidkv_params params_of(const char * name) { return test::preset(name); }
 
 constexpr size_t header_bytes = 64;
-const char * const presets[] = {"f16", "k2v2", "k1.5v1.58", "k1.5v1.58-stp0.2", "t2.2", "t1.0", "t1.65-stp0.2", "k16vt1.5-stp0.2"};
+const char * const presets[] = {"f16",  "k2v2", "k1.5v1.58",    "k1.5v1.58-stp0.2",
+                                "t2.2", "t1.0", "t1.65-stp0.2", "k16vt1.5-stp0.2"};
 
 class CacheTest : public testing::Test {
   protected:
     // One folder a process: ctest runs tests side by side.
-    std::filesystem::path folder = std::filesystem::path(testing::TempDir()) / ("vidkv-cache-test-" + std::to_string(getpid()));
+    std::filesystem::path folder =
+        std::filesystem::path(testing::TempDir()) / ("vidkv-cache-test-" + std::to_string(getpid()));
     std::string file = (folder / "saved.vidkv").string();
     Random rng{12};
     vidkv_cache_shape shape{2, 2, 64, 600, 2};
@@ -76,14 +78,31 @@ class CacheTest : public testing::Test {
         for (int layer = 0; layer < shape.layers; ++layer) {
             vidkv_store *k = vidkv_cache_keys(cache, layer), *v = vidkv_cache_values(cache, layer);
             for (int sequence = 0; sequence < shape.sequences; ++sequence) {
-                for (const vidkv_store * store : {k, v}) EXPECT_EQ(vidkv_store_read_f16(store, sequence, 0, 600, rows.data()), VIDKV_OK);
-                const vidkv_attention_args args{.q = q.data(), .q_token_stride = 256, .q_head_stride = 64, .out = out.data(),
-                                                .out_token_stride = 256, .out_head_stride = 64, .tokens = 1, .heads = 4, .cells = 600,
-                                                .sequence = sequence, .value_sequence = sequence, .mask = nullptr, .mask_stride = 0,
-                                                .causal = 0, .scale = 0.125f, .softcap = 0, .max_bias = 0, .sinks = nullptr, .threads = 1};
+                for (const vidkv_store * store : {k, v})
+                    EXPECT_EQ(vidkv_store_read_f16(store, sequence, 0, 600, rows.data()), VIDKV_OK);
+                const vidkv_attention_args args{.q = q.data(),
+                                                .q_token_stride = 256,
+                                                .q_head_stride = 64,
+                                                .out = out.data(),
+                                                .out_token_stride = 256,
+                                                .out_head_stride = 64,
+                                                .tokens = 1,
+                                                .heads = 4,
+                                                .cells = 600,
+                                                .sequence = sequence,
+                                                .value_sequence = sequence,
+                                                .mask = nullptr,
+                                                .mask_stride = 0,
+                                                .causal = 0,
+                                                .scale = 0.125f,
+                                                .softcap = 0,
+                                                .max_bias = 0,
+                                                .sinks = nullptr,
+                                                .threads = 1};
                 EXPECT_EQ(vidkv_attention(k, v, &args), VIDKV_OK);
                 vidkv_cache_observe_queries(cache, layer, sequence, q.data(), 1, 4);
-                vidkv_cache_append(cache, layer, sequence, 128, some.data(), some.data()); // fails where the length says full
+                vidkv_cache_append(cache, layer, sequence, 128, some.data(),
+                                   some.data()); // fails where the length says full
             }
         }
         EXPECT_EQ(vidkv_cache_seal(cache, 1), VIDKV_OK);
@@ -127,7 +146,8 @@ TEST_F(CacheTest, DamagedFilesAreRefusedAndTheCacheStays) {
     };
     refused({}, "empty");
     refused({'G', 'G', 'U', 'F'}, "another format");
-    for (const double part : {0.001, 0.3, 0.9999}) refused({good.begin(), good.begin() + static_cast<long>(part * static_cast<double>(good.size()))}, "cut");
+    for (const double part : {0.001, 0.3, 0.9999})
+        refused({good.begin(), good.begin() + static_cast<long>(part * static_cast<double>(good.size()))}, "cut");
     for (size_t at = 0; at < good.size(); at += at < 300 ? 1 : 4999) {
         std::vector<char> altered = good;
         altered[at] ^= 0x10;
@@ -151,7 +171,8 @@ TEST_F(CacheTest, ForgedFilesDoNoHarm) {
             const size_t end = forged.size() - 8;
             // Mostly near the front, where plans and counters are.
             const size_t span = repeat % 2 ? 600 : end - header_bytes;
-            forged[header_bytes + static_cast<size_t>(rng.integer(0, 1 << 30)) % span] = static_cast<char>(rng.integer(-128, 127));
+            forged[header_bytes + static_cast<size_t>(rng.integer(0, 1 << 30)) % span] =
+                static_cast<char>(rng.integer(-128, 127));
             (use_forged(forged, preset) ? loaded : refused)++;
         }
     }
@@ -164,7 +185,7 @@ TEST_F(CacheTest, FieldsThatPointElsewhereAreRefused) {
     struct Forgery {
         const char *preset, *what;
         bool keys;
-        size_t at;            // byte of the sealed page
+        size_t at; // byte of the sealed page
         uint8_t flip;
     };
     const KeyLayout keys = make_key_layout(params_of("t1.65"), 64, 2);
@@ -187,7 +208,8 @@ TEST_F(CacheTest, FieldsThatPointElsewhereAreRefused) {
         const auto found = std::search(forged.begin(), forged.end(), reinterpret_cast<const char *>(page),
                                        reinterpret_cast<const char *>(page) + bytes_a_page);
         ASSERT_NE(found, forged.end());
-        found[static_cast<ptrdiff_t>(forgery.at)] = static_cast<char>(found[static_cast<ptrdiff_t>(forgery.at)] ^ forgery.flip);
+        found[static_cast<ptrdiff_t>(forgery.at)] =
+            static_cast<char>(found[static_cast<ptrdiff_t>(forgery.at)] ^ forgery.flip);
         EXPECT_FALSE(use_forged(forged, forgery.preset)) << forgery.what;
     }
 }
@@ -197,7 +219,8 @@ TEST_F(CacheTest, CountersOutOfOrderAreRefused) {
     ASSERT_EQ(cache.save(file.c_str()), VIDKV_OK);
     const std::vector<char> good = bytes();
     // Layer 0: two lengths, then the key store: head_dim, keep open, and sequence 0: rows written, marks, plans.
-    const size_t lengths = header_bytes, head_dim = lengths + 16, writes = head_dim + 5, plans = writes + 9, order = plans + 4;
+    const size_t lengths = header_bytes, head_dim = lengths + 16, writes = head_dim + 5, plans = writes + 9,
+                 order = plans + 4;
     const auto refused_with = [&](size_t at, const std::vector<uint8_t> & value, const char * what) {
         std::vector<char> forged = good;
         std::copy(value.begin(), value.end(), forged.begin() + static_cast<ptrdiff_t>(at));

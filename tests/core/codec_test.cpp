@@ -21,7 +21,8 @@ using namespace test;
 
 constexpr int dims[] = {64, 72, 80, 96, 112, 128, 256};
 constexpr int groups[] = {32, 64, 128};
-const char * const presets[] = {"k2v2", "k1.5v2", "k1.5v1.58", "k1v1.58", "k1.5v1.58-g128", "t2.2", "t1.65", "t1.15", "t1.0", "kt3vt3"};
+const char * const presets[] = {"k2v2", "k1.5v2", "k1.5v1.58", "k1v1.58", "k1.5v1.58-g128",
+                                "t2.2", "t1.65",  "t1.15",     "t1.0",    "kt3vt3"};
 
 TEST(Presets, TrueBitsAreTheStatedOnes) {
     struct Row {
@@ -55,7 +56,8 @@ TEST(Presets, NamesOfTrellisPresetsPromiseTheirBits) {
     for (const auto & [name, promise] : {std::pair{"t2.2", 2.2}, {"t1.65", 1.65}, {"t1.15", 1.15}, {"t1.0", 1.0}}) {
         const vidkv_params params = preset(name);
         for (const int dim : {64, 128}) {
-            const double mean = (vidkv_true_bits(&params, VIDKV_KEYS, dim) + vidkv_true_bits(&params, VIDKV_VALUES, dim)) / 2;
+            const double mean =
+                (vidkv_true_bits(&params, VIDKV_KEYS, dim) + vidkv_true_bits(&params, VIDKV_VALUES, dim)) / 2;
             EXPECT_LE(mean, promise) << name << " " << dim;
             EXPECT_GT(mean, promise - 0.1) << name << " " << dim;
         }
@@ -74,15 +76,44 @@ TEST(Presets, SuffixesAndMixesMeanWhatTheySay) {
     const vidkv_params plain = preset("t1.65"), protecting = preset("t1.65-stp0.2");
     EXPECT_EQ(plain.protect, 0.0f);
     EXPECT_FLOAT_EQ(protecting.protect, 0.2f);
-    EXPECT_GT(vidkv_true_bits(&protecting, VIDKV_VALUES, 64), vidkv_true_bits(&plain, VIDKV_VALUES, 64)) << "better codes cost bits";
+    EXPECT_GT(vidkv_true_bits(&protecting, VIDKV_VALUES, 64), vidkv_true_bits(&plain, VIDKV_VALUES, 64))
+        << "better codes cost bits";
 }
 
 TEST(Presets, BadNamesAndNumbersAreRefusedInOneLine) {
     vidkv_params params;
-    for (const char * name : {"", "k", "v2", "k2", "k2v", "k3v2", "k2v3", "k0.5v2", "k1.5v1.58x", "K2V2", "k2v2 ",
-                              "k1.5.5v2", "knanv2", "k2v2-g", "k2v2-g33", "k2v2-g128x", "t", "t2.3", "t1.65x", "kt", "kt2", "kt2vt", "kt0.4v2",
-                              "kt5v2", "k2vt2.5", "k0.5vt1", "k2v2-stp0.2", "kt2vt3-stp0.1", "k1.5v1.58-stp", "k1.5v1.58-stp0.6",
-                              "k1.5v1.58-stp0.2-g64", "t1.65-g33"}) {
+    for (const char * name : {"",
+                              "k",
+                              "v2",
+                              "k2",
+                              "k2v",
+                              "k3v2",
+                              "k2v3",
+                              "k0.5v2",
+                              "k1.5v1.58x",
+                              "K2V2",
+                              "k2v2 ",
+                              "k1.5.5v2",
+                              "knanv2",
+                              "k2v2-g",
+                              "k2v2-g33",
+                              "k2v2-g128x",
+                              "t",
+                              "t2.3",
+                              "t1.65x",
+                              "kt",
+                              "kt2",
+                              "kt2vt",
+                              "kt0.4v2",
+                              "kt5v2",
+                              "k2vt2.5",
+                              "k0.5vt1",
+                              "k2v2-stp0.2",
+                              "kt2vt3-stp0.1",
+                              "k1.5v1.58-stp",
+                              "k1.5v1.58-stp0.6",
+                              "k1.5v1.58-stp0.2-g64",
+                              "t1.65-g33"}) {
         EXPECT_EQ(vidkv_params_from_preset(name, &params), VIDKV_E_ARGUMENT) << name;
         const std::string line = vidkv_last_error();
         EXPECT_NE(line.find(std::string("'") + name + "'"), std::string::npos) << line;
@@ -132,7 +163,8 @@ TEST(RealDft, IsTheDefinitionAndOrthonormal) {
             double want = 0;
             for (int i = 0; i < n; ++i) {
                 const double angle = 2 * std::numbers::pi * f * i / n;
-                want += x[i] * std::sqrt((alone ? 1.0 : 2.0) / n) * (!alone && k % 2 == 0 ? std::sin(angle) : std::cos(angle));
+                want +=
+                    x[i] * std::sqrt((alone ? 1.0 : 2.0) / n) * (!alone && k % 2 == 0 ? std::sin(angle) : std::cos(angle));
             }
             EXPECT_NEAR(y[k], want, bound) << "n " << n << " k " << k;
             EXPECT_NEAR(back[k], x[k], 2 * std::sqrt(n) * bound);
@@ -257,13 +289,16 @@ TEST(Codecs, BadNumbersGiveFiniteResults) {
             const int dim = odd[turn++ % 4];
             const KeyLayout keys = make_key_layout(preset(name), dim, 1);
             const ValueLayout values = make_value_layout(preset(name), dim, 1);
-            std::vector<float> constant(static_cast<size_t>(dim) * page_tokens, bad), sprinkled = rng.normals(constant.size());
+            std::vector<float> constant(static_cast<size_t>(dim) * page_tokens, bad),
+                sprinkled = rng.normals(constant.size());
             constant[7] = 1.0f;
             for (size_t i = 0; i < sprinkled.size(); i += 37) sprinkled[i] = bad;
             for (std::vector<float> x : {constant, sprinkled}) {
-                for (const float y : encode_value_page(values, x, all_used()).decode()) ASSERT_TRUE(std::isfinite(y)) << name << bad;
+                for (const float y : encode_value_page(values, x, all_used()).decode())
+                    ASSERT_TRUE(std::isfinite(y)) << name << bad;
                 std::transform(x.begin(), x.end(), x.begin(), sanitize); // as the store hands keys over
-                for (const float y : encode_key_page(keys, {x}, all_used()).decode(0)) ASSERT_TRUE(std::isfinite(y)) << name << bad;
+                for (const float y : encode_key_page(keys, {x}, all_used()).decode(0))
+                    ASSERT_TRUE(std::isfinite(y)) << name << bad;
             }
         }
         ++turn;
@@ -278,7 +313,8 @@ TEST(Codecs, ConstantAndEmptyPagesComeBack) {
         const ValueLayout values = make_value_layout(preset(name), 64, 1);
         for (const float value : {0.0f, 0.37f, -3.0f, 2000.0f}) {
             const std::vector<float> x(64 * page_tokens, value);
-            for (const float y : encode_key_page(keys, {x}, all_used()).decode(0)) ASSERT_NEAR(y, value, std::fabs(value) / 512) << name;
+            for (const float y : encode_key_page(keys, {x}, all_used()).decode(0))
+                ASSERT_NEAR(y, value, std::fabs(value) / 512) << name;
         }
         const std::vector<float> nothing(64 * page_tokens, 0.0f), x = rng.normals(64 * page_tokens);
         for (const float y : encode_value_page(values, nothing, all_used()).decode()) ASSERT_EQ(y, 0.0f) << name;
@@ -310,7 +346,8 @@ TEST(KeyCodec, PlannedQueryKeepsDotProducts) {
                     codes += quad_bytes(code, page_tokens);
                 }
                 for (int t = 0; t < page_tokens; ++t) {
-                    if (t % layout.group == 0) key_affine(layout, encoded.plans[0], page.meta, t / layout.group, a.data(), b.data());
+                    if (t % layout.group == 0)
+                        key_affine(layout, encoded.plans[0], page.meta, t / layout.group, a.data(), b.data());
                     through[t] += static_cast<double>(planned[c]) * (a[c] * levels[4 * t + c % 4] + b[c]);
                 }
             }

@@ -36,8 +36,8 @@ struct EncodedKeys {
     }
 };
 
-inline EncodedKeys encode_key_page(const KeyLayout & layout, const std::vector<KeyRows> & rows, const std::vector<uint8_t> & use,
-                                   const QueryStatistics * statistics = nullptr) {
+inline EncodedKeys encode_key_page(const KeyLayout & layout, const std::vector<KeyRows> & rows,
+                                   const std::vector<uint8_t> & use, const QueryStatistics * statistics = nullptr) {
     EncodedKeys out{layout, {}, {}, std::vector<uint8_t>(layout.page_bytes)};
     const size_t heads = rows.size();
     uint8_t * page = out.page.data();
@@ -81,7 +81,8 @@ struct EncodedValues {
     }
 };
 
-inline EncodedValues encode_value_page(const ValueLayout & layout, const std::vector<float> & x, const std::vector<uint8_t> & use) {
+inline EncodedValues encode_value_page(const ValueLayout & layout, const std::vector<float> & x,
+                                       const std::vector<uint8_t> & use) {
     EncodedValues out{layout, std::vector<uint8_t>(layout.page_bytes(0))};
     encode_values(layout, x.data(), use.data(), 0, out.page.data(), out.page.data() + layout.head_codes(0));
     return out;

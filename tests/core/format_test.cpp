@@ -85,7 +85,8 @@ TEST(FormatDocument, TrellisTablesAreTheCodes) {
             for (const uint8_t v : table.values[s]) want << " " << int{v};
         }
         std::string got;
-        for (const std::string & line : block(all, "trellis " + std::to_string(number)).lines) got += (got.empty() ? "" : "\n") + line;
+        for (const std::string & line : block(all, "trellis " + std::to_string(number)).lines)
+            got += (got.empty() ? "" : "\n") + line;
         EXPECT_EQ(got, want.str()) << "docs/format.md, trellis " << number;
     }
 }
@@ -107,14 +108,16 @@ TEST(FormatDocument, TrueBitsAreTheCodes) {
     std::ifstream in(VIDKV_FORMAT_DOCUMENT);
     size_t rows = 0;
     for (std::string line; std::getline(in, line);) {
-        if (line.rfind("| `", 0) != 0 || line.find('.') == std::string::npos || line.find("VIDKV") != std::string::npos) continue;
+        if (line.rfind("| `", 0) != 0 || line.find('.') == std::string::npos || line.find("VIDKV") != std::string::npos)
+            continue;
         const std::string name = line.substr(3, line.find('`', 3) - 3);
         const vidkv_params params = test::preset(name);
         std::ostringstream want;
         want << "| `" << name << "`" << std::fixed << std::setprecision(3);
         for (const int dim : {64, 128}) {
             // Halves go up, as people round.
-            for (const vidkv_side side : {VIDKV_KEYS, VIDKV_VALUES}) want << " | " << std::floor(vidkv_true_bits(&params, side, dim) * 1000 + 0.5) / 1000;
+            for (const vidkv_side side : {VIDKV_KEYS, VIDKV_VALUES})
+                want << " | " << std::floor(vidkv_true_bits(&params, side, dim) * 1000 + 0.5) / 1000;
         }
         EXPECT_EQ(line, want.str() + " |");
         ++rows;
@@ -136,7 +139,8 @@ TEST(FormatDocument, QuadDumpsHaveTheLevelsBeneathThem) {
         ASSERT_EQ(packed.size(), quad_bytes(static_cast<QuadCode>(code), rows));
         std::vector<uint8_t> levels(static_cast<size_t>(rows) * 4);
         unpack_quad(static_cast<QuadCode>(code), packed.data(), rows, levels.data());
-        EXPECT_EQ(as_text(numbers(all[i + 1], false), false, 4), as_text(levels, false, 4)) << "docs/format.md, " << all[i].name;
+        EXPECT_EQ(as_text(numbers(all[i + 1], false), false, 4), as_text(levels, false, 4))
+            << "docs/format.md, " << all[i].name;
         ++seen;
     }
     EXPECT_EQ(seen, 3);
@@ -158,7 +162,8 @@ TEST(FormatDocument, ValueDumpsAreWhatTheEncoderWrites) {
         const ValueLayout layout = make_value_layout(test::preset(preset), head_dim, 1);
         const test::EncodedValues encoded = test::encode_value_page(layout, x, all_used());
         const bool ternary = layout.ternary;
-        std::vector<uint8_t> first(encoded.page.begin(), encoded.page.begin() + static_cast<long>(layout.group_codes(ternary)));
+        std::vector<uint8_t> first(encoded.page.begin(),
+                                   encoded.page.begin() + static_cast<long>(layout.group_codes(ternary)));
         const uint8_t * meta = encoded.page.data() + layout.head_codes(0);
         first.insert(first.end(), meta, meta + layout.group_meta(ternary));
         EXPECT_EQ(as_text(numbers(block(blocks(), name), true), true, 8), as_text(first, true, 8)) << name;

@@ -41,7 +41,8 @@ std::vector<uint8_t> contents(Cache & cache) {
 TEST(KillSave, LeavesOneWholeFile) {
     const uint64_t seed = std::random_device{}();
     SCOPED_TRACE("seed " + std::to_string(seed));
-    const std::filesystem::path folder = std::filesystem::path(testing::TempDir()) / ("vidkv-kill-save-" + std::to_string(getpid()));
+    const std::filesystem::path folder =
+        std::filesystem::path(testing::TempDir()) / ("vidkv-kill-save-" + std::to_string(getpid()));
     std::filesystem::create_directories(folder);
     const std::string file = (folder / "saved.vidkv").string();
     Cache old_one = filled(1), new_one = filled(2);

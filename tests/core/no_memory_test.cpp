@@ -45,8 +45,12 @@ void * operator new(size_t size) { return allocate(size, 1); }
 void * operator new[](size_t size) { return allocate(size, 1); }
 void * operator new(size_t size, std::align_val_t a) { return allocate(size, static_cast<size_t>(a)); }
 void * operator new[](size_t size, std::align_val_t a) { return allocate(size, static_cast<size_t>(a)); }
-void * operator new(size_t size, const std::nothrow_t &) noexcept { return fails() ? nullptr : std::malloc(size ? size : 1); }
-void * operator new[](size_t size, const std::nothrow_t &) noexcept { return fails() ? nullptr : std::malloc(size ? size : 1); }
+void * operator new(size_t size, const std::nothrow_t &) noexcept {
+    return fails() ? nullptr : std::malloc(size ? size : 1);
+}
+void * operator new[](size_t size, const std::nothrow_t &) noexcept {
+    return fails() ? nullptr : std::malloc(size ? size : 1);
+}
 void operator delete(void * memory) noexcept { std::free(memory); }
 void operator delete(void * memory, const std::nothrow_t &) noexcept { std::free(memory); }
 void operator delete[](void * memory, const std::nothrow_t &) noexcept { std::free(memory); }

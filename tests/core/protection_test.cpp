@@ -39,8 +39,10 @@ std::vector<float> read(const Store & store, int64_t n) {
 std::vector<uint8_t> page_of(const Store & store, int64_t page) {
     const PageView view = store.view(0, page, 0);
     if (view.state != PageState::sealed) return {};
-    const size_t bytes = store.side() == VIDKV_KEYS ? store.key_layout().page_bytes
-                                                    : store.value_layout().page_bytes(value_page(store.value_layout(), view.page, 0).protected_units);
+    const size_t bytes =
+        store.side() == VIDKV_KEYS
+            ? store.key_layout().page_bytes
+            : store.value_layout().page_bytes(value_page(store.value_layout(), view.page, 0).protected_units);
     return {view.page, view.page + bytes};
 }
 
@@ -182,7 +184,9 @@ TEST_P(Protection, MarksOfTheHostComeFirst) {
     EXPECT_GT(page_of(values, 1).size(), values.value_layout().page_bytes(0));
 }
 
-INSTANTIATE_TEST_SUITE_P(Presets, Protection, testing::Values("k1.5v1.58-stp0.2", "k1.5v1.58-g64-stp0.25", "kt1.5vt1.5-stp0.2", "kt1vt1-stp0.25"),
+INSTANTIATE_TEST_SUITE_P(Presets, Protection,
+                         testing::Values("k1.5v1.58-stp0.2", "k1.5v1.58-g64-stp0.25", "kt1.5vt1.5-stp0.2",
+                                         "kt1vt1-stp0.25"),
                          [](const auto & instance) {
                              std::string name = instance.param;
                              for (char & c : name) c = c == '.' || c == '-' ? '_' : c;
@@ -211,7 +215,8 @@ TEST_P(Pages, BadNumbersDoNotReachThePagesBeside) {
         for (const float bad : {nan, inf, -inf, 1e30f, 65504.0f, 1e-8f, 0.0f}) {
             std::vector<float> broken = rows;
             std::fill(broken.begin() + 256 * channels, broken.begin() + 384 * channels, bad); // page 2, all of it
-            for (int64_t cell = 512; cell < 640; cell += 5) broken[cell * channels + cell % channels] = bad; // page 4, here and there
+            for (int64_t cell = 512; cell < 640; cell += 5)
+                broken[cell * channels + cell % channels] = bad; // page 4, here and there
             Store store = make(side, GetParam());
             write(store, broken, 0, 256);
             ASSERT_EQ(store.seal(1), VIDKV_OK);
@@ -261,7 +266,8 @@ TEST_P(Pages, BrokenQueriesChangeNoCodes) {
     ASSERT_EQ(broken.observe_queries(0, nans.data(), 64, 2, channels, head_dim), VIDKV_OK);
     for (Store * store : {&clean, &broken}) ASSERT_EQ(store->seal(1), VIDKV_OK);
     for (int64_t page = 0; page < 7; ++page) EXPECT_EQ(page_of(broken, page), page_of(clean, page));
-    EXPECT_EQ(clean.observe_queries(0, q.data(), 64, 3, channels, head_dim), preset(GetParam()).key_codec == VIDKV_CODEC_TRELLIS ? VIDKV_E_ARGUMENT : VIDKV_OK);
+    EXPECT_EQ(clean.observe_queries(0, q.data(), 64, 3, channels, head_dim),
+              preset(GetParam()).key_codec == VIDKV_CODEC_TRELLIS ? VIDKV_E_ARGUMENT : VIDKV_OK);
 }
 
 INSTANTIATE_TEST_SUITE_P(Presets, Pages, testing::Values("k2v2", "k1.5v1.58", "t2.2", "t1.65", "t1.15", "t1.0"),

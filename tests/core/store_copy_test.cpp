@@ -199,7 +199,8 @@ TEST_P(StoreCopy, BadArguments) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Presets, StoreCopy,
-                         testing::Combine(testing::Values("k2v2", "k1.5v1.58", "t1.65", "t1.65-stp0.2"), testing::Values(VIDKV_KEYS, VIDKV_VALUES)));
+                         testing::Combine(testing::Values("k2v2", "k1.5v1.58", "t1.65", "t1.65-stp0.2"),
+                                          testing::Values(VIDKV_KEYS, VIDKV_VALUES)));
 
 } // namespace
 } // namespace vidkv

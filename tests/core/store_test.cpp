@@ -67,7 +67,8 @@ class StoreTest : public testing::TestWithParam<const char *> {
         const KeyLayout & layout = store.key_layout();
         const KeyPage at = key_page(layout, view.page, head);
         size_t codes = 0;
-        for (int quad = 0; quad < head_dim / 4; ++quad) codes += quad_bytes(key_quad_code(layout, at.meta, quad), page_tokens);
+        for (int quad = 0; quad < head_dim / 4; ++quad)
+            codes += quad_bytes(key_quad_code(layout, at.meta, quad), page_tokens);
         std::vector<uint8_t> out(at.codes, at.codes + codes);
         out.insert(out.end(), at.meta, at.meta + layout.head_meta);
         return out;
@@ -84,7 +85,8 @@ TEST_P(StoreTest, WindowAndSinksAreExactTheRestIsSealed) {
         const std::vector<uint16_t> got = read(store, 0, 500);
         for (int64_t cell = 0; cell < 500; ++cell) {
             if (cell >= 4 && cell < 500 - 128) continue; // by then sealed, or soon
-            for (int c = 0; c < channels; ++c) ASSERT_EQ(got[cell * channels + c], float_to_half(rows[cell * channels + c])) << cell;
+            for (int c = 0; c < channels; ++c)
+                ASSERT_EQ(got[cell * channels + c], float_to_half(rows[cell * channels + c])) << cell;
         }
         const vidkv_store_stats stats = store.stats();
         EXPECT_EQ(stats.cells_written, 500);
@@ -122,7 +124,8 @@ TEST_P(StoreTest, TrueBitsAreTheBytesOfSealedPages) {
         append(store, 0, 896, 64);
         const vidkv_store_stats stats = store.stats();
         const vidkv_params params = params_of(GetParam());
-        const double bits = 8.0 * static_cast<double>(stats.sealed_bytes) / static_cast<double>(stats.cells_sealed * channels);
+        const double bits =
+            8.0 * static_cast<double>(stats.sealed_bytes) / static_cast<double>(stats.cells_sealed * channels);
         // The mask of protected tokens is one for all heads, and true bits are stated for one head.
         const double mask = side == VIDKV_VALUES && params.protect > 0 ? 8.0 * 16 / (head_dim * page_tokens) : 0;
         EXPECT_DOUBLE_EQ(bits, vidkv_true_bits(&params, side, head_dim) - mask / 2);
@@ -278,8 +281,10 @@ TEST_P(StoreTest, ThreadsDoNotChangeTheCodes) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Presets, StoreTest, testing::Values("f16", "k2v2", "k1.5v2", "k1.5v1.58", "k1v1.58", "k16v2", "t2.2", "t1.65", "t1.15", "t1.0", "kt1.5v2",
-                                         "k2vt1.5", "t1.65-stp0.2", "k1.5v1.58-stp0.2", "k1.5v1.58-g128", "k16vt1-stp0.5"),
+INSTANTIATE_TEST_SUITE_P(Presets, StoreTest,
+                         testing::Values("f16", "k2v2", "k1.5v2", "k1.5v1.58", "k1v1.58", "k16v2", "t2.2", "t1.65", "t1.15",
+                                         "t1.0", "kt1.5v2", "k2vt1.5", "t1.65-stp0.2", "k1.5v1.58-stp0.2", "k1.5v1.58-g128",
+                                         "k16vt1-stp0.5"),
                          [](const auto & instance) {
                              std::string name = instance.param;
                              for (char & c : name) c = c == '.' || c == '-' ? '_' : c;

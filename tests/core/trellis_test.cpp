@@ -17,7 +17,8 @@ namespace {
 
 using namespace test;
 
-constexpr QuadCode uniform_codes[] = {QuadCode::uniform1, QuadCode::uniform2, QuadCode::uniform4, QuadCode::uniform5, QuadCode::uniform6};
+constexpr QuadCode uniform_codes[] = {QuadCode::uniform1, QuadCode::uniform2, QuadCode::uniform4, QuadCode::uniform5,
+                                      QuadCode::uniform6};
 constexpr QuadCode trellis_codes[] = {QuadCode::trellis1, QuadCode::trellis1_5, QuadCode::trellis2, QuadCode::trellis3};
 constexpr int dims[] = {64, 72, 80, 96, 112, 128, 256};
 
@@ -51,7 +52,8 @@ TEST(LogScale, TakesTheNearestStepAndAnything) {
         if (s > 59000.0f || s < 0x1p-15f) continue;
         ASSERT_LE(off, 1.0 / 16 + 1e-6) << s;
     }
-    for (const float s : {0.0f, -1.0f, std::numeric_limits<float>::quiet_NaN(), 1e-45f, 1e-20f}) EXPECT_EQ(log_scale_code(s), 0) << s;
+    for (const float s : {0.0f, -1.0f, std::numeric_limits<float>::quiet_NaN(), 1e-45f, 1e-20f})
+        EXPECT_EQ(log_scale_code(s), 0) << s;
     EXPECT_EQ(log_scale_code(std::numeric_limits<float>::infinity()), 255);
     EXPECT_EQ(log_scale_code(3e38f), 255);
 }
@@ -92,7 +94,8 @@ TEST(Quads, TrellisLevelsAreWhatTheBytesSayAtEveryHeight) {
                 std::vector<uint8_t> one(static_cast<size_t>(rows));
                 encode_trellis_lane(code, x.data(), rows, lane, packed.data(), one.data());
                 for (int r = 0; r < rows; ++r) levels[4 * r + lane] = one[r];
-                for (size_t i = 0; i < bytes; ++i) ASSERT_TRUE(static_cast<int>(i % 4) == lane || packed[i] == before[i]) << "another lane's byte";
+                for (size_t i = 0; i < bytes; ++i)
+                    ASSERT_TRUE(static_cast<int>(i % 4) == lane || packed[i] == before[i]) << "another lane's byte";
             }
             unpack_quad(code, packed.data(), rows, back.data());
             ASSERT_EQ(back, levels) << static_cast<int>(code) << " " << rows;
@@ -117,10 +120,13 @@ TEST(Quads, AnyBytesAreATrellisCode) {
 
 struct Rate {
     QuadCode code;
-    double low, high; // what rate-distortion theory allows at least, and less than a scalar code's error (Lloyd-Max; 1.5: in between)
+    double low,
+        high; // what rate-distortion theory allows at least, and less than a scalar code's error (Lloyd-Max; 1.5: in between)
 };
-constexpr Rate rates[] = {{QuadCode::trellis1, 0.25, 0.33}, {QuadCode::trellis1_5, 0.125, 0.185},
-                          {QuadCode::trellis2, 0.0625, 0.1}, {QuadCode::trellis3, 0.015625, 0.031}};
+constexpr Rate rates[] = {{QuadCode::trellis1, 0.25, 0.33},
+                          {QuadCode::trellis1_5, 0.125, 0.185},
+                          {QuadCode::trellis2, 0.0625, 0.1},
+                          {QuadCode::trellis3, 0.015625, 0.031}};
 
 TEST(Trellis, BeatsScalarCodesOnGaussians) {
     Random rng(25);
@@ -165,7 +171,8 @@ TEST(Trellis, ComesCloseToTheBestRing) {
             double sum = 0;
             for (int step = 0; step < rows && sum < least; ++step) {
                 const unsigned turned = (bits >> step | bits << (16 - step)) & 255;
-                const double d = x[ring.row(step, 0)] - (trellis_table(code).level(0, static_cast<uint8_t>(turned)) - grid.offset) * grid.step;
+                const double d = x[ring.row(step, 0)] -
+                                 (trellis_table(code).level(0, static_cast<uint8_t>(turned)) - grid.offset) * grid.step;
                 sum += d * d;
             }
             least = std::min(least, sum);
@@ -189,14 +196,16 @@ TEST(Trellis, EveryInstructionSetFindsTheSamePath) {
                 const std::vector<float> samples = rng.normals(static_cast<size_t>(steps * table.samples), spread);
                 const std::vector<float> weights = rng.normals(samples.size(), 0.5f);
                 std::vector<float> x; // pairs of a sample and its weight
-                for (size_t i = 0; i < samples.size(); ++i) x.insert(x.end(), {std::clamp(samples[i], -6.0f, 6.0f), std::abs(weights[i])});
+                for (size_t i = 0; i < samples.size(); ++i)
+                    x.insert(x.end(), {std::clamp(samples[i], -6.0f, 6.0f), std::abs(weights[i])});
                 x[x.size() - 2] = std::numeric_limits<float>::quiet_NaN();
                 x.back() = 0; // a row that does not exist
                 const size_t longest = static_cast<size_t>(std::max(steps, 2 * warm_up));
                 std::vector<uint8_t> came(longest * (states >> table.bits)), baseline(longest), vectors(longest);
                 search_trellis(table, steps, x.data(), came.data(), baseline.data());
                 search_trellis_avx2(table, steps, x.data(), came.data(), vectors.data());
-                ASSERT_TRUE(std::equal(baseline.begin(), baseline.begin() + steps, vectors.begin())) << static_cast<int>(code) << " " << rows;
+                ASSERT_TRUE(std::equal(baseline.begin(), baseline.begin() + steps, vectors.begin()))
+                    << static_cast<int>(code) << " " << rows;
             }
         }
     }
@@ -270,7 +279,8 @@ TEST(TrellisKeys, SpendExactlyTheBudget) {
 TEST(TrellisKeys, HaveTheDistortionOfTheirRate) {
     Random rng(30);
     SCOPED_TRACE(rng.trace());
-    for (const auto & [name, low, high] : {std::tuple{"kt1v2", 0.25, 0.34}, {"kt1.5v2", 0.125, 0.24}, {"kt2v2", 0.0625, 0.11}, {"kt3v2", 0.015, 0.04}}) {
+    for (const auto & [name, low, high] :
+         {std::tuple{"kt1v2", 0.25, 0.34}, {"kt1.5v2", 0.125, 0.24}, {"kt2v2", 0.0625, 0.11}, {"kt3v2", 0.015, 0.04}}) {
         for (const int dim : dims) {
             const KeyLayout layout = make_key_layout(preset(name), dim, 2);
             const std::vector<KeyRows> rows = gaussian_heads(rng, 2, dim);
@@ -294,7 +304,8 @@ TEST(TrellisKeys, DotProductsAreUnbiased) {
         for (int repeat = 0; repeat < 8; ++repeat) {
             std::vector<KeyRows> rows = gaussian_heads(rng, 1, dim);
             // Deviations all over one step of the scale, so that rounding them does not lean to one side.
-            for (size_t i = 0; i < rows[0].size(); ++i) rows[0][i] *= std::exp2(static_cast<float>(i / page_tokens) / (8.0f * dim));
+            for (size_t i = 0; i < rows[0].size(); ++i)
+                rows[0][i] *= std::exp2(static_cast<float>(i / page_tokens) / (8.0f * dim));
             fidelity.add(rows[0], encode_key_page(layout, rows, all_used()).decode(0));
         }
         EXPECT_NEAR(fidelity.gain(), 1, 0.01) << name;
@@ -320,7 +331,8 @@ TEST(TrellisKeys, BitsGoWhereTheVarianceIs) {
 // Queries that look along a few directions of a head, and the error of their scores on keys that are white noise.
 class Directions {
   public:
-    Directions(Random & rng, int dim, int directions, int tokens) : dim_(dim), tokens_(tokens), queries_(static_cast<size_t>(tokens * dim)) {
+    Directions(Random & rng, int dim, int directions, int tokens)
+        : dim_(dim), tokens_(tokens), queries_(static_cast<size_t>(tokens * dim)) {
         const std::vector<float> basis = rng.normals(static_cast<size_t>(directions * dim));
         for (int t = 0; t < tokens; ++t) {
             for (int d = 0; d < directions; ++d) {
@@ -336,12 +348,14 @@ class Directions {
     }
     // Of these queries on a page that was coded with what `known` saw.
     double error(const KeyRows & rows, const QueryStatistics * known) const {
-        const std::vector<float> back = encode_key_page(make_key_layout(preset("t1.15"), dim_, 1), {rows}, all_used(), known).decode(0);
+        const std::vector<float> back =
+            encode_key_page(make_key_layout(preset("t1.15"), dim_, 1), {rows}, all_used(), known).decode(0);
         double sum = 0;
         for (int q = 0; q < tokens_; ++q) {
             for (int t = 0; t < page_tokens; ++t) {
                 double dot = 0;
-                for (int c = 0; c < dim_; ++c) dot += queries_[q * dim_ + c] * (back[c * page_tokens + t] - rows[c * page_tokens + t]);
+                for (int c = 0; c < dim_; ++c)
+                    dot += queries_[q * dim_ + c] * (back[c * page_tokens + t] - rows[c * page_tokens + t]);
                 sum += dot * dot;
             }
         }
@@ -378,7 +392,8 @@ TEST(TrellisKeys, AMeanFarFromThePlansIsKept) {
     const int dim = 64;
     const KeyLayout layout = make_key_layout(preset("t2.2"), dim, 1);
     std::vector<KeyRows> rows = gaussian_heads(rng, 1, dim);
-    for (int t = 0; t < page_tokens; ++t) rows[0][5 * page_tokens + t] += 500.0f; // one channel with a large mean and a small spread
+    for (int t = 0; t < page_tokens; ++t)
+        rows[0][5 * page_tokens + t] += 500.0f; // one channel with a large mean and a small spread
     const std::vector<float> back = encode_key_page(layout, rows, all_used()).decode(0);
     Fidelity fidelity;
     for (int t = 0; t < page_tokens; ++t) fidelity.add(rows[0][5 * page_tokens + t] - 500, back[5 * page_tokens + t] - 500);
@@ -447,7 +462,8 @@ TEST(QueryStatistics, AreTheMomentsOfTheQueriesOfEachHead) {
     const int dim = 8, heads = 4, tokens = 4000;
     std::vector<float> q = rng.normals(static_cast<size_t>(tokens) * heads * dim);
     for (size_t i = 0; i < q.size(); ++i) {
-        if (i % dim == 3) q[i] = q[i] * 3 + (static_cast<int>(i / dim) % heads < 2 ? 1.0f : -2.0f); // KV head 0: mean 1, KV head 1: -2
+        if (i % dim == 3)
+            q[i] = q[i] * 3 + (static_cast<int>(i / dim) % heads < 2 ? 1.0f : -2.0f); // KV head 0: mean 1, KV head 1: -2
     }
     QueryStatistics statistics(2, dim);
     statistics.observe(q.data(), tokens, heads, heads * dim, dim);
@@ -465,11 +481,14 @@ TEST(QueryStatistics, AreTheMomentsOfTheQueriesOfEachHead) {
 TEST(TrellisValues, HaveTheDistortionOfTheirRateAndNoBias) {
     Random rng(37);
     SCOPED_TRACE(rng.trace());
-    for (const auto & [name, low, high] : {std::tuple{"k2vt1", 0.25, 0.34}, {"k2vt1.5", 0.125, 0.19}, {"k2vt2", 0.0625, 0.11}, {"k2vt3", 0.015, 0.035}}) {
+    for (const auto & [name, low, high] :
+         {std::tuple{"k2vt1", 0.25, 0.34}, {"k2vt1.5", 0.125, 0.19}, {"k2vt2", 0.0625, 0.11}, {"k2vt3", 0.015, 0.035}}) {
         for (const int dim : dims) {
             const ValueLayout layout = make_value_layout(preset(name), dim, 1);
             std::vector<float> x = rng.normals(static_cast<size_t>(dim) * page_tokens);
-            for (size_t i = 0; i < x.size(); ++i) x[i] *= std::exp2(static_cast<float>(rng.integer(-3, 3)) * (i % 7 == 0) + static_cast<float>(i / dim) / (8.0f * page_tokens));
+            for (size_t i = 0; i < x.size(); ++i)
+                x[i] *= std::exp2(static_cast<float>(rng.integer(-3, 3)) * (i % 7 == 0) +
+                                  static_cast<float>(i / dim) / (8.0f * page_tokens));
             Fidelity fidelity;
             fidelity.add(x, encode_value_page(layout, x, all_used()).decode());
             EXPECT_GT(fidelity.nmse(), low) << name << " " << dim;

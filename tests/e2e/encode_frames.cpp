@@ -55,7 +55,8 @@ void run(char ** argv) {
     write(out + ".tokens", answer);
     write(out + ".logprobs", session.answer_distributions(question, answer));
     std::vector<float> embeddings;
-    for (const Piece & piece : video.pieces) embeddings.insert(embeddings.end(), piece.embeddings.begin(), piece.embeddings.end());
+    for (const Piece & piece : video.pieces)
+        embeddings.insert(embeddings.end(), piece.embeddings.begin(), piece.embeddings.end());
     write(out + ".embeddings", embeddings);
     write(out + ".salient", salient_cells(model, video, {question}, std::atof(argv[8])));
 }

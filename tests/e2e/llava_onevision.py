@@ -122,8 +122,8 @@ def compare(name, folder, files, frames):
     logprobs = reference.logprobs(frames, len(wanted), ours.tokens)
     noise = float(np.std(rounded.logprobs(frames, len(wanted), ours.tokens) - logprobs))
     drift = float(np.std(ours.logprobs - logprobs))
-    print(f"{name}: embeddings {error:.1e} off (f16 weights alone: {relative(rounded.embeddings(frames), wanted):.1e}), logits {drift:.1e} (f16 weights alone: {noise:.1e}, their spread {np.std(logprobs):.2f}), "
-          f"{len(set(ours.tokens))} different tokens of {len(ours.tokens)}")
+    print(f"{name}: embeddings {error:.1e} off (f16 weights alone: {relative(rounded.embeddings(frames), wanted):.1e}), logits {drift:.1e} "
+          f"(f16 weights alone: {noise:.1e}, their spread {np.std(logprobs):.2f}), {len(set(ours.tokens))} different tokens of {len(ours.tokens)}")
     assert error < 1e-3, error
     assert drift < MORE_NOISE * noise, (drift, noise)
     assert len(ours.tokens) >= ANSWER // 2

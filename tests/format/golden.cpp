@@ -166,10 +166,11 @@ void write_bad(const fs::path & good, const fs::path & folder) {
 Cache load(const fs::path & file) {
     const std::vector<uint8_t> bytes = read_bytes(file);
     if (bytes.size() < header_bytes) throw Failure{"'" + file.string() + "' is cut off"};
-    const vidkv_params params{field<float>(bytes, 8),    field<float>(bytes, 12),   field<int32_t>(bytes, 16), field<int32_t>(bytes, 20),
-                              field<int32_t>(bytes, 24), field<int32_t>(bytes, 28), field<int32_t>(bytes, 32), field<float>(bytes, 36)};
-    Cache cache = make({field<int32_t>(bytes, 40), field<int32_t>(bytes, 44), field<int32_t>(bytes, 48), field<int64_t>(bytes, 56),
-                        field<int32_t>(bytes, 52)},
+    const vidkv_params params{field<float>(bytes, 8),    field<float>(bytes, 12),   field<int32_t>(bytes, 16),
+                              field<int32_t>(bytes, 20), field<int32_t>(bytes, 24), field<int32_t>(bytes, 28),
+                              field<int32_t>(bytes, 32), field<float>(bytes, 36)};
+    Cache cache = make({field<int32_t>(bytes, 40), field<int32_t>(bytes, 44), field<int32_t>(bytes, 48),
+                        field<int64_t>(bytes, 56), field<int32_t>(bytes, 52)},
                        params);
     check(vidkv_cache_load(cache.get(), file.string().c_str()));
     return cache;
@@ -179,7 +180,8 @@ std::vector<uint8_t> rows_of(const fs::path & file) {
     const Cache cache = load(file);
     const std::vector<uint8_t> header = read_bytes(file);
     const int layers = field<int32_t>(header, 40), sequences = field<int32_t>(header, 52);
-    const size_t channels = static_cast<size_t>(field<int32_t>(header, 44)) * static_cast<size_t>(field<int32_t>(header, 48));
+    const size_t channels =
+        static_cast<size_t>(field<int32_t>(header, 44)) * static_cast<size_t>(field<int32_t>(header, 48));
     const int64_t count = field<int64_t>(header, 56);
     std::vector<uint8_t> out;
     std::vector<uint16_t> rows(static_cast<size_t>(count) * channels);

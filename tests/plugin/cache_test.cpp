@@ -240,7 +240,8 @@ TEST(KvCache, ProtectedTokensTakeMoreBits) {
         fill(s);
         sealed[protects] = stats().sealed_bytes;
     }
-    std::printf("  sealed: %llu bytes, protected %llu\n", static_cast<unsigned long long>(sealed[0]), static_cast<unsigned long long>(sealed[1]));
+    std::printf("  sealed: %llu bytes, protected %llu\n", static_cast<unsigned long long>(sealed[0]),
+                static_cast<unsigned long long>(sealed[1]));
     EXPECT_GT(sealed[1], sealed[0] * 102 / 100); // a mask of the protected tokens alone takes less
 }
 

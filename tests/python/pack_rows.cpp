@@ -9,7 +9,8 @@
 
 int main(int argc, char ** argv) {
     if (argc != 9) return 2;
-    const int layers = std::atoi(argv[2]), kv_heads = std::atoi(argv[3]), head_dim = std::atoi(argv[4]), heads = std::atoi(argv[5]);
+    const int layers = std::atoi(argv[2]), kv_heads = std::atoi(argv[3]), head_dim = std::atoi(argv[4]),
+              heads = std::atoi(argv[5]);
     const int64_t tokens = std::atoll(argv[6]);
     std::ifstream in(argv[7], std::ios::binary);
     const auto read = [&](int n) {

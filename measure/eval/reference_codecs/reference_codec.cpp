@@ -9,13 +9,13 @@ namespace vidkv::cli {
 
 const std::vector<ReferenceCodec> & all_reference_codecs() {
     static const std::vector<ReferenceCodec> peers = {q8_0_reference(),   q4_0_reference(),   kivi2_reference(),
-                                            turbo3_reference(), turbo2_reference(), vidkv_released_reference()};
+                                                      turbo3_reference(), turbo2_reference(), vidkv_released_reference()};
     return peers;
 }
 
 const ReferenceCodec * find_reference_codec(const std::string & name) {
-    const auto found =
-        std::find_if(all_reference_codecs().begin(), all_reference_codecs().end(), [&](const ReferenceCodec & peer) { return name == peer.name; });
+    const auto found = std::find_if(all_reference_codecs().begin(), all_reference_codecs().end(),
+                                    [&](const ReferenceCodec & peer) { return name == peer.name; });
     return found == all_reference_codecs().end() ? nullptr : &*found;
 }
 

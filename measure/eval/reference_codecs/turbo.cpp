@@ -69,7 +69,11 @@ template <int BITS> void round_trip(const ReferenceRows & rows, vidkv_side) {
 
 } // namespace
 
-ReferenceCodec turbo2_reference() { return {"turbo2", "after TurboQuant, arXiv 2504.19874, 2 bits", bits<2>, round_trip<2>}; }
-ReferenceCodec turbo3_reference() { return {"turbo3", "after TurboQuant, arXiv 2504.19874, 3 bits", bits<3>, round_trip<3>}; }
+ReferenceCodec turbo2_reference() {
+    return {"turbo2", "after TurboQuant, arXiv 2504.19874, 2 bits", bits<2>, round_trip<2>};
+}
+ReferenceCodec turbo3_reference() {
+    return {"turbo3", "after TurboQuant, arXiv 2504.19874, 3 bits", bits<3>, round_trip<3>};
+}
 
 } // namespace vidkv::cli

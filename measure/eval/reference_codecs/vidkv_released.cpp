@@ -26,7 +26,8 @@ double bits(vidkv_side side, int) {
 
 // Channels by falling range over tokens and heads.
 std::vector<int> by_range(const ReferenceRows & rows) {
-    std::vector<float> low(static_cast<size_t>(rows.head_dim), INFINITY), high(static_cast<size_t>(rows.head_dim), -INFINITY);
+    std::vector<float> low(static_cast<size_t>(rows.head_dim), INFINITY),
+        high(static_cast<size_t>(rows.head_dim), -INFINITY);
     for (int64_t token = 0; token < rows.tokens; ++token)
         for (int head = 0; head < rows.heads; ++head)
             for (int channel = 0; channel < rows.head_dim; ++channel) {
@@ -128,6 +129,8 @@ void round_trip(const ReferenceRows & rows, vidkv_side side) { side == VIDKV_KEY
 
 } // namespace
 
-ReferenceCodec vidkv_released_reference() { return {"vidkv-released", "VidKV's released code, arXiv 2503.16257", bits, round_trip}; }
+ReferenceCodec vidkv_released_reference() {
+    return {"vidkv-released", "VidKV's released code, arXiv 2503.16257", bits, round_trip};
+}
 
 } // namespace vidkv::cli
