@@ -1,5 +1,5 @@
-// Attention on a cache and queries made of the fuzzer's bytes: every instruction set must give the bits of the specification, and none
-// may crash, whatever the floats are.
+// Attention on a cache and queries made of the fuzzer's bytes: every instruction set must give the bits of the
+// specification, and none may crash, whatever the floats are.
 #include <bit>
 #include <cmath>
 #include <cstdint>

@@ -46,8 +46,8 @@ python_environment() {
     echo "$folder"
 }
 
-# The newest release of transformers is in tests/e2e/requirements.txt. $1/bin/pip fetches the lowest that python/ allows as well, without
-# what it needs (the environment has it), into a folder for PYTHONPATH; prints that folder.
+# The newest release of transformers is in tests/e2e/requirements.txt. $1/bin/pip fetches the lowest that python/ allows as
+# well, without what it needs (the environment has it), into a folder for PYTHONPATH; prints that folder.
 lowest_transformers() {
     local version folder
     version=$(sed -nE 's/.*"transformers>=([0-9.]+),.*/\1/p' "$root/pyproject.toml" | head -n 1)

@@ -37,7 +37,8 @@ typedef enum vidkv_status {
 /* One line about the last failure on this thread; "" if there was none. Valid until the next call on this thread. */
 VIDKV_API const char * vidkv_last_error(void);
 
-/* The version of this header. While MAJOR is 0, structs and functions may change with MINOR, and the shared library's name with them. */
+/* The version of this header. While MAJOR is 0, structs and functions may change with MINOR, and the shared library's name
+ * with them. */
 #define VIDKV_VERSION_MAJOR 0
 #define VIDKV_VERSION_MINOR 1
 #define VIDKV_VERSION_PATCH 0
@@ -130,9 +131,10 @@ VIDKV_API vidkv_status vidkv_store_read_f16(const vidkv_store * store, int32_t s
  * sequence. Call it when all queries of the tokens just written have been answered (a seal inside the batch costs accuracy). */
 VIDKV_API vidkv_status vidkv_store_seal(vidkv_store * store, int32_t threads);
 
-/* A host that knows better than the order of writes what is old seals by page (cells 128 i .. 128 i + 127 are page i), and the pages
- * of many stores at once, which share the threads. Pages that are not open are left alone. For a value store, `keys` names the
- * key store of its layer (or is NULL): tokens are then marked as vidkv_store_protect_by_queries would, before any key is packed. */
+/* A host that knows better than the order of writes what is old seals by page (cells 128 i .. 128 i + 127 are page i), and
+ * the pages of many stores at once, which share the threads. Pages that are not open are left alone. For a value store, `keys`
+ * names the key store of its layer (or is NULL): tokens are then marked as vidkv_store_protect_by_queries would, before
+ * any key is packed. */
 typedef struct vidkv_seal_request {
     vidkv_store * store;
     int32_t sequence;
@@ -143,8 +145,8 @@ typedef struct vidkv_seal_request {
 } vidkv_seal_request;
 VIDKV_API vidkv_status vidkv_seal_pages(const vidkv_seal_request * requests, int64_t n, int32_t threads);
 
-/* Several texts in one sequence of a store: a text begins with this page, whose first sink_tokens cells are then kept in f16. Call it
- * before the page is written. Once called, page 0 is one like any other. */
+/* Several texts in one sequence of a store: a text begins with this page, whose first sink_tokens cells are then kept in
+ * f16. Call it before the page is written. Once called, page 0 is one like any other. */
 VIDKV_API vidkv_status vidkv_store_begin(vidkv_store * store, int32_t sequence, int64_t page);
 
 /* Forgets cells without reopening their pages; a page that holds none any more is freed, and is then as if never begun. */
@@ -172,7 +174,8 @@ VIDKV_API vidkv_status vidkv_store_protect(vidkv_store * values, int32_t sequenc
  * statistics). scale: of attention, 1/sqrt(head_dim) as a rule. Call it before either store is sealed. */
 VIDKV_API vidkv_status vidkv_store_protect_by_queries(vidkv_store * values, const vidkv_store * keys, float scale);
 
-/* Forgets the cells first_cell.. of a sequence. A page that is cut through is reopened, and is not sealed before it has aged anew. */
+/* Forgets the cells first_cell.. of a sequence. A page that is cut through is reopened, and is not sealed before it has
+ * aged anew. */
 VIDKV_API vidkv_status vidkv_store_truncate(vidkv_store * store, int32_t sequence, int64_t first_cell);
 
 /* Makes `to` an exact copy of `from` (codes included). */

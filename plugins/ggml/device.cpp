@@ -55,8 +55,8 @@ ggml_status compute_graph(ggml_backend_t backend, ggml_cgraph * graph) {
     return GGML_STATUS_SUCCESS;
 }
 
-// The host wants the results: this batch has been attended to, and what became old by it is packed before the next one is waited for.
-// A failure is met again, and told, by the next batch's first write.
+// The host wants the results: this batch has been attended to, and what became old by it is packed before the next one is
+// waited for. A failure is met again, and told, by the next batch's first write.
 void finish_batch(ggml_backend_t backend) {
     Context & context = context_of(backend);
     if (context.read.empty()) return;

@@ -14,8 +14,8 @@ namespace {
 
 vidkv_status refuse(std::string message) { return fail(VIDKV_E_ARGUMENT, "attention: " + std::move(message)); }
 
-// All threads or one. A job of fewer multiply-adds than this is done before a sleeping thread has begun; a part of the host's team is
-// never asked for, because an OpenMP runtime may end the threads that are left out.
+// All threads or one. A job of fewer multiply-adds than this is done before a sleeping thread has begun; a part of the
+// host's team is never asked for, because an OpenMP runtime may end the threads that are left out.
 int worthwhile_threads(const vidkv_attention_args & args, int dims) {
     constexpr double work_for_two = 1 << 21;
     const double work =

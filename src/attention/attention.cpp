@@ -35,8 +35,8 @@ struct Block {
     int tokens, rows;
 };
 
-// Which sums a chunk of pages has written to; the others are not even cleared. Different threads write different chunks, so each has
-// a cache line of its own.
+// Which sums a chunk of pages has written to; the others are not even cleared. Different threads write different chunks, so
+// each has a cache line of its own.
 struct alignas(64) SumsUsed {
     bool natural = false, rotated = false;
 };

@@ -203,7 +203,8 @@ void ValueTile::add(int rows, const PackedWeights & packed, const ValueSums & su
         group.run_count = run_count_;
         group.step = step_[g];
         group.base = base_[g];
-        // Rounding of the weights touches only what a value differs from the middle of its levels, which is 0 unless there is a base.
+        // Rounding of the weights touches only what a value differs from the middle of its levels, which is 0 unless there
+        // is a base.
         const float middle = 0.5f * static_cast<float>(runs_[g][0].largest);
         for (int r = 0; r < rows; ++r) {
             const float rounded = packed.scale[r] * packed.sum[r][g];

@@ -26,8 +26,8 @@ struct SealOrder {
     std::vector<int64_t> pages;
 };
 
-// Packs the pages that are open and hold something, of all stores side by side; a store that packs nothing is left alone. Orders for the
-// same sequence are one. All pages are packed, or none if there is no memory.
+// Packs the pages that are open and hold something, of all stores side by side; a store that packs nothing is left alone.
+// Orders for the same sequence are one. All pages are packed, or none if there is no memory.
 void seal_pages(std::vector<SealOrder> & orders, int threads);
 
 enum class PageState : uint8_t { empty, open, sealed };

@@ -16,8 +16,9 @@ struct ChannelPlan {
     int wide = 0;
 };
 
-// Paper, section 3.2 (per KV head instead of over all heads): the `wide` channels with the largest range (max - min over the
-// tokens; ties: the lower channel) are anomalous; where a page was packed before, those that were anomalous then. rows: one f32 [head_dim][128] per page; use: [pages][128], 0 leaves a token out.
+// Paper, section 3.2 (per KV head instead of over all heads): the `wide` channels with the largest range (max - min over
+// the tokens; ties: the lower channel) are anomalous; where a page was packed before, those that were anomalous then. rows:
+// one f32 [head_dim][128] per page; use: [pages][128], 0 leaves a token out.
 ChannelPlan choose_channels(const std::vector<const std::vector<float> *> & rows, const std::vector<uint8_t> & use,
                             int head_dim, int wide);
 

@@ -135,8 +135,8 @@ struct Kernels {
     void (*load_key_scales)(const uint8_t * meta, int n, const float * unit, float * step, float * center);
     MaskKind (*load_mask)(const uint16_t * mask, int n, float * bias);
 
-    // queries: [rows][stride], zeros up to a multiple of 64 channels. base: one number per row, added to what comes from the centers.
-    // out: one per group.
+    // queries: [rows][stride], zeros up to a multiple of 64 channels. base: one number per row, added to what comes from
+    // the centers. out: one per group.
     void (*fold_queries)(const float * queries, int64_t stride, int rows, const KeySteps & keys, const float * base,
                          FoldedQueries * out);
     void (*score_levels)(const KeyProduct & product);

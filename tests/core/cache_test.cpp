@@ -158,7 +158,8 @@ TEST_F(CacheTest, DamagedFilesAreRefusedAndTheCacheStays) {
     refused(longer, "longer");
 }
 
-// A wrong field behind a right checksum must still be refused, or do no harm: whatever loads can be read, written, sealed, attended to.
+// A wrong field behind a right checksum must still be refused, or do no harm: whatever loads can be read, written, sealed,
+// attended to.
 TEST_F(CacheTest, ForgedFilesDoNoHarm) {
     SCOPED_TRACE(rng.trace());
     int loaded = 0, refused = 0;

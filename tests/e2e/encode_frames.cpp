@@ -1,6 +1,6 @@
-// encode_frames MODEL MMPROJ FRAMES WIDTH HEIGHT QUESTION TOKENS SHARE OUT: what `vidkv ask` makes of raw RGB frames with LLaVA-OneVision.
-// OUT.embeddings: f32 [visual tokens][width]; OUT.tokens: i32, the greedy answer; OUT.logprobs: f32 [1 + tokens][vocabulary];
-// OUT.salient: i64, the cells of the SHARE of visual tokens that the question protects.
+// encode_frames MODEL MMPROJ FRAMES WIDTH HEIGHT QUESTION TOKENS SHARE OUT: what `vidkv ask` makes of raw RGB frames with
+// LLaVA-OneVision. OUT.embeddings: f32 [visual tokens][width]; OUT.tokens: i32, the greedy answer; OUT.logprobs: f32 [1 +
+// tokens][vocabulary]; OUT.salient: i64, the cells of the SHARE of visual tokens that the question protects.
 #include <cstdlib>
 #include <fstream>
 #include <iostream>

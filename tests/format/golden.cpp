@@ -4,7 +4,8 @@
 //   vidkv_golden read FILE             the f16 rows, layer by layer: keys, then values, sequence by sequence; fails for a bad file
 //   vidkv_golden check FOLDER          holds the good files against rows.txt
 //
-// The files are the format's promise: if `check` fails, files that people saved can no longer be read. Rewrite them only with a new version.
+// The files are the format's promise: if `check` fails, files that people saved can no longer be read. Rewrite them only
+// with a new version.
 #include <cstdint>
 #include <cstdio>
 #include <cstring>

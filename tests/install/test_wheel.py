@@ -8,7 +8,8 @@ import tempfile
 OTHER = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.getuid() == 0 else []
 QUESTION = "What colour is the circle?"
 ALLOWED = {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "libgcc_s.so.1", "libstdc++.so.6", "linux-vdso.so.1"}
-# What auditwheel's policy takes every desktop to have; Debian's FFmpeg wants them. A bare system installs them (scripts/build-wheel --help).
+# What auditwheel's policy takes every desktop to have; Debian's FFmpeg wants them. A bare system installs them
+# (scripts/build-wheel --help).
 ALLOWED |= {"libz.so.1", "libexpat.so.1", "libresolv.so.2", "libglib-2.0.so.0", "libgobject-2.0.so.0", "libffi.so.8", "libpcre2-8.so.0", "libX11.so.6",
             "libxcb.so.1", "libXau.so.6", "libXdmcp.so.6", "libXext.so.6", "libXrender.so.1", "libbsd.so.0", "libmd.so.0"}
 
