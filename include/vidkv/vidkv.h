@@ -9,6 +9,10 @@
  * The library never prints, never aborts and never throws through this API. f16 is IEEE binary16 in a uint16_t.
  * A store may be read from several threads at once, each of which gets an OpenMP team of its own where the host has OpenMP;
  * writing needs exclusive access. A call that returns VIDKV_E_MEMORY can be made again.
+ *
+ * Structs grow at their end alone, and functions that take one are told its size: those named _sized, which the inline function of
+ * the shorter name calls. So program and library may have different versions: fields that the program does not know are 0 and
+ * mean what they meant before; a field that the library does not know is refused unless it is 0.
  */
 #ifndef VIDKV_H
 #define VIDKV_H
@@ -37,8 +41,8 @@ typedef enum vidkv_status {
 /* One line about the last failure on this thread; "" if there was none. Valid until the next call on this thread. */
 VIDKV_API const char * vidkv_last_error(void);
 
-/* The version of this header. While MAJOR is 0, structs and functions may change with MINOR, and the shared library's name
- * with them. */
+/* The version of this header. While MAJOR is 0, functions may change with MINOR, and the shared library's name with
+ * them. */
 #define VIDKV_VERSION_MAJOR 0
 #define VIDKV_VERSION_MINOR 1
 #define VIDKV_VERSION_PATCH 0
@@ -84,33 +88,47 @@ typedef struct vidkv_params {
  *   k<bits>v<bits>[-g<group>]      the paper's, key bits 1..2 or 16, value bits 1.58, 2 or 16: k2v2, k1.5v1.58, k1.5v1.58-g128
  *   kt<bits>, vt<bits>             in the place of k and v: the trellis codes at any rate they have, as in kt1.5v2
  *   ...-stp<share>                 semantic token protection (paper, section 3.3) of that share of tokens: k1.5v1.58-stp0.2 */
-VIDKV_API vidkv_status vidkv_params_from_preset(const char * name, vidkv_params * out);
+VIDKV_API vidkv_status vidkv_params_from_preset_sized(const char * name, vidkv_params * out, size_t params_size);
+static inline vidkv_status vidkv_params_from_preset(const char * name, vidkv_params * out) {
+    return vidkv_params_from_preset_sized(name, out, sizeof(*out));
+}
 
 /* The presets worth listing, in order of falling bits; NULL past the end. */
 VIDKV_API const char * vidkv_preset_name(size_t index);
 
 /* Checks the parameters by themselves and, where head_dim is not 0, for that head_dim (a multiple of 8, 8..512). */
-VIDKV_API vidkv_status vidkv_params_check(const vidkv_params * params, int32_t head_dim);
+VIDKV_API vidkv_status vidkv_params_check_sized(const vidkv_params * params, size_t params_size, int32_t head_dim);
+static inline vidkv_status vidkv_params_check(const vidkv_params * params, int32_t head_dim) {
+    return vidkv_params_check_sized(params, sizeof(*params), head_dim);
+}
 
 typedef enum vidkv_side { VIDKV_KEYS = 0, VIDKV_VALUES = 1 } vidkv_side;
 
 /* Bits per element of a sealed page, all metadata included; 0 if the parameters do not fit. The channel plan of a sequence
  * (at most 4 bytes per channel and sequence) is the only thing outside: bytes held counts it. */
-VIDKV_API double vidkv_true_bits(const vidkv_params * params, vidkv_side side, int32_t head_dim);
+VIDKV_API double vidkv_true_bits_sized(const vidkv_params * params, size_t params_size, vidkv_side side, int32_t head_dim);
+static inline double vidkv_true_bits(const vidkv_params * params, vidkv_side side, int32_t head_dim) {
+    return vidkv_true_bits_sized(params, sizeof(*params), side, head_dim);
+}
 
 /* ---- store: keys or values of one layer -------------------------------------------------------------------------- */
 
 typedef struct vidkv_store vidkv_store;
 
 typedef struct vidkv_store_shape {
-    vidkv_side side;
+    int32_t side;      /* vidkv_side */
     int32_t channels;  /* kv_heads * head_dim */
     int32_t head_dim;  /* 0 if not known yet: nothing is sealed until vidkv_store_set_head_dim */
     int64_t cells;     /* capacity of one sequence */
     int32_t sequences; /* independent sequences, >= 1 */
 } vidkv_store_shape;
 
-VIDKV_API vidkv_status vidkv_store_create(const vidkv_store_shape * shape, const vidkv_params * params, vidkv_store ** out);
+VIDKV_API vidkv_status vidkv_store_create_sized(const vidkv_store_shape * shape, size_t shape_size,
+                                                const vidkv_params * params, size_t params_size, vidkv_store ** out);
+static inline vidkv_status vidkv_store_create(const vidkv_store_shape * shape, const vidkv_params * params,
+                                              vidkv_store ** out) {
+    return vidkv_store_create_sized(shape, sizeof(*shape), params, sizeof(*params), out);
+}
 VIDKV_API void vidkv_store_free(vidkv_store * store);
 
 /* Fixes the head_dim of a store made with 0. Calling it again with the same value does nothing; with another one fails. */
@@ -143,7 +161,11 @@ typedef struct vidkv_seal_request {
     const vidkv_store * keys;
     float scale; /* of attention; for `keys` */
 } vidkv_seal_request;
-VIDKV_API vidkv_status vidkv_seal_pages(const vidkv_seal_request * requests, int64_t n, int32_t threads);
+VIDKV_API vidkv_status vidkv_seal_pages_sized(const vidkv_seal_request * requests, size_t request_size, int64_t n,
+                                              int32_t threads);
+static inline vidkv_status vidkv_seal_pages(const vidkv_seal_request * requests, int64_t n, int32_t threads) {
+    return vidkv_seal_pages_sized(requests, sizeof(*requests), n, threads);
+}
 
 /* Several texts in one sequence of a store: a text begins with this page, whose first sink_tokens cells are then kept in
  * f16. Call it before the page is written. Once called, page 0 is one like any other. */
@@ -214,11 +236,19 @@ typedef struct vidkv_store_stats {
     int64_t cells_written;
     int64_t cells_sealed;
     int64_t pages_reopened; /* times a sealed page was opened again */
+    uint64_t bytes_mapped;  /* of bytes: pages that lie in a mapped file (vidkv_file_load) */
 } vidkv_store_stats;
-VIDKV_API void vidkv_store_get_stats(const vidkv_store * store, vidkv_store_stats * out);
+VIDKV_API void vidkv_store_get_stats_sized(const vidkv_store * store, vidkv_store_stats * out, size_t stats_size);
+static inline void vidkv_store_get_stats(const vidkv_store * store, vidkv_store_stats * out) {
+    vidkv_store_get_stats_sized(store, out, sizeof(*out));
+}
 
 /* bytes_planned for a store that does not exist yet. */
-VIDKV_API uint64_t vidkv_planned_bytes(const vidkv_store_shape * shape, const vidkv_params * params);
+VIDKV_API uint64_t vidkv_planned_bytes_sized(const vidkv_store_shape * shape, size_t shape_size,
+                                             const vidkv_params * params, size_t params_size);
+static inline uint64_t vidkv_planned_bytes(const vidkv_store_shape * shape, const vidkv_params * params) {
+    return vidkv_planned_bytes_sized(shape, sizeof(*shape), params, sizeof(*params));
+}
 
 /* ---- attention ---------------------------------------------------------------------------------------------------- */
 
@@ -245,8 +275,12 @@ typedef struct vidkv_attention_args {
 } vidkv_attention_args;
 
 /* A query token that sees nothing gets zeros. */
-VIDKV_API vidkv_status vidkv_attention(const vidkv_store * keys, const vidkv_store * values,
-                                       const vidkv_attention_args * args);
+VIDKV_API vidkv_status vidkv_attention_sized(const vidkv_store * keys, const vidkv_store * values,
+                                             const vidkv_attention_args * args, size_t args_size);
+static inline vidkv_status vidkv_attention(const vidkv_store * keys, const vidkv_store * values,
+                                           const vidkv_attention_args * args) {
+    return vidkv_attention_sized(keys, values, args, sizeof(*args));
+}
 
 /* ---- cache: all layers -------------------------------------------------------------------------------------------- */
 
@@ -258,7 +292,12 @@ typedef struct vidkv_cache_shape {
     int32_t sequences;
 } vidkv_cache_shape;
 
-VIDKV_API vidkv_status vidkv_cache_create(const vidkv_cache_shape * shape, const vidkv_params * params, vidkv_cache ** out);
+VIDKV_API vidkv_status vidkv_cache_create_sized(const vidkv_cache_shape * shape, size_t shape_size,
+                                                const vidkv_params * params, size_t params_size, vidkv_cache ** out);
+static inline vidkv_status vidkv_cache_create(const vidkv_cache_shape * shape, const vidkv_params * params,
+                                              vidkv_cache ** out) {
+    return vidkv_cache_create_sized(shape, sizeof(*shape), params, sizeof(*params), out);
+}
 VIDKV_API void vidkv_cache_free(vidkv_cache * cache);
 VIDKV_API vidkv_store * vidkv_cache_keys(vidkv_cache * cache, int32_t layer);
 VIDKV_API vidkv_store * vidkv_cache_values(vidkv_cache * cache, int32_t layer);
@@ -278,7 +317,10 @@ VIDKV_API vidkv_status vidkv_cache_seal(vidkv_cache * cache, int32_t threads);
 VIDKV_API vidkv_status vidkv_cache_truncate(vidkv_cache * cache, int32_t sequence, int64_t length);
 VIDKV_API vidkv_status vidkv_cache_copy_sequence(vidkv_cache * cache, int32_t from, int32_t to);
 VIDKV_API void vidkv_cache_clear(vidkv_cache * cache);
-VIDKV_API void vidkv_cache_get_stats(const vidkv_cache * cache, vidkv_store_stats * out);
+VIDKV_API void vidkv_cache_get_stats_sized(const vidkv_cache * cache, vidkv_store_stats * out, size_t stats_size);
+static inline void vidkv_cache_get_stats(const vidkv_cache * cache, vidkv_store_stats * out) {
+    vidkv_cache_get_stats_sized(cache, out, sizeof(*out));
+}
 
 /* Writes the whole cache (sealed pages bit for bit) to a file: beside it first, then renamed, so a failure leaves the
  * old file. Loading fills a cache of the same shape and parameters; on failure the cache is as it was. Stores that were asked

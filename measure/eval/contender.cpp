@@ -19,7 +19,8 @@ void pack_store(const Contender & contender, int store, const vidkv_kv_info & in
     std::vector<float> rows = read_rows(store, 0, n, info.channels);
     const auto first = rows.begin() + sinks * row;
     for (int64_t sink = 0; sink < sinks && sinks < n; ++sink) std::copy_n(first, row, rows.begin() + sink * row);
-    contender.reference->round_trip({rows.data(), n, info.channels / info.head_dim, info.head_dim}, info.side);
+    contender.reference->round_trip({rows.data(), n, info.channels / info.head_dim, info.head_dim},
+                                    static_cast<vidkv_side>(info.side));
     std::vector<ggml_fp16_t> halves(rows.size());
     ggml_fp32_to_fp16_row(rows.data(), halves.data(), static_cast<int64_t>(rows.size()));
     check_plugin(inspector().write(store, 0, sinks, n - sinks, halves.data() + sinks * row));
@@ -30,7 +31,7 @@ Packed measure_reference(const Contender & contender, int64_t packed_cells, int6
     Packed result;
     double bits = 0;
     for (const vidkv_kv_info & store : live_stores()) {
-        const double element = n > 0 ? contender.reference->bits(store.side, store.head_dim) : 16;
+        const double element = n > 0 ? contender.reference->bits(static_cast<vidkv_side>(store.side), store.head_dim) : 16;
         (store.side == VIDKV_KEYS ? result.k_bits : result.v_bits) = element;
         bits += static_cast<double>(store.channels) *
                 (static_cast<double>(n - sinks) * element + static_cast<double>(cells - n + sinks) * 16);

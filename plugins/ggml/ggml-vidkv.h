@@ -54,7 +54,7 @@ typedef const char * (*vidkv_protect_t)(int32_t sequence, const int64_t * cells,
 /* One live store: the keys or the values of a layer. */
 typedef struct vidkv_kv_info {
     int32_t layer;
-    vidkv_side side;
+    int32_t side;     /* vidkv_side */
     int32_t channels; /* kv_heads * head_dim */
     int32_t head_dim; /* 0: not known yet */
     vidkv_store_stats stats;

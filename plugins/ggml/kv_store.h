@@ -27,7 +27,7 @@ class KvStore {
     int64_t channels() const { return shape_.channels; }
     int64_t rows() const { return shape_.cells * shape_.sequences; }
     int64_t cells() const { return shape_.cells; }
-    vidkv_side side() const { return shape_.side; }
+    vidkv_side side() const { return static_cast<vidkv_side>(shape_.side); }
     size_t row_bytes() const { return static_cast<size_t>(shape_.channels) * 2; }
     size_t stream_bytes() const { return row_bytes() * static_cast<size_t>(shape_.cells); }
     int head_dim() const { return shape_.head_dim; } // 0: not known yet

@@ -94,7 +94,7 @@ void bind_store(nb::module_ & m) {
         .def("protect", &StoreHandle::protect, "sequence"_a, "cells"_a, "Marks these cells of a value store for more bits.")
         .def("protect_by_queries", &StoreHandle::protect_by_queries, "keys"_a, "scale"_a,
              "Marks what the queries observed by `keys` attend to most, where nobody marked cells.")
-        .def("seal", &StoreHandle::seal, "threads"_a = 1, nb::call_guard<nb::gil_scoped_release>(),
+        .def("seal", &StoreHandle::seal, "threads"_a = 1,
              "Packs every page that is old enough. Call it when the tokens just written have been attended to.")
         .def("keep_open", &StoreHandle::keep_open, "From now on nothing is packed.")
         .def("truncate", &StoreHandle::truncate, "sequence"_a, "first_cell"_a, "Forgets the cells first_cell and on.")
@@ -123,7 +123,7 @@ void bind_cache(nb::module_ & m) {
         .def("observe_queries", &Cache::observe_queries, "layer"_a, "sequence"_a, "q"_a,
              "q [tokens, heads, head_dim], float32, contiguous: the queries that read that layer.")
         .def("protect", &Cache::protect, "sequence"_a, "cells"_a, "Marks cells for more bits in the values of all layers.")
-        .def("seal", &Cache::seal, "threads"_a = 1, nb::call_guard<nb::gil_scoped_release>(), "Packs what is old enough.")
+        .def("seal", &Cache::seal, "threads"_a = 1, "Packs what is old enough.")
         .def("read", &Cache::read, "layer"_a, "side"_a, "sequence"_a, "first_cell"_a, "out"_a,
              "Fills out [n, kv_heads * head_dim] (float16, contiguous).")
         .def("attend", &Cache::attend, "layer"_a, "q"_a, "out"_a, nb::kw_only(), "sequence"_a = 0, "causal"_a = true,

@@ -1,31 +1,43 @@
 #include "store.h"
 
 #include <cmath>
-#include <limits>
-#include <new>
 #include <numeric>
 
 namespace vidkv::python {
 
 namespace {
 
-void check_without_gil(vidkv_status status) {
-    if (status == VIDKV_E_MEMORY) throw std::bad_alloc();
-    if (status != VIDKV_OK) throw std::invalid_argument(vidkv_last_error());
-}
-
 void require_heads(const ConstArray & q, const char * name) {
     require(is_f32(q), std::string(name) + " must be float32");
     require_rows(q, name, 3);
 }
 
-void read_rows(const vidkv_store * store, int sequence, int64_t first_cell, const Array & out, size_t channels) {
+void require_out(const Array & out, size_t channels) {
     require(is_f16(out) && out.ndim() == 2 && is_dense(out), "out must be a contiguous float16 array [n, channels]");
     require(out.shape(1) == channels,
             "out must have " + std::to_string(channels) + " channels, not " + std::to_string(out.shape(1)));
-    check(vidkv_store_read_f16(store, sequence, first_cell, static_cast<int64_t>(out.shape(0)),
-                               static_cast<uint16_t *>(out.data())));
 }
+
+vidkv_status read_rows(const vidkv_store * store, int sequence, int64_t first_cell, const Array & out) {
+    return vidkv_store_read_f16(store, sequence, first_cell, static_cast<int64_t>(out.shape(0)),
+                                static_cast<uint16_t *>(out.data()));
+}
+
+vidkv_status write_rows(vidkv_store * store, int sequence, const std::vector<int64_t> & cells, const ConstArray & rows) {
+    const auto n = static_cast<int64_t>(cells.size());
+    const int64_t stride = rows.stride(0);
+    if (is_f32(rows))
+        return vidkv_store_write_f32(store, sequence, cells.data(), n, static_cast<const float *>(rows.data()), stride);
+    return vidkv_store_write_f16(store, sequence, cells.data(), n, static_cast<const uint16_t *>(rows.data()), stride);
+}
+
+// Both stores at once, so that two threads that ask for the same two do not wait for each other.
+template <typename First, typename Second> struct Both {
+    First first;
+    Second second;
+    void lock() { std::lock(first, second); }
+};
+template <typename First, typename Second> Both(First, Second) -> Both<First, Second>;
 
 } // namespace
 
@@ -48,64 +60,99 @@ void StoreHandle::write(int sequence, int64_t first_cell, const ConstArray & row
     if (n == 0) return;
     std::vector<int64_t> cells(static_cast<size_t>(n));
     std::iota(cells.begin(), cells.end(), first_cell);
-    const int64_t stride = rows.stride(0);
-    check(is_f32(rows) ? vidkv_store_write_f32(store_.get(), sequence, cells.data(), n,
-                                               static_cast<const float *>(rows.data()), stride)
-                       : vidkv_store_write_f16(store_.get(), sequence, cells.data(), n,
-                                               static_cast<const uint16_t *>(rows.data()), stride));
+    change([&](vidkv_store * store) { return write_rows(store, sequence, cells, rows); });
 }
 
 void StoreHandle::read(int sequence, int64_t first_cell, const Array & out) const {
-    read_rows(store_.get(), sequence, first_cell, out, channels_);
+    require_out(out, channels_);
+    check(alone(to_read(mutex_), [&] { return read_rows(store_.get(), sequence, first_cell, out); }));
 }
 
 void StoreHandle::observe_queries(int sequence, const ConstArray & q) {
     require_heads(q, "q");
     require(q.shape(2) == head_dim_,
             "q must have a head_dim of " + std::to_string(head_dim_) + ", not " + std::to_string(q.shape(2)));
-    check(vidkv_store_observe_queries(store_.get(), sequence, static_cast<const float *>(q.data()),
-                                      static_cast<int64_t>(q.shape(0)), static_cast<int32_t>(q.shape(1)), q.stride(0),
-                                      q.stride(1)));
+    const auto tokens = static_cast<int64_t>(q.shape(0));
+    const auto heads = static_cast<int32_t>(q.shape(1));
+    change([&](vidkv_store * store) {
+        return vidkv_store_observe_queries(store, sequence, static_cast<const float *>(q.data()), tokens, heads,
+                                           q.stride(0), q.stride(1));
+    });
 }
 
 void StoreHandle::protect(int sequence, const std::vector<int64_t> & cells) {
     if (cells.empty()) return;
-    check(vidkv_store_protect(store_.get(), sequence, cells.data(), static_cast<int64_t>(cells.size())));
+    change([&](vidkv_store * store) {
+        return vidkv_store_protect(store, sequence, cells.data(), static_cast<int64_t>(cells.size()));
+    });
 }
 
 void StoreHandle::protect_by_queries(const StoreHandle & keys, float scale) {
-    check(vidkv_store_protect_by_queries(store_.get(), keys.get(), scale));
+    require(this != &keys, "protection by queries needs the values and the keys of one layer");
+    check(alone(Both{to_write(mutex_), to_read(keys.mutex_)},
+                [&] { return vidkv_store_protect_by_queries(store_.get(), keys.get(), scale); }));
 }
 
-void StoreHandle::seal(int threads) { check_without_gil(vidkv_store_seal(store_.get(), threads)); }
+void StoreHandle::seal(int threads) {
+    change([&](vidkv_store * store) { return vidkv_store_seal(store, threads); });
+}
+void StoreHandle::keep_open() {
+    change([](vidkv_store * store) { return vidkv_store_keep_open(store), VIDKV_OK; });
+}
+void StoreHandle::truncate(int sequence, int64_t first_cell) {
+    change([&](vidkv_store * store) { return vidkv_store_truncate(store, sequence, first_cell); });
+}
+void StoreHandle::copy_sequence(int from, int to) {
+    change([&](vidkv_store * store) { return vidkv_store_copy_sequence(store, from, to); });
+}
+void StoreHandle::resize(int64_t cells, int sequences) {
+    change([&](vidkv_store * store) { return vidkv_store_resize(store, cells, sequences); });
+}
+void StoreHandle::release_page(int sequence, int64_t page) {
+    change([&](vidkv_store * store) { return vidkv_store_release_page(store, sequence, page); });
+}
+void StoreHandle::clear() {
+    change([](vidkv_store * store) { return vidkv_store_clear(store), VIDKV_OK; });
+}
 
 std::unique_ptr<StoreHandle> StoreHandle::clone() const {
     vidkv_store * copy = nullptr;
-    check(vidkv_store_clone(store_.get(), &copy));
+    check(alone(to_read(mutex_), [&] { return vidkv_store_clone(store_.get(), &copy); }));
     return std::unique_ptr<StoreHandle>(new StoreHandle(copy, channels_, head_dim_));
 }
 
 nb::object StoreHandle::sealed_page(int sequence, int64_t page) const {
-    uint64_t bytes = 0;
-    const uint8_t * data = vidkv_store_sealed_page(store_.get(), sequence, page, &bytes);
-    if (!data) return nb::none();
-    return nb::bytes(data, bytes);
+    std::vector<uint8_t> copy;
+    const bool sealed = alone(to_read(mutex_), [&] {
+        uint64_t bytes = 0;
+        const uint8_t * data = vidkv_store_sealed_page(store_.get(), sequence, page, &bytes);
+        if (data) copy.assign(data, data + bytes);
+        return data != nullptr;
+    });
+    if (!sealed) return nb::none();
+    return nb::bytes(copy.data(), copy.size());
 }
 
 nb::tuple StoreHandle::channel_plan(int sequence) const {
     std::vector<uint16_t> order(channels_), means(channels_);
     const auto kv_heads = static_cast<int32_t>(channels_ / head_dim_);
-    for (int32_t head = 0; head < kv_heads; ++head) {
-        const size_t first = static_cast<size_t>(head) * head_dim_;
-        check(vidkv_store_channel_plan(store_.get(), sequence, head, &order[first], &means[first]));
-    }
+    check(alone(to_read(mutex_), [&] {
+        for (int32_t head = 0; head < kv_heads; ++head) {
+            const size_t first = static_cast<size_t>(head) * head_dim_;
+            if (vidkv_status status = vidkv_store_channel_plan(store_.get(), sequence, head, &order[first], &means[first]))
+                return status;
+        }
+        return VIDKV_OK;
+    }));
     return nb::make_tuple(nb::bytes(order.data(), order.size() * 2), nb::bytes(means.data(), means.size() * 2));
 }
 
 vidkv_store_stats StoreHandle::stats() const {
-    vidkv_store_stats stats{};
-    vidkv_store_get_stats(store_.get(), &stats);
-    return stats;
+    return alone(to_read(mutex_), [&] {
+        vidkv_store_stats stats{};
+        vidkv_store_get_stats(store_.get(), &stats);
+        return stats;
+    });
 }
 
 void attention(const StoreHandle & keys, const StoreHandle & values, const ConstArray & q, const Array & out, int64_t cells,
@@ -114,6 +161,7 @@ void attention(const StoreHandle & keys, const StoreHandle & values, const Const
     require_heads(q, "q");
     require(is_f32(out), "out must be float32");
     require_rows(out, "out", 3);
+    require(&keys != &values, "attention needs a key store and a value store");
     require(q.shape(2) == keys.head_dim(), "q must have the keys' head_dim, " + std::to_string(keys.head_dim()));
     require(out.shape(0) == q.shape(0) && out.shape(1) == q.shape(1) && out.shape(2) == values.head_dim(),
             "out must be [tokens, heads, head_dim of the values]");
@@ -143,23 +191,20 @@ void attention(const StoreHandle & keys, const StoreHandle & values, const Const
         args.sinks = static_cast<const float *>(sinks->data());
     }
     args.threads = threads;
-    nb::gil_scoped_release release;
-    check_without_gil(vidkv_attention(keys.get(), values.get(), &args));
+    check(alone(Both{to_read(keys.mutex()), to_read(values.mutex())},
+                [&] { return vidkv_attention(keys.get(), values.get(), &args); }));
 }
 
 Cache::Cache(int layers, int kv_heads, int head_dim, int64_t cells, const vidkv_params & params, int sequences)
-    : kv_heads_(static_cast<size_t>(kv_heads)), head_dim_(static_cast<size_t>(head_dim)) {
+    : layers_(layers), kv_heads_(static_cast<size_t>(kv_heads)), head_dim_(static_cast<size_t>(head_dim)) {
     const vidkv_cache_shape shape{layers, kv_heads, head_dim, cells, sequences};
     vidkv_cache * cache = nullptr;
     check(vidkv_cache_create(&shape, &params, &cache));
     cache_.reset(cache);
 }
 
-vidkv_store * Cache::store(int layer, vidkv_side side) const {
-    vidkv_store * found =
-        side == VIDKV_KEYS ? vidkv_cache_keys(cache_.get(), layer) : vidkv_cache_values(cache_.get(), layer);
-    if (!found) throw std::out_of_range("there is no layer " + std::to_string(layer));
-    return found;
+void Cache::require_layer(int layer) const {
+    if (layer < 0 || layer >= layers_) throw std::out_of_range("there is no layer " + std::to_string(layer));
 }
 
 void Cache::require_tokens(const ConstArray & a, const char * name) const {
@@ -173,29 +218,64 @@ void Cache::append(int layer, int sequence, const ConstArray & keys, const Const
     require_tokens(values, "values");
     require(keys.shape(1) == kv_heads_ && values.shape(1) == kv_heads_ && keys.shape(0) == values.shape(0),
             "keys and values must be [n, " + std::to_string(kv_heads_) + ", " + std::to_string(head_dim_) + "]");
-    check(vidkv_cache_append(cache_.get(), layer, sequence, static_cast<int64_t>(keys.shape(0)),
-                             static_cast<const float *>(keys.data()), static_cast<const float *>(values.data())));
+    change([&](vidkv_cache * cache) {
+        return vidkv_cache_append(cache, layer, sequence, static_cast<int64_t>(keys.shape(0)),
+                                  static_cast<const float *>(keys.data()), static_cast<const float *>(values.data()));
+    });
 }
 
 void Cache::observe_queries(int layer, int sequence, const ConstArray & q) {
     require_tokens(q, "q");
-    check(vidkv_cache_observe_queries(cache_.get(), layer, sequence, static_cast<const float *>(q.data()),
-                                      static_cast<int64_t>(q.shape(0)), static_cast<int32_t>(q.shape(1))));
+    change([&](vidkv_cache * cache) {
+        return vidkv_cache_observe_queries(cache, layer, sequence, static_cast<const float *>(q.data()),
+                                           static_cast<int64_t>(q.shape(0)), static_cast<int32_t>(q.shape(1)));
+    });
 }
 
 void Cache::protect(int sequence, const std::vector<int64_t> & cells) {
     if (cells.empty()) return;
-    check(vidkv_cache_protect(cache_.get(), sequence, cells.data(), static_cast<int64_t>(cells.size())));
+    change([&](vidkv_cache * cache) {
+        return vidkv_cache_protect(cache, sequence, cells.data(), static_cast<int64_t>(cells.size()));
+    });
 }
 
-void Cache::seal(int threads) { check_without_gil(vidkv_cache_seal(cache_.get(), threads)); }
+void Cache::seal(int threads) {
+    change([&](vidkv_cache * cache) { return vidkv_cache_seal(cache, threads); });
+}
+void Cache::truncate(int sequence, int64_t length) {
+    change([&](vidkv_cache * cache) { return vidkv_cache_truncate(cache, sequence, length); });
+}
+void Cache::copy_sequence(int from, int to) {
+    change([&](vidkv_cache * cache) { return vidkv_cache_copy_sequence(cache, from, to); });
+}
+void Cache::clear() {
+    change([](vidkv_cache * cache) { return vidkv_cache_clear(cache), VIDKV_OK; });
+}
+void Cache::save(const std::string & path) const {
+    check(alone(to_read(mutex_), [&] { return vidkv_cache_save(cache_.get(), path.c_str()); }));
+}
+void Cache::load(const std::string & path) {
+    change([&](vidkv_cache * cache) { return vidkv_cache_load(cache, path.c_str()); });
+}
+
+int64_t Cache::length(int layer, int sequence) const {
+    return alone(to_read(mutex_), [&] { return vidkv_cache_length(cache_.get(), layer, sequence); });
+}
 
 void Cache::read(int layer, const std::string & side, int sequence, int64_t first_cell, const Array & out) {
-    read_rows(store(layer, side_from(side)), sequence, first_cell, out, kv_heads_ * head_dim_);
+    require_layer(layer);
+    require_out(out, kv_heads_ * head_dim_);
+    const bool keys = side_from(side) == VIDKV_KEYS;
+    check(alone(to_read(mutex_), [&] {
+        vidkv_cache * cache = cache_.get();
+        return read_rows(keys ? vidkv_cache_keys(cache, layer) : vidkv_cache_values(cache, layer), sequence, first_cell,
+                         out);
+    }));
 }
 
 void Cache::attend(int layer, const ConstArray & q, const Array & out, int sequence, bool causal,
                    std::optional<float> scale, int threads) {
+    require_layer(layer);
     require_tokens(q, "q");
     require(is_f32(out), "out must be float32");
     require_rows(out, "out", 3);
@@ -208,21 +288,23 @@ void Cache::attend(int layer, const ConstArray & q, const Array & out, int seque
     args.out_token_stride = out.stride(0), args.out_head_stride = out.stride(1);
     args.tokens = static_cast<int64_t>(q.shape(0));
     args.heads = static_cast<int32_t>(q.shape(1));
-    args.cells = length(layer, sequence);
     args.sequence = args.value_sequence = sequence;
     args.causal = causal;
     args.scale = scale.value_or(1.0f / std::sqrt(static_cast<float>(head_dim_)));
     args.threads = threads;
-    const vidkv_store * keys = store(layer, VIDKV_KEYS);
-    const vidkv_store * values = store(layer, VIDKV_VALUES);
-    nb::gil_scoped_release release;
-    check_without_gil(vidkv_attention(keys, values, &args));
+    check(alone(to_read(mutex_), [&] {
+        vidkv_cache * cache = cache_.get();
+        args.cells = vidkv_cache_length(cache, layer, sequence);
+        return vidkv_attention(vidkv_cache_keys(cache, layer), vidkv_cache_values(cache, layer), &args);
+    }));
 }
 
 vidkv_store_stats Cache::stats() const {
-    vidkv_store_stats stats{};
-    vidkv_cache_get_stats(cache_.get(), &stats);
-    return stats;
+    return alone(to_read(mutex_), [&] {
+        vidkv_store_stats stats{};
+        vidkv_cache_get_stats(cache_.get(), &stats);
+        return stats;
+    });
 }
 
 } // namespace vidkv::python

@@ -4,6 +4,7 @@
 #include <new>
 #include <string>
 
+#include "api/sized.h"
 #include "attention/attention.h"
 #include "base/error.h"
 #include "kernels/dispatch.h"
@@ -93,14 +94,16 @@ vidkv_status check_attention(const Store & keys, const Store & values, const vid
 
 } // namespace vidkv
 
-vidkv_status vidkv_attention(const vidkv_store * keys, const vidkv_store * values, const vidkv_attention_args * args) {
+vidkv_status vidkv_attention_sized(const vidkv_store * keys, const vidkv_store * values, const vidkv_attention_args * args,
+                                   size_t args_size) {
     if (!keys || !values || !args) return vidkv::refuse("keys, values and args must not be null");
     const auto & key_store = *reinterpret_cast<const vidkv::Store *>(keys);
     const auto & value_store = *reinterpret_cast<const vidkv::Store *>(values);
     try {
-        if (vidkv_status status = vidkv::check_attention(key_store, value_store, *args)) return status;
-        vidkv_attention_args call = *args;
-        call.threads = vidkv::worthwhile_threads(*args, key_store.head_dim() + value_store.head_dim());
+        vidkv_attention_args call;
+        if (vidkv_status status = vidkv::copy_in(args, args_size, call)) return status;
+        if (vidkv_status status = vidkv::check_attention(key_store, value_store, call)) return status;
+        call.threads = vidkv::worthwhile_threads(call, key_store.head_dim() + value_store.head_dim());
         vidkv::attend(key_store, value_store, call, vidkv::active_kernels());
         return VIDKV_OK;
     } catch (const std::exception & error) {

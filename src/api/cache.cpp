@@ -1,15 +1,19 @@
 // The C API over the C++ classes: checks pointers, turns exceptions into statuses. Attention is in api/attention.cpp.
+#include <algorithm>
 #include <memory>
 #include <new>
 #include <stdexcept>
 #include <vector>
 
+#include "api/sized.h"
 #include "base/error.h"
 #include "cache/cache.h"
 #include "codec/presets.h"
 
 using vidkv::Cache;
 using vidkv::check_store;
+using vidkv::copy_in;
+using vidkv::copy_out;
 using vidkv::fail;
 using vidkv::Store;
 
@@ -47,6 +51,19 @@ template <typename Body, typename... Pointers> vidkv_status guarded(Body body, P
     }
 }
 
+// A store that is asked for, from structs of any version.
+struct StoreKind {
+    vidkv_store_shape shape;
+    vidkv_params params;
+
+    vidkv_status take(const vidkv_store_shape * a_shape, size_t shape_size, const vidkv_params * some_params,
+                      size_t params_size) {
+        if (vidkv_status status = copy_in(a_shape, shape_size, shape)) return status;
+        if (vidkv_status status = copy_in(some_params, params_size, params)) return status;
+        return check_store(shape, params);
+    }
+};
+
 vidkv_status check_request(const vidkv_seal_request & request) {
     if (!request.store || (!request.pages && request.n_pages > 0)) return null_pointer();
     const Store & store = *unwrap(request.store);
@@ -70,24 +87,44 @@ vidkv_status check_request(const vidkv_seal_request & request) {
 const char * vidkv_last_error(void) { return vidkv::last_error(); }
 const char * vidkv_version(void) { return VIDKV_VERSION; }
 
-vidkv_status vidkv_params_from_preset(const char * name, vidkv_params * out) {
-    return guarded([&] { return vidkv::params_from_preset(name, *out); }, name, out);
+vidkv_status vidkv_params_from_preset_sized(const char * name, vidkv_params * out, size_t params_size) {
+    return guarded(
+        [&] {
+            vidkv_params params{};
+            if (vidkv_status status = vidkv::params_from_preset(name, params)) return status;
+            return copy_out(params, out, params_size), VIDKV_OK;
+        },
+        name, out);
 }
 const char * vidkv_preset_name(size_t index) { return vidkv::preset_name(index); }
-vidkv_status vidkv_params_check(const vidkv_params * params, int32_t head_dim) {
-    return guarded([&] { return vidkv::check_params(*params, head_dim); }, params);
+vidkv_status vidkv_params_check_sized(const vidkv_params * params, size_t params_size, int32_t head_dim) {
+    return guarded(
+        [&] {
+            vidkv_params all;
+            if (vidkv_status status = copy_in(params, params_size, all)) return status;
+            return vidkv::check_params(all, head_dim);
+        },
+        params);
 }
-double vidkv_true_bits(const vidkv_params * params, vidkv_side side, int32_t head_dim) {
+double vidkv_true_bits_sized(const vidkv_params * params, size_t params_size, vidkv_side side, int32_t head_dim) {
     double bits = 0;
-    guarded([&] { return bits = vidkv::true_bits(*params, side, head_dim), VIDKV_OK; }, params);
+    guarded(
+        [&] {
+            vidkv_params all;
+            if (vidkv_status status = copy_in(params, params_size, all)) return status;
+            return bits = vidkv::true_bits(all, side, head_dim), VIDKV_OK;
+        },
+        params);
     return bits;
 }
 
-vidkv_status vidkv_store_create(const vidkv_store_shape * shape, const vidkv_params * params, vidkv_store ** out) {
+vidkv_status vidkv_store_create_sized(const vidkv_store_shape * shape, size_t shape_size, const vidkv_params * params,
+                                      size_t params_size, vidkv_store ** out) {
     return guarded(
         [&] {
-            if (vidkv_status status = check_store(*shape, *params)) return status;
-            *out = reinterpret_cast<vidkv_store *>(new Store(*shape, *params));
+            StoreKind kind;
+            if (vidkv_status status = kind.take(shape, shape_size, params, params_size)) return status;
+            *out = reinterpret_cast<vidkv_store *>(new Store(kind.shape, kind.params));
             return VIDKV_OK;
         },
         shape, params, out);
@@ -129,17 +166,22 @@ vidkv_status vidkv_store_protect_by_queries(vidkv_store * values, const vidkv_st
 vidkv_status vidkv_store_seal(vidkv_store * store, int32_t threads) {
     return guarded([&] { return unwrap(store)->seal(threads); }, store);
 }
-vidkv_status vidkv_seal_pages(const vidkv_seal_request * requests, int64_t n, int32_t threads) {
+vidkv_status vidkv_seal_pages_sized(const vidkv_seal_request * requests, size_t request_size, int64_t n, int32_t threads) {
     return guarded(
         [&] {
+            std::vector<vidkv_seal_request> all(static_cast<size_t>(std::max<int64_t>(n, 0)));
             std::vector<vidkv::SealOrder> orders;
-            for (const vidkv_seal_request * r = requests; r != requests + n; ++r) {
-                if (vidkv_status status = check_request(*r)) return status;
-                orders.push_back({unwrap(r->store), r->sequence, {r->pages, r->pages + r->n_pages}});
+            for (size_t i = 0; i < all.size(); ++i) {
+                const auto * at = reinterpret_cast<const uint8_t *>(requests) + i * request_size;
+                vidkv_seal_request & r = all[i];
+                if (vidkv_status status = copy_in(reinterpret_cast<const vidkv_seal_request *>(at), request_size, r))
+                    return status;
+                if (vidkv_status status = check_request(r)) return status;
+                orders.push_back({unwrap(r.store), r.sequence, {r.pages, r.pages + r.n_pages}});
             }
-            for (const vidkv_seal_request * r = requests; r != requests + n; ++r) {
-                if (r->keys)
-                    unwrap(r->store)->mark_by_queries(r->sequence, orders[r - requests].pages, *unwrap(r->keys), r->scale);
+            for (size_t i = 0; i < all.size(); ++i) {
+                const vidkv_seal_request & r = all[i];
+                if (r.keys) unwrap(r.store)->mark_by_queries(r.sequence, orders[i].pages, *unwrap(r.keys), r.scale);
             }
             vidkv::seal_pages(orders, threads);
             return VIDKV_OK;
@@ -188,17 +230,26 @@ vidkv_status vidkv_store_release_page(vidkv_store * store, int32_t sequence, int
 void vidkv_store_clear(vidkv_store * store) {
     if (store) unwrap(store)->clear();
 }
-void vidkv_store_get_stats(const vidkv_store * store, vidkv_store_stats * out) {
-    if (store && out) *out = unwrap(store)->stats();
+void vidkv_store_get_stats_sized(const vidkv_store * store, vidkv_store_stats * out, size_t stats_size) {
+    if (store && out) copy_out(unwrap(store)->stats(), out, stats_size);
 }
-uint64_t vidkv_planned_bytes(const vidkv_store_shape * shape, const vidkv_params * params) {
-    const auto is_sound = [&] { return check_store(*shape, *params); };
-    return guarded(is_sound, shape, params) == VIDKV_OK ? vidkv::planned_bytes(*shape, *params) : 0;
+uint64_t vidkv_planned_bytes_sized(const vidkv_store_shape * shape, size_t shape_size, const vidkv_params * params,
+                                   size_t params_size) {
+    StoreKind kind;
+    const auto take = [&] { return kind.take(shape, shape_size, params, params_size); };
+    return guarded(take, shape, params) == VIDKV_OK ? vidkv::planned_bytes(kind.shape, kind.params) : 0;
 }
 
-vidkv_status vidkv_cache_create(const vidkv_cache_shape * shape, const vidkv_params * params, vidkv_cache ** out) {
+vidkv_status vidkv_cache_create_sized(const vidkv_cache_shape * shape_given, size_t shape_size,
+                                      const vidkv_params * params_given, size_t params_size, vidkv_cache ** out) {
     return guarded(
         [&] {
+            vidkv_cache_shape whole_shape;
+            vidkv_params whole_params;
+            const vidkv_cache_shape * shape = &whole_shape;
+            const vidkv_params * params = &whole_params;
+            if (vidkv_status status = copy_in(shape_given, shape_size, whole_shape)) return status;
+            if (vidkv_status status = copy_in(params_given, params_size, whole_params)) return status;
             if (shape->layers < 1 || shape->kv_heads < 1 || shape->head_dim < 1) {
                 return fail(VIDKV_E_ARGUMENT, "layers, kv_heads and head_dim must be at least 1");
             }
@@ -215,7 +266,7 @@ vidkv_status vidkv_cache_create(const vidkv_cache_shape * shape, const vidkv_par
             *out = reinterpret_cast<vidkv_cache *>(new Cache(*shape, *params));
             return VIDKV_OK;
         },
-        shape, params, out);
+        shape_given, params_given, out);
 }
 void vidkv_cache_free(vidkv_cache * cache) { delete unwrap(cache); }
 
@@ -256,8 +307,8 @@ vidkv_status vidkv_cache_copy_sequence(vidkv_cache * cache, int32_t from, int32_
 void vidkv_cache_clear(vidkv_cache * cache) {
     if (cache) unwrap(cache)->clear();
 }
-void vidkv_cache_get_stats(const vidkv_cache * cache, vidkv_store_stats * out) {
-    if (cache && out) *out = unwrap(cache)->stats();
+void vidkv_cache_get_stats_sized(const vidkv_cache * cache, vidkv_store_stats * out, size_t stats_size) {
+    if (cache && out) copy_out(unwrap(cache)->stats(), out, stats_size);
 }
 vidkv_status vidkv_cache_save(const vidkv_cache * cache, const char * path) {
     return guarded([&] { return unwrap(cache)->save(path); }, cache, path);

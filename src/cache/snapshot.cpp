@@ -97,7 +97,7 @@ bool Store::load_page(const Sequence & sequence, int64_t index, Page & page, Byt
     const bool sealed = page.state == PageState::sealed, keys = shape_.side == VIDKV_KEYS;
     if (sealed) {
         const bool lacks_sinks = sinks_in(sequence, index) && !page.sink_rows, lacks_plans = keys && sequence.plans.empty();
-        if (shape_.head_dim == 0 || is_f16(params_, shape_.side) || lacks_sinks || lacks_plans) return false;
+        if (shape_.head_dim == 0 || is_f16(params_, side()) || lacks_sinks || lacks_plans) return false;
     }
     if (page.last_write < 0 || page.last_write > sequence.writes) return false;
     if (!in.ok() || page.bytes > in.left() || (!sealed && page.bytes != open_bytes())) return false;

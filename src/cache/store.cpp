@@ -71,7 +71,7 @@ vidkv_status Store::set_head_dim(int head_dim) {
     shape.head_dim = head_dim;
     if (vidkv_status status = check_store(shape, params_)) return status;
     shape_.head_dim = head_dim;
-    if (is_f16(params_, shape_.side)) return VIDKV_OK;
+    if (is_f16(params_, side())) return VIDKV_OK;
     if (shape_.side == VIDKV_KEYS) key_layout_ = make_key_layout(params_, head_dim, kv_heads());
     if (shape_.side == VIDKV_VALUES) value_layout_ = make_value_layout(params_, head_dim, kv_heads());
     return VIDKV_OK;
@@ -416,13 +416,14 @@ uint64_t planned_bytes(const vidkv_store_shape & shape, const vidkv_params & par
     // A head_dim that is not known yet counts as 64: the bits per element hardly depend on it.
     const int head_dim = shape.head_dim ? shape.head_dim : shape.channels % 64 == 0 ? 64 : 8;
     const int kv_heads = shape.channels / head_dim;
-    const bool packs = !is_f16(params, shape.side), keys = shape.side == VIDKV_KEYS;
+    const auto side = static_cast<vidkv_side>(shape.side);
+    const bool packs = !is_f16(params, side), keys = side == VIDKV_KEYS;
     const uint64_t channels = static_cast<uint64_t>(shape.channels);
     const uint64_t pages = static_cast<uint64_t>((shape.cells + page_tokens - 1) / page_tokens);
     const uint64_t open_page = page_tokens * channels * 2;
     const uint64_t window = static_cast<uint64_t>((seal_age(params) + page_tokens - 1) / page_tokens);
     const uint64_t open = packs ? std::min(pages, window + 1) : pages;
-    uint64_t bytes = open * open_page + (pages - open) * page_bytes(params, shape.side, head_dim, kv_heads) +
+    uint64_t bytes = open * open_page + (pages - open) * page_bytes(params, side, head_dim, kv_heads) +
                      pages * Store::page_entry_bytes();
     if (pages > open) {
         bytes += static_cast<uint64_t>(params.sink_tokens) * channels * 2;

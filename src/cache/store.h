@@ -47,7 +47,7 @@ class Store {
   public:
     Store(const vidkv_store_shape & shape, const vidkv_params & params);
 
-    vidkv_side side() const { return shape_.side; }
+    vidkv_side side() const { return static_cast<vidkv_side>(shape_.side); }
     const vidkv_params & params() const { return params_; }
     const vidkv_store_shape & shape() const { return shape_; }
     int channels() const { return shape_.channels; }
@@ -126,7 +126,7 @@ class Store {
     int sinks_in(const Sequence & sequence, int64_t page) const {
         return (sequence.host_begins ? sequence.pages[page].begins : page == 0) ? params_.sink_tokens : 0;
     }
-    bool packs() const { return !keep_open_ && shape_.head_dim != 0 && !is_f16(params_, shape_.side); }
+    bool packs() const { return !keep_open_ && shape_.head_dim != 0 && !is_f16(params_, side()); }
     vidkv_status check_range(int sequence, int64_t first_cell, int64_t n) const;
 
     bool is_due(const Sequence & sequence, int64_t page) const;
