@@ -1,38 +1,27 @@
-// Loads a saved cache made of the fuzzer's bytes into a cache of the shape that they name, with a right checksum, so that
-// every check behind the checksum is met. What loads is then read, attended to, sealed on and saved: nothing may crash.
+// Loads a file made of the fuzzer's bytes into stores of the shape that it names, with right checksums, so that every check behind the
+// checksums is met. What loads is then read, attended to, written on, sealed and saved: nothing may crash.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "vidkv/vidkv.h"
+#include "core/forged_file.h"
+#include "vidkv/file.h"
 
 namespace {
 
-constexpr size_t header_bytes = 64, checksum_bytes = 8;
+using vidkv::FileEntry;
+using vidkv::FileHeader;
+using vidkv::test::ForgedFile;
 
-template <typename T> T at(const std::vector<uint8_t> & file, size_t offset) {
-    T value;
-    std::memcpy(&value, &file[offset], sizeof(T));
-    return value;
-}
-template <typename T> T bounded(std::vector<uint8_t> & file, size_t offset, T most) { // small, so that an input is fast
-    const T value = std::clamp<T>(at<T>(file, offset), 1, most);
-    std::memcpy(&file[offset], &value, sizeof(T));
-    return value;
-}
-
-void sign(std::vector<uint8_t> & file) {
-    uint64_t hash = 0xcbf29ce484222325u;
-    for (size_t i = 0; i < file.size() - checksum_bytes; ++i) hash = (hash ^ file[i]) * 0x100000001b3u;
-    std::memcpy(&file[file.size() - checksum_bytes], &hash, checksum_bytes);
-}
+constexpr int32_t most_layers = 2, most_sequences = 3, most_channels = 256;
+constexpr int64_t cells = 1024;
 
 // A file in memory, by its path.
 class MemoryFile {
@@ -47,62 +36,111 @@ class MemoryFile {
     int file_;
 };
 
-void use(vidkv_cache * cache, const vidkv_cache_shape & shape) {
-    const size_t channels = static_cast<size_t>(shape.kv_heads) * static_cast<size_t>(shape.head_dim);
-    std::vector<float> q(channels, 0.5f), out(channels);
-    std::vector<uint16_t> rows(static_cast<size_t>(shape.cells) * channels);
-    for (int32_t layer = 0; layer < shape.layers; ++layer) {
-        vidkv_store *keys = vidkv_cache_keys(cache, layer), *values = vidkv_cache_values(cache, layer);
-        for (int32_t sequence = 0; sequence < shape.sequences; ++sequence) {
-            vidkv_store_read_f16(keys, sequence, 0, shape.cells, rows.data());
-            vidkv_store_read_f16(values, sequence, 0, shape.cells, rows.data());
-            vidkv_attention_args args{};
-            args.q = q.data();
-            args.out = out.data();
-            args.q_token_stride = args.out_token_stride = static_cast<int64_t>(channels);
-            args.q_head_stride = args.out_head_stride = shape.head_dim;
-            args.tokens = 1;
-            args.heads = shape.kv_heads;
-            args.cells = vidkv_cache_length(cache, layer, sequence);
-            args.sequence = args.value_sequence = sequence;
-            args.scale = 0.1f;
-            args.threads = 1;
-            vidkv_attention(keys, values, &args);
-            const int64_t length = vidkv_cache_length(cache, layer, sequence);
-            if (length < shape.cells) vidkv_cache_append(cache, layer, sequence, 1, q.data(), q.data());
+void free_store(vidkv_store * store) { vidkv_store_free(store); }
+using Store = std::unique_ptr<vidkv_store, decltype(&free_store)>;
+
+Store make(const vidkv_file_store_info & info, const vidkv_params & params) {
+    const vidkv_store_shape shape{info.side, info.channels, 0, cells, 2};
+    vidkv_store * store = nullptr;
+    if (vidkv_store_create(&shape, &params, &store) != VIDKV_OK) store = nullptr;
+    return {store, free_store};
+}
+
+void attend(const vidkv_store * keys, const vidkv_store * values, int32_t heads, int32_t key_dim, int32_t value_dim) {
+    std::vector<float> q(static_cast<size_t>(heads * key_dim), 0.5f), out(static_cast<size_t>(heads * value_dim));
+    vidkv_attention_args args{};
+    args.q = q.data();
+    args.out = out.data();
+    args.q_token_stride = args.q_head_stride = key_dim;
+    args.out_token_stride = args.out_head_stride = value_dim;
+    args.tokens = 1;
+    args.heads = heads;
+    args.cells = cells;
+    args.scale = 0.1f;
+    args.threads = 1;
+    vidkv_attention(keys, values, &args);
+}
+
+void go_on(vidkv_store * store, const vidkv_file_store_info & info) {
+    const std::vector<float> row(static_cast<size_t>(info.channels), 0.25f);
+    std::vector<uint16_t> rows(static_cast<size_t>(cells) * row.size());
+    vidkv_store_read_f16(store, 0, 0, cells, rows.data());
+    vidkv_store_copy_sequence(store, 0, 1);
+    for (const int64_t cell : {int64_t{5}, info.cells / 2, std::min(info.cells, cells - 1)})
+        vidkv_store_write_f32(store, 0, &cell, 1, row.data(), info.channels);
+    vidkv_store_seal(store, 1);
+    vidkv_store_truncate(store, 0, info.cells / 3);
+    vidkv_store_read_f16(store, 1, 0, cells, rows.data());
+    vidkv_store_stats stats;
+    vidkv_store_get_stats(store, &stats);
+}
+
+void use(const vidkv_file * file) {
+    vidkv_file_info about;
+    vidkv_file_get_info(file, &about);
+    vidkv_file_verify(file, 1);
+    Store keys{nullptr, free_store};
+    int32_t heads = 0, key_dim = 0;
+    for (int64_t i = 0; i < std::min<int64_t>(about.stores, 2 * most_layers * most_sequences); ++i) {
+        vidkv_file_store_info info;
+        if (vidkv_file_get_store(file, i, &info) != VIDKV_OK || info.channels > most_channels || info.channels < 1)
+            continue;
+        Store store = make(info, about.params);
+        if (!store || vidkv_file_load(file, info.layer, info.sequence, store.get(), 0, nullptr, 0) != VIDKV_OK) continue;
+        const std::vector<int64_t> places{3, 1, 0, 6, 7, 2, 5, 4};
+        vidkv_file_load(file, info.layer, info.sequence, store.get(), 1, places.data(), 8);
+        if (info.side == VIDKV_KEYS) {
+            heads = info.channels / info.head_dim;
+            key_dim = info.head_dim;
+            keys = std::move(store);
+        } else {
+            if (keys) attend(keys.get(), store.get(), heads, key_dim, info.head_dim);
+            go_on(store.get(), info);
         }
+        if (keys && info.side == VIDKV_KEYS) continue;
+        if (keys) go_on(keys.get(), info);
+        keys.reset();
     }
-    vidkv_cache_seal(cache, 1);
-    for (int32_t sequence = 0; sequence < shape.sequences; ++sequence)
-        vidkv_cache_truncate(cache, sequence, shape.cells / 2);
+}
+
+void save(const vidkv_file * file) {
+    vidkv_file_info about;
+    vidkv_file_get_info(file, &about);
+    vidkv_file_store_info info;
+    if (vidkv_file_get_store(file, 0, &info) != VIDKV_OK || info.channels > most_channels || info.channels < 1) return;
+    const Store store = make(info, about.params);
+    if (!store || vidkv_file_load(file, info.layer, info.sequence, store.get(), 0, nullptr, 0) != VIDKV_OK) return;
+    const std::string path = "/tmp/fuzz-cache-file-" + std::to_string(getpid());
+    vidkv_file_writer * writer = nullptr;
+    if (vidkv_file_create(path.c_str(), &about.params, &writer) != VIDKV_OK) return;
+    vidkv_file_add_store(writer, 0, 0, store.get(), 0, nullptr, 0);
+    vidkv_file_abandon(writer); // nothing is left
 }
 
 } // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
-    if (size < header_bytes + checksum_bytes) return 0;
-    std::vector<uint8_t> file(data, data + size);
-    std::memcpy(file.data(), "VIDKVKV2", 8);
-    vidkv_params params{};
-    params.key_bits = at<float>(file, 8);
-    params.value_bits = at<float>(file, 12);
-    params.key_codec = at<int32_t>(file, 16);
-    params.value_codec = at<int32_t>(file, 20);
-    params.group_size = at<int32_t>(file, 24);
-    params.residual_length = at<int32_t>(file, 28);
-    params.sink_tokens = at<int32_t>(file, 32);
-    params.protect = at<float>(file, 36);
-    vidkv_cache_shape shape{};
-    shape.layers = bounded<int32_t>(file, 40, 2);
-    shape.kv_heads = bounded<int32_t>(file, 44, 4);
-    shape.head_dim = bounded<int32_t>(file, 48, 64);
-    shape.sequences = bounded<int32_t>(file, 52, 3);
-    shape.cells = bounded<int64_t>(file, 56, 1024);
-    sign(file);
-    vidkv_cache * cache = nullptr;
-    if (vidkv_cache_create(&shape, &params, &cache) != VIDKV_OK) return 0;
-    const MemoryFile saved(file);
-    if (vidkv_cache_load(cache, saved.path().c_str()) == VIDKV_OK) use(cache, shape);
-    vidkv_cache_free(cache);
+    ForgedFile forged({data, data + size});
+    if (size >= sizeof(FileHeader)) {
+        FileHeader header = forged.header();
+        std::copy(std::begin(vidkv::file_magic), std::end(vidkv::file_magic), header.magic);
+        if (header.entries <= size / sizeof(FileEntry)) header.table_at = size - header.entries * sizeof(FileEntry);
+        forged.put(0, header);
+    }
+    forged.sign();
+    const MemoryFile memory(forged.bytes);
+    for (const int32_t copies : {0, 1}) {
+        vidkv_file * file = nullptr;
+        if (vidkv_file_open(memory.path().c_str(), copies, &file) != VIDKV_OK) continue;
+        for (int64_t i = 0; const char * name = vidkv_file_section_name(file, i); ++i) {
+            uint64_t bytes = 0;
+            const auto * section = static_cast<const uint8_t *>(vidkv_file_section(file, name, &bytes));
+            volatile uint8_t seen = bytes > 0 ? section[bytes - 1] : uint8_t{0};
+            static_cast<void>(seen);
+        }
+        use(file);
+        if (copies) save(file);
+        vidkv_file_close(file);
+    }
     return 0;
 }

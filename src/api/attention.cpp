@@ -84,6 +84,9 @@ vidkv_status check_attention(const Store & keys, const Store & values, const vid
     if (vidkv_status status = check_sequence(keys, args.sequence, args.cells)) return status;
     if (vidkv_status status = check_sequence(values, args.value_sequence, args.cells)) return status;
     if (vidkv_status status = check_memory(keys, values, args)) return status;
+    const int64_t pages = (args.cells + page_tokens - 1) / page_tokens;
+    if (vidkv_status status = keys.check_mapped(args.sequence, 0, pages)) return status;
+    if (vidkv_status status = values.check_mapped(args.value_sequence, 0, pages)) return status;
     if (!std::isfinite(args.scale)) return refuse("scale must be finite");
     if (!(args.softcap >= 0.0f) || !std::isfinite(args.softcap)) return refuse("softcap must be finite and not negative");
     if (!(args.max_bias >= 0.0f) || !std::isfinite(args.max_bias))

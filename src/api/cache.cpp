@@ -1,13 +1,9 @@
 // The C API over the C++ classes: checks pointers, turns exceptions into statuses. Attention is in api/attention.cpp.
 #include <algorithm>
-#include <memory>
-#include <new>
-#include <stdexcept>
 #include <vector>
 
+#include "api/guarded.h"
 #include "api/sized.h"
-#include "base/error.h"
-#include "cache/cache.h"
 #include "codec/presets.h"
 
 using vidkv::Cache;
@@ -15,41 +11,14 @@ using vidkv::check_store;
 using vidkv::copy_in;
 using vidkv::copy_out;
 using vidkv::fail;
+using vidkv::guarded;
+using vidkv::null_pointer;
 using vidkv::Store;
+using vidkv::unwrap;
 
 namespace {
 
 constexpr int32_t most_layers = 1 << 16;
-
-Store * unwrap(vidkv_store * store) { return reinterpret_cast<Store *>(store); }
-const Store * unwrap(const vidkv_store * store) { return reinterpret_cast<const Store *>(store); }
-Cache * unwrap(vidkv_cache * cache) { return reinterpret_cast<Cache *>(cache); }
-const Cache * unwrap(const vidkv_cache * cache) { return reinterpret_cast<const Cache *>(cache); }
-
-vidkv_status null_pointer() { return fail(VIDKV_E_ARGUMENT, "a pointer that must not be null is null"); }
-
-// The status of the exception at hand.
-vidkv_status status_of_exception() {
-    try {
-        throw;
-    } catch (const std::bad_alloc &) {
-        return fail(VIDKV_E_MEMORY, "not enough memory for the cache");
-    } catch (const std::length_error &) {
-        return fail(VIDKV_E_MEMORY, "the cache asked for is larger than any memory");
-    } catch (const std::exception & error) {
-        return fail(VIDKV_E_MEMORY, error.what()); // a lock or a thread that the system refuses
-    }
-}
-
-// Runs body unless a pointer is null; nothing leaves the library as an exception.
-template <typename Body, typename... Pointers> vidkv_status guarded(Body body, Pointers... pointers) {
-    if (((pointers == nullptr) || ...)) return null_pointer();
-    try {
-        return body();
-    } catch (...) {
-        return status_of_exception();
-    }
-}
 
 // A store that is asked for, from structs of any version.
 struct StoreKind {
@@ -216,7 +185,8 @@ vidkv_status vidkv_store_clone(const vidkv_store * store, vidkv_store ** out) {
 }
 const uint8_t * vidkv_store_sealed_page(const vidkv_store * store, int32_t sequence, int64_t page, uint64_t * bytes) {
     size_t size = 0;
-    const uint8_t * data = store ? unwrap(store)->sealed_page(sequence, page, size) : nullptr;
+    const uint8_t * data = nullptr;
+    guarded([&] { return data = unwrap(store)->sealed_page(sequence, page, size), VIDKV_OK; }, store);
     if (bytes) *bytes = size;
     return data;
 }

@@ -86,6 +86,7 @@ class Attention {
   private:
     Block block_at(int64_t index) const;
     void prepare(int64_t slot);
+    void plan_queries(const Block & block, int64_t slot, int set);
     int threads_for(int64_t rows) const { return rows > few_rows ? args_.threads : 1; }
     int64_t share_of_items(int64_t items) const;
     void accumulate(int64_t slot, int64_t chunk, bool cold);
@@ -104,8 +105,11 @@ class Attention {
     void merge_row(int64_t slot, int row, int head, float * out) const;
 
     float * queries(int64_t slot) const { return queries_ + slot * block_rows_ * query_stride_; }
-    float * planned(int64_t slot) const { return planned_ + slot * block_rows_ * query_stride_; }
-    float * bases(int64_t slot) const { return bases_ + slot * block_rows_; }
+    // set: of the channel plans that some page of the keys is packed with.
+    float * planned(int64_t slot, int set) const {
+        return planned_ + (slot * plan_sets_ + set) * block_rows_ * query_stride_;
+    }
+    float * bases(int64_t slot, int set) const { return bases_ + (slot * plan_sets_ + set) * block_rows_; }
     int64_t first_row(int64_t slot, int64_t chunk) const { return (slot * chunks_ + chunk) * block_rows_; }
     SoftmaxState * states(int64_t slot, int64_t chunk) const { return states_ + (slot * chunks_ + chunk) * state_stride_; }
     // Null where nothing was summed yet.
@@ -128,14 +132,15 @@ class Attention {
     const int64_t token_blocks_, blocks_, batch_;
     std::vector<float> slopes_; // [heads]
     bool has_sealed_keys_ = false;
+    int plan_sets_ = 1;
     std::shared_ptr<const Rotation> rotation_; // of sealed trellis values, if there are any
     int64_t chunk_pages_ = 1, chunks_ = 1;
 
     int64_t first_block_ = 0; // of the batch at hand; slot s holds block first_block_ + s
     Workspace & workspace_ = Workspace::of_this_thread();
     float * queries_ = nullptr;                     // [slot][row][query_stride]: scaled
-    float * planned_ = nullptr;                     // the same in the domain of sealed keys
-    float * bases_ = nullptr;                       // [slot][row]: what every sealed page adds to the score
+    float * planned_ = nullptr;                     // [slot][set][row][query_stride]: the same in the domain of sealed keys
+    float * bases_ = nullptr;                       // [slot][set][row]: what every page of these plans adds to the score
     float *natural_ = nullptr, *rotated_ = nullptr; // [slot][chunk][row][sum_stride]: weighted sums of values
     SumsUsed * used_ = nullptr;                     // [slot][chunk]
     SoftmaxState * states_ = nullptr;               // [slot][chunk][state_stride]
@@ -155,6 +160,7 @@ Attention::Attention(const Store & keys, const Store & values, const vidkv_atten
     slopes_ = alibi_slopes(args.heads, args.max_bias);
     if (blocks_ == 0) return;
     has_sealed_keys_ = any_sealed(keys, args.sequence, pages_);
+    if (has_sealed_keys_) plan_sets_ = keys.plan_sets(args.sequence);
     if (has_sealed_keys_ && keys.key_layout().narrow > 0)
         real_dft(keys.key_layout().narrow); // allocates here, not in a task
     if (any_sealed(values, args.value_sequence, pages_) && values.value_layout().codec == VIDKV_CODEC_TRELLIS) {
@@ -167,13 +173,14 @@ Attention::Attention(const Store & keys, const Store & values, const vidkv_atten
 
     const size_t rows = static_cast<size_t>(batch_ * block_rows_), parts = static_cast<size_t>(batch_ * chunks_);
     const size_t query_size = rows * static_cast<size_t>(query_stride_),
-                 sum_size = rows * static_cast<size_t>(chunks_ * sum_stride_);
-    workspace_.begin(Workspace::size_of<float>(query_size) * 2 + Workspace::size_of<float>(rows) +
-                     Workspace::size_of<float>(sum_size) * 2 + Workspace::size_of<SumsUsed>(parts) +
+                 sum_size = rows * static_cast<size_t>(chunks_ * sum_stride_), sets = static_cast<size_t>(plan_sets_);
+    workspace_.begin(Workspace::size_of<float>(query_size) + Workspace::size_of<float>(sets * query_size) +
+                     Workspace::size_of<float>(sets * rows) + Workspace::size_of<float>(sum_size) * 2 +
+                     Workspace::size_of<SumsUsed>(parts) +
                      Workspace::size_of<SoftmaxState>(parts * static_cast<size_t>(state_stride_)));
     queries_ = workspace_.take<float>(query_size);
-    planned_ = workspace_.take<float>(query_size);
-    bases_ = workspace_.take<float>(rows);
+    planned_ = workspace_.take<float>(sets * query_size);
+    bases_ = workspace_.take<float>(sets * rows);
     natural_ = workspace_.take<float>(sum_size);
     rotated_ = workspace_.take<float>(sum_size);
     used_ = workspace_.take<SumsUsed>(parts);
@@ -217,10 +224,6 @@ Block Attention::block_at(int64_t index) const {
 void Attention::prepare(int64_t slot) {
     const Block block = block_at(first_block_ + slot);
     const float factor = args_.softcap == 0.0f ? args_.scale : args_.scale / args_.softcap;
-    const ChannelPlan * plan = has_sealed_keys_ ? &keys_.plan(args_.sequence, block.kv_head) : nullptr;
-    alignas(64) float mean[largest_head_dim];
-    const int means = plan ? static_cast<int>(plan->mean.size()) : 0;
-    if (means > 0) kernels_.load_halves(reinterpret_cast<const uint8_t *>(plan->mean.data()), means, mean);
     for (int r = 0; r < block.rows; ++r) {
         const int64_t token = block.first_token + r / heads_per_kv_head_;
         const int64_t head = block.kv_head * heads_per_kv_head_ + r % heads_per_kv_head_;
@@ -228,12 +231,22 @@ void Attention::prepare(int64_t slot) {
         float * query = queries(slot) + r * query_stride_;
         for (int c = 0; c < key_dim_; ++c) query[c] = q[c] * factor;
         std::fill(query + key_dim_, query + query_stride_, 0.0f);
-        bases(slot)[r] = all_finite(query, key_dim_) ? 0.0f : std::numeric_limits<float>::quiet_NaN();
-        if (!plan) continue;
-        float * in_plan = planned(slot) + r * query_stride_;
-        plan_query(keys_.key_layout(), *plan, query, in_plan);
+    }
+    for (int set = 0; has_sealed_keys_ && set < plan_sets_; ++set) plan_queries(block, slot, set);
+}
+
+void Attention::plan_queries(const Block & block, int64_t slot, int set) {
+    const ChannelPlan & plan = keys_.plan(args_.sequence, block.kv_head, set);
+    alignas(64) float mean[largest_head_dim];
+    const int means = static_cast<int>(plan.mean.size());
+    if (means > 0) kernels_.load_halves(reinterpret_cast<const uint8_t *>(plan.mean.data()), means, mean);
+    for (int r = 0; r < block.rows; ++r) {
+        const float * query = queries(slot) + r * query_stride_;
+        float *in_plan = planned(slot, set) + r * query_stride_, &base = bases(slot, set)[r];
+        base = all_finite(query, key_dim_) ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+        plan_query(keys_.key_layout(), plan, query, in_plan);
         std::fill(in_plan + key_dim_, in_plan + query_stride_, 0.0f);
-        bases(slot)[r] += dot(in_plan, mean, means);
+        base += dot(in_plan, mean, means);
     }
 }
 
@@ -368,13 +381,16 @@ void Attention::score(int64_t slot, int first_row, int rows, const PageView & vi
                       Prefetch & soon, Scratch & scratch) const {
     float * scores = scratch.scores.get();
     const float * natural = queries(slot) + first_row * query_stride_;
+    const int open = std::min(count, view.held); // 0 unless the page is open
     if (tile) {
-        tile->score({planned(slot) + first_row * query_stride_, query_stride_, rows, bases(slot) + first_row}, soon);
-    } else if (view.state == PageState::empty || count < page_tokens) {
+        tile->score(
+            {planned(slot, view.plan) + first_row * query_stride_, query_stride_, rows, bases(slot, view.plan) + first_row},
+            soon);
+    } else if (open < page_tokens) {
         std::fill_n(scores, rows * page_tokens, 0.0f);
     }
-    if (view.state == PageState::open) {
-        kernels_.score_halves(natural, query_stride_, rows, {view.rows, keys_.channels(), count, key_dim_}, scores);
+    if (open > 0) {
+        kernels_.score_halves(natural, query_stride_, rows, {view.rows, keys_.channels(), open, key_dim_}, scores);
     }
     if (tile && view.sink_count > 0) {
         alignas(64) float sinks[row_block * page_tokens];
@@ -406,7 +422,7 @@ void Attention::weigh(const Block & block, int first_row, int rows, SoftmaxState
 void Attention::add_open(int rows, const PageView & view, int count, const ValueSums & sums, Scratch & scratch) const {
     if (view.state == PageState::empty) return;
     const bool sealed = view.state == PageState::sealed;
-    const int n = sealed ? std::min(view.sink_count, count) : count;
+    const int n = std::min(sealed ? view.sink_count : view.held, count);
     if (n == 0) return;
     float * weights = scratch.scores.get();
     kernels_.add_halves(weights, rows, {sealed ? view.sink_rows : view.rows, values_.channels(), n, value_dim_},

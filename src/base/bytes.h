@@ -51,6 +51,12 @@ class ByteReader {
         bytes(&value, sizeof(T));
         return value;
     }
+    bool skip(size_t count, size_t size) { // of each
+        if (!ok_ || count > left_ / size) return ok_ = false;
+        cursor_ += count * size;
+        left_ -= count * size;
+        return true;
+    }
     bool ok() const { return ok_; }
     size_t left() const { return left_; }
 

@@ -1,4 +1,4 @@
-// A stack of layers, each with a key store and a value store, and the file that it is saved to.
+// A stack of layers, each with a key store and a value store.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,9 @@
 #include "cache/store.h"
 
 namespace vidkv {
+
+class FileReader;
+class FileWriter;
 
 class Cache {
   public:
@@ -28,8 +31,11 @@ class Cache {
     void clear();
     vidkv_store_stats stats() const;
 
+    // All sequences; one of them as one of a file. A load that fails leaves the cache as it was, and its stores stay the same objects.
     vidkv_status save(const char * path) const;
     vidkv_status load(const char * path);
+    vidkv_status save_sequence(FileWriter & file, int as, int sequence) const;
+    vidkv_status load_sequence(const FileReader & file, int from, int sequence);
 
   private:
     struct Layer {
@@ -37,7 +43,9 @@ class Cache {
         std::vector<int64_t> lengths; // cells appended to each sequence
     };
     std::vector<Layer> make_layers() const;
-    std::vector<uint8_t> header() const; // of the file: what must agree for a load
+    vidkv_status check_file(const FileReader & file) const;
+    vidkv_status load_into(std::vector<Layer> & layers, const FileReader & file, int from, int sequence) const;
+    void take(std::vector<Layer> & layers) noexcept;
 
     vidkv_cache_shape shape_;
     vidkv_params params_;

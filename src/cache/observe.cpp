@@ -13,7 +13,10 @@ vidkv_status Store::observe_queries(int sequence, const float * q, int64_t token
         return fail(VIDKV_E_ARGUMENT, "query heads must be a multiple of the KV heads");
     }
     Sequence & seq = sequences_[sequence];
-    if (!seq.queries) seq.queries = std::make_unique<QueryStatistics>(kv_heads(), shape_.head_dim);
+    if (!seq.queries)
+        seq.queries = Ref(new SharedStatistics(kv_heads(), shape_.head_dim));
+    else if (!seq.queries.is_alone())
+        seq.queries = Ref(new SharedStatistics(*seq.queries));
     seq.queries->observe(q, tokens, heads, token_stride, head_stride, threads);
     return VIDKV_OK;
 }

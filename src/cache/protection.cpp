@@ -45,6 +45,8 @@ class Saliency {
     std::vector<double> mean_, half_covariance_;
 };
 
+void mark(Page & page, int64_t token) { page.marked[token / 64] |= uint64_t{1} << (token % 64); }
+
 } // namespace
 
 vidkv_status Store::protect(int sequence, const int64_t * cells, int64_t n) {
@@ -53,11 +55,10 @@ vidkv_status Store::protect(int sequence, const int64_t * cells, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
         if (vidkv_status status = check_range(sequence, cells[i], 1)) return status;
     }
+    PageTable & pages = sequences_[sequence].pages;
+    for (int64_t i = 0; i < n; ++i) pages.own(cells[i] / page_tokens); // what may fail comes first
     if (n > 0) sequences_[sequence].host_marks = true;
-    for (int64_t i = 0; i < n; ++i) {
-        sequences_[sequence].pages[cells[i] / page_tokens].marked[cells[i] % page_tokens / 64] |= uint64_t{1}
-                                                                                                  << (cells[i] % 64);
-    }
+    for (int64_t i = 0; i < n; ++i) mark(pages.edit(cells[i] / page_tokens), cells[i] % page_tokens);
     return VIDKV_OK;
 }
 
@@ -89,9 +90,11 @@ void Store::mark_by_queries(int s, const std::vector<int64_t> & candidates, cons
         const Saliency saliency(*key_sequence.queries, head, keys.shape_.head_dim, scale);
         for (size_t i = 0; i < salient.size(); ++i) {
             const int64_t index = pages[i / page_tokens];
-            const auto * rows = reinterpret_cast<const uint16_t *>(key_sequence.pages[index].data.get());
+            const Page & page = key_sequence.pages[index];
             const size_t token = i % page_tokens;
-            const uint16_t * key = rows + token * keys.channels() + static_cast<size_t>(head) * keys.shape_.head_dim;
+            if (static_cast<int>(token) >= keys.rows_held(page)) continue; // not written
+            const uint16_t * key =
+                rows_of(page) + token * keys.channels() + static_cast<size_t>(head) * keys.shape_.head_dim;
             salient[i] = std::max(salient[i], saliency(key));
         }
     }
@@ -102,9 +105,8 @@ void Store::mark_by_queries(int s, const std::vector<int64_t> & candidates, cons
     }
     std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return salient[a] > salient[b]; });
     order.resize(static_cast<size_t>(std::lround(params_.protect * static_cast<float>(order.size()))));
-    for (const size_t i : order) {
-        sequence.pages[pages[i / page_tokens]].marked[i % page_tokens / 64] |= uint64_t{1} << (i % 64);
-    }
+    for (const int64_t index : pages) sequence.pages.own(index); // what may fail comes first
+    for (const size_t i : order) mark(sequence.pages.edit(pages[i / page_tokens]), i % page_tokens);
 }
 
 } // namespace vidkv

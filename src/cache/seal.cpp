@@ -44,12 +44,18 @@ Use use_of(const OpenPage & page) {
 // One head of a page as f32 [head_dim][128], what is not finite as 0.
 KeyRows gather_keys(const OpenPage & page, int head, int head_dim, int kv_heads) {
     KeyRows x(static_cast<size_t>(head_dim) * page_tokens);
-    for (int t = 0; t < page_tokens; ++t) {
+    for (int t = 0; t < page.held; ++t) {
         const uint16_t * row =
             page.rows + static_cast<size_t>(t) * kv_heads * head_dim + static_cast<size_t>(head) * head_dim;
         for (int c = 0; c < head_dim; ++c) x[c * page_tokens + t] = sanitize(half_to_float(row[c]));
     }
     return x;
+}
+
+Ref<PageBytes> new_page(size_t bytes, const OpenPage & page) {
+    Ref<PageBytes> made = PageBytes::make(bytes, page.sink_bytes);
+    if (page.sink_bytes) std::memcpy(made->data() + PageBytes::sinks_at(bytes), page.rows, page.sink_bytes);
+    return made;
 }
 
 // The keys of one job on their way, step by step.
@@ -63,7 +69,7 @@ class KeySealing {
         for (const OpenPage & page : pages_) {
             const Use flags = vidkv::use_of(page);
             use_.insert(use_.end(), flags.begin(), flags.end());
-            sealed_.push_back({make_page(layout_.page_bytes), static_cast<uint32_t>(layout_.page_bytes)});
+            sealed_.push_back(new_page(layout_.page_bytes, page));
         }
     }
 
@@ -96,7 +102,7 @@ class KeySealing {
         kept_[page] = !codes_[page].empty();
         if (!kept_[page]) codes_[page] = allot_bits(layout_, plans_, feedback_, of_heads, page);
         size_t start = 0;
-        uint8_t * starts = sealed_[page].data.get() + layout_.head_codes + heads() * layout_.head_meta;
+        uint8_t * starts = sealed_[page]->data() + layout_.head_codes + heads() * layout_.head_meta;
         for (size_t head = 0; head < heads(); ++head) {
             store_at(starts, head, static_cast<uint16_t>(start / quad_bit_bytes));
             for (size_t q = 0; q < quads; ++q) start += quad_bytes(codes_[page][head * quads + q], page_tokens);
@@ -105,7 +111,7 @@ class KeySealing {
 
     void encode(size_t i) { // one head of a page
         const size_t page = i / heads(), head = i % heads();
-        uint8_t * data = sealed_[page].data.get();
+        uint8_t * data = sealed_[page]->data();
         if (!trellis()) {
             encode_paper_keys(layout_, plans_[head], rows_[i].data(), use_of_page(page), data + head * layout_.head_codes,
                               data + heads() * layout_.head_codes + head * layout_.head_meta);
@@ -143,7 +149,7 @@ class KeySealing {
     std::vector<ChannelPlan> & plans_;
     const QueryStatistics * statistics_;
     const std::vector<OpenPage> & pages_;
-    std::vector<SealedPage> & sealed_;
+    std::vector<Ref<PageBytes>> & sealed_;
     bool choose_;
     std::vector<KeyRows> rows_;                // [page][head]
     std::vector<uint8_t> use_;                 // [page][128]
@@ -179,6 +185,7 @@ void encode_value_head(const ValueLayout & layout, const OpenPage & page, size_t
     for (size_t slot = 0; slot < page_tokens; ++slot) {
         const int token = tokens[slot];
         use[slot] = has(page.use, token);
+        if (token >= page.held) continue; // zeros
         const uint16_t * row = page.rows + static_cast<size_t>(token) * channels + head * head_dim;
         for (size_t c = 0; c < head_dim; ++c) x[slot * head_dim + c] = half_to_float(row[c]);
     }
@@ -193,21 +200,21 @@ class ValueSealing {
         for (size_t p = 0; p < pages_.size(); ++p) {
             const PageBits chosen = layout_.protects ? choose_protected(layout_, pages_[p], units_[p]) : PageBits{};
             const size_t bytes = layout_.page_bytes(units_[p]);
-            sealed_.push_back({make_page(bytes), static_cast<uint32_t>(bytes)});
-            if (layout_.protects) std::memcpy(sealed_[p].data.get(), chosen.data(), sizeof(chosen));
+            sealed_.push_back(new_page(bytes, pages_[p]));
+            if (layout_.protects) std::memcpy(sealed_[p]->data(), chosen.data(), sizeof(chosen));
         }
     }
 
     size_t heads() const { return static_cast<size_t>(layout_.kv_heads); }
     size_t pages() const { return pages_.size(); }
     void encode(size_t i) { // one head of a page
-        encode_value_head(layout_, pages_[i / heads()], i % heads(), units_[i / heads()], sealed_[i / heads()].data.get());
+        encode_value_head(layout_, pages_[i / heads()], i % heads(), units_[i / heads()], sealed_[i / heads()]->data());
     }
 
   private:
     const ValueLayout & layout_;
     const std::vector<OpenPage> & pages_;
-    std::vector<SealedPage> & sealed_;
+    std::vector<Ref<PageBytes>> & sealed_;
     std::vector<int> units_;
 };
 

@@ -58,7 +58,7 @@ vidkv_status check_store(const vidkv_store_shape & shape, const vidkv_params & p
 Store::Store(const vidkv_store_shape & shape, const vidkv_params & params)
     : shape_(shape), params_(params), pages_per_sequence_((shape.cells + page_tokens - 1) / page_tokens),
       sequences_(static_cast<size_t>(shape.sequences)) {
-    for (Sequence & sequence : sequences_) sequence.pages.resize(static_cast<size_t>(pages_per_sequence_));
+    for (Sequence & sequence : sequences_) sequence.pages.resize(pages_per_sequence_);
     const int head_dim = shape.head_dim;
     shape_.head_dim = 0;
     if (head_dim != 0) set_head_dim(head_dim);
@@ -98,45 +98,53 @@ PageView Store::view(int sequence, int64_t page, int kv_head) const {
     PageView view;
     view.state = p.state;
     const size_t offset = static_cast<size_t>(kv_head) * shape_.head_dim;
-    if (p.state == PageState::open) view.rows = reinterpret_cast<const uint16_t *>(p.data.get()) + offset;
+    if (p.state == PageState::open) {
+        view.rows = rows_of(p) + offset;
+        view.held = rows_held(p);
+    }
     if (p.state == PageState::sealed) {
-        view.page = p.data.get();
+        view.page = p.bytes->data();
+        view.plan = p.plan;
         view.sink_count = sinks_in(seq, page);
-        if (view.sink_count) view.sink_rows = p.sink_rows.get() + offset;
+        if (view.sink_count) view.sink_rows = p.bytes->sink_rows() + offset;
     }
     return view;
 }
 
-const ChannelPlan & Store::plan(int sequence, int kv_head) const { return sequences_[sequence].plans[kv_head]; }
+const ChannelPlan & Store::plan(int sequence, int kv_head, int set) const {
+    return (*sequences_[sequence].plans[static_cast<size_t>(set)])[static_cast<size_t>(kv_head)];
+}
 
 void Store::recount(Sequence & sequence) const {
     sequence.open.clear();
     sequence.sealed_pages = 0;
-    for (size_t i = 0; i < sequence.pages.size(); ++i) {
-        if (sequence.pages[i].state == PageState::open) sequence.open.push_back(static_cast<int64_t>(i));
-        if (sequence.pages[i].state == PageState::sealed || sequence.pages[i].released) ++sequence.sealed_pages;
-    }
+    sequence.pages.for_each([&](int64_t index, const Page & page) {
+        if (page.state == PageState::open) sequence.open.push_back(index);
+        if (page.state == PageState::sealed || page.released) ++sequence.sealed_pages;
+    });
 }
 
-// The f16 rows of a page, made if it is empty, decoded if it is sealed. Nothing has changed if there is no memory for that.
-uint16_t * Store::open_page(Sequence & sequence, int64_t index) {
-    Page & page = sequence.pages[index];
-    if (page.state == PageState::open) return reinterpret_cast<uint16_t *>(page.data.get());
-    PageData data = make_page(open_bytes());
-    auto * rows = reinterpret_cast<uint16_t *>(data.get());
-    if (page.state == PageState::sealed) decode_page(sequence, index, rows);
-    sequence.open.push_back(index);
-    if (page.state == PageState::sealed) {
-        page.sink_rows.reset();
+// The f16 rows of a page, `rows` of them or more, shared with no copy: made if it is empty, decoded if it is sealed. Nothing has changed
+// if there is no memory for that.
+uint16_t * Store::open_page(Sequence & sequence, int64_t index, int rows) {
+    Page & page = sequence.pages.edit(index);
+    const bool open = page.state == PageState::open, sealed = page.state == PageState::sealed;
+    const int held = open ? rows_held(page) : 0;
+    if (held >= rows && page.bytes.is_alone()) return rows_of(page);
+    const int wanted = sealed ? page_tokens : std::max(held, room_for(rows));
+    Ref<PageBytes> bytes = PageBytes::make(static_cast<size_t>(wanted) * row_bytes());
+    if (open) std::memcpy(bytes->data(), page.bytes->data(), page.bytes->size());
+    if (sealed) decode_page(sequence, index, reinterpret_cast<uint16_t *>(bytes->data()));
+    if (!open) sequence.open.push_back(index);
+    if (sealed) {
         --sequence.sealed_pages;
         ++pages_reopened_;
     }
     if (page.released) --sequence.sealed_pages;
     page.released = false;
-    page.data = std::move(data);
-    page.bytes = static_cast<uint32_t>(open_bytes());
+    page.bytes = std::move(bytes);
     page.state = PageState::open;
-    return rows;
+    return rows_of(page);
 }
 
 // Fills rows [128][channels] from a sealed page; cells never written become zero.
@@ -148,9 +156,10 @@ void Store::decode_page(const Sequence & sequence, int64_t index, uint16_t * row
     std::vector<float> x(static_cast<size_t>(page_tokens) * head_dim);
     for (int head = 0; head < kv_heads(); ++head) {
         if (keys)
-            decode_keys(key_layout_, sequence.plans[head], key_page(key_layout_, page.data.get(), head), x.data());
+            decode_keys(key_layout_, (*sequence.plans[page.plan])[head], key_page(key_layout_, page.bytes->data(), head),
+                        x.data());
         else
-            decode_values(value_layout_, value_page(value_layout_, page.data.get(), head), x.data());
+            decode_values(value_layout_, value_page(value_layout_, page.bytes->data(), head), x.data());
         for (int t = 0; t < page_tokens; ++t) {
             if (!test(page.written, t)) continue;
             uint16_t * row = rows + t * channels + static_cast<size_t>(head) * head_dim;
@@ -159,7 +168,8 @@ void Store::decode_page(const Sequence & sequence, int64_t index, uint16_t * row
         }
     }
     for (int t = 0; t < sinks_in(sequence, index); ++t) {
-        if (test(page.written, t)) std::copy_n(&page.sink_rows[t * channels], channels, rows + t * channels);
+        if (test(page.written, t))
+            std::copy_n(page.bytes->sink_rows() + static_cast<size_t>(t) * channels, channels, rows + t * channels);
     }
 }
 
@@ -167,8 +177,11 @@ vidkv_status Store::make_room(int sequence, const int64_t * cells, int64_t n) {
     if (vidkv_status status = check_range(sequence, 0, 0)) return status;
     for (int64_t i = 0; i < n; ++i) {
         if (vidkv_status status = check_range(sequence, cells[i], 1)) return status;
+        const int64_t index = cells[i] / page_tokens;
+        if (vidkv_status status = check_mapped(sequence, index, index + 1)) return status;
     }
-    for (int64_t i = 0; i < n; ++i) open_page(sequences_[sequence], cells[i] / page_tokens);
+    for (int64_t i = n; i-- > 0;) // the last cell of a page first: it grows once
+        open_page(sequences_[sequence], cells[i] / page_tokens, static_cast<int>(cells[i] % page_tokens) + 1);
     return VIDKV_OK;
 }
 
@@ -180,11 +193,12 @@ vidkv_status Store::write(int sequence, const int64_t * cells, int64_t n, const 
     for (int64_t i = 0; i < n; ++i) {
         const int64_t index = cells[i] / page_tokens;
         const int token = static_cast<int>(cells[i] % page_tokens);
-        uint16_t * row = open_page(seq, index) + token * channels;
+        uint16_t * row = open_page(seq, index, token + 1) + token * channels;
         const Element * from = rows + i * stride;
         for (size_t c = 0; c < channels; ++c) row[c] = to_half(from[c]);
-        set(seq.pages[index].written, token);
-        seq.pages[index].last_write = ++seq.writes;
+        Page & page = seq.pages.edit(index);
+        set(page.written, token);
+        page.last_write = ++seq.writes;
     }
     return VIDKV_OK;
 }
@@ -194,6 +208,8 @@ template vidkv_status Store::write<uint16_t>(int, const int64_t *, int64_t, cons
 
 vidkv_status Store::read(int sequence, int64_t first_cell, int64_t n, uint16_t * rows) const {
     if (vidkv_status status = check_range(sequence, first_cell, n)) return status;
+    const int64_t end_page = (first_cell + n + page_tokens - 1) / page_tokens;
+    if (vidkv_status status = check_mapped(sequence, first_cell / page_tokens, end_page)) return status;
     const Sequence & seq = sequences_[sequence];
     const size_t channels = static_cast<size_t>(shape_.channels);
     std::vector<uint16_t> decoded;
@@ -202,9 +218,10 @@ vidkv_status Store::read(int sequence, int64_t first_cell, int64_t n, uint16_t *
         const int64_t token = cell % page_tokens, take = std::min(page_tokens - token, end - cell);
         const size_t elements = static_cast<size_t>(take) * channels;
         const Page & page = seq.pages[index];
-        if (page.state == PageState::empty) std::fill_n(rows, elements, uint16_t{0});
+        if (page.state != PageState::sealed) std::fill_n(rows, elements, uint16_t{0});
         if (page.state == PageState::open) {
-            std::copy_n(reinterpret_cast<const uint16_t *>(page.data.get()) + token * channels, elements, rows);
+            const int64_t there = std::clamp<int64_t>(rows_held(page) - token, 0, take);
+            std::copy_n(rows_of(page) + token * channels, static_cast<size_t>(there) * channels, rows);
         }
         if (page.state == PageState::sealed) {
             decoded.assign(static_cast<size_t>(page_tokens) * channels, 0);
@@ -249,27 +266,29 @@ SealJob Store::seal_job(const Sequence & sequence, const std::vector<int64_t> & 
     const bool keys = shape_.side == VIDKV_KEYS;
     job.key_layout = keys ? &key_layout_ : nullptr;
     job.value_layout = keys ? nullptr : &value_layout_;
-    if (sequence.sealed_pages != 0) job.plans = sequence.plans;
+    if (keys && sequence.sealed_pages != 0) job.plans = *sequence.plans[sequence.plan];
     job.statistics = sequence.queries.get();
     for (const int64_t index : pages) {
         const Page & page = sequence.pages[index];
-        job.pages.push_back(
-            {reinterpret_cast<const uint16_t *>(page.data.get()), used_cells(sequence, index), page.marked});
-        const size_t elements = static_cast<size_t>(sinks_in(sequence, index)) * static_cast<size_t>(shape_.channels);
-        job.sink_rows.push_back(elements ? std::make_unique<uint16_t[]>(elements) : nullptr);
-        if (elements) std::memcpy(job.sink_rows.back().get(), page.data.get(), elements * 2);
+        const int held = rows_held(page);
+        job.pages.push_back({rows_of(page), held, used_cells(sequence, index), page.marked,
+                             static_cast<size_t>(sinks_in(sequence, index)) * row_bytes()});
     }
     return job;
 }
 
-// Everything is allocated by now.
-void Store::take_sealed(Sequence & sequence, const std::vector<int64_t> & pages, SealJob & job) noexcept {
-    sequence.plans = std::move(job.plans);
+// Everything is allocated by now. chosen: the job's plans, if it had to choose them.
+void Store::take_sealed(Sequence & sequence, const std::vector<int64_t> & pages, SealJob & job,
+                        std::shared_ptr<const Plans> chosen) noexcept {
+    if (chosen) {
+        sequence.plans.resize(1); // those before it are of no page any more
+        sequence.plans[0] = std::move(chosen);
+        sequence.plan = 0;
+    }
     for (size_t i = 0; i < pages.size(); ++i) {
-        Page & page = sequence.pages[pages[i]];
-        page.sink_rows = std::move(job.sink_rows[i]);
-        page.data = std::move(job.sealed[i].data);
-        page.bytes = job.sealed[i].bytes;
+        Page & page = sequence.pages.edit(pages[i]);
+        page.bytes = std::move(job.sealed[i]);
+        page.plan = static_cast<uint16_t>(sequence.plan);
         page.state = PageState::sealed;
         ++sequence.sealed_pages;
     }
@@ -297,17 +316,29 @@ void seal_pages(std::vector<SealOrder> & orders, int threads) {
     merge(orders);
     for (SealOrder & order : orders) {
         const Store & store = *order.store;
-        const std::vector<Store::Page> & pages = store.sequences_[order.sequence].pages;
+        const PageTable & pages = store.sequences_[order.sequence].pages;
         std::erase_if(order.pages, [&](int64_t index) { return pages[index].state != PageState::open; });
         if (!store.packs()) order.pages.clear();
     }
     std::erase_if(orders, [](const SealOrder & order) { return order.pages.empty(); });
     std::vector<SealJob> jobs;
-    for (SealOrder & order : orders)
-        jobs.push_back(order.store->seal_job(order.store->sequences_[order.sequence], order.pages));
+    for (SealOrder & order : orders) {
+        Store::Sequence & sequence = order.store->sequences_[order.sequence];
+        for (const int64_t index : order.pages) sequence.pages.own(index);
+        jobs.push_back(order.store->seal_job(sequence, order.pages));
+    }
+    std::vector<bool> chooses(jobs.size());
+    for (size_t i = 0; i < jobs.size(); ++i) chooses[i] = jobs[i].key_layout && jobs[i].plans.empty();
     seal(jobs, threads);
+    std::vector<std::shared_ptr<const Store::Plans>> chosen(jobs.size());
+    for (size_t i = 0; i < jobs.size(); ++i) {
+        if (!chooses[i]) continue;
+        chosen[i] = std::make_shared<const Store::Plans>(std::move(jobs[i].plans));
+        orders[i].store->sequences_[orders[i].sequence].plans.reserve(1);
+    }
     for (size_t i = 0; i < orders.size(); ++i) {
-        orders[i].store->take_sealed(orders[i].store->sequences_[orders[i].sequence], orders[i].pages, jobs[i]);
+        Store & store = *orders[i].store;
+        store.take_sealed(store.sequences_[orders[i].sequence], orders[i].pages, jobs[i], std::move(chosen[i]));
     }
 }
 
@@ -316,23 +347,12 @@ vidkv_status Store::truncate(int sequence, int64_t first_cell) {
     Sequence & seq = sequences_[sequence];
     const int64_t cut = first_cell / page_tokens;
     const int kept = static_cast<int>(first_cell % page_tokens);
-    if (kept != 0 && seq.pages[cut].state == PageState::sealed)
-        open_page(seq, cut); // the one thing that may fail comes first
-    for (int64_t i = pages_per_sequence_ - 1; i >= cut; --i) {
-        Page & page = seq.pages[i];
-        if (i > cut || kept == 0) {
-            page = Page();
-            continue;
-        }
-        keep_below(page.marked, kept);
-        page.released = false;
-        if (page.state == PageState::empty) continue;
-        const size_t row_bytes = static_cast<size_t>(shape_.channels) * 2;
-        open_page(seq, i);
-        std::fill(page.data.get() + kept * row_bytes, page.data.get() + open_bytes(), uint8_t{0});
-        keep_below(page.written, kept);
-        page.last_write = seq.writes; // it will be filled again: packing it now would only pack it twice
-    }
+    if (vidkv_status status = check_mapped(sequence, cut, cut + (kept != 0))) return status;
+    if (kept != 0)
+        cut_page(seq, cut, kept);
+    else
+        seq.pages.prepare_clear_from(cut); // what may fail comes first
+    seq.pages.clear_from(cut + (kept != 0));
     if (first_cell == 0) {
         seq.queries.reset();
         seq.host_marks = seq.host_begins = false;
@@ -341,21 +361,41 @@ vidkv_status Store::truncate(int sequence, int64_t first_cell) {
     return VIDKV_OK;
 }
 
+void Store::cut_page(Sequence & sequence, int64_t index, int kept) {
+    Page & page = sequence.pages.edit(index);
+    if (page.state != PageState::empty) {
+        const int held = page.state == PageState::open ? rows_held(page) : page_tokens;
+        auto * rows = reinterpret_cast<uint8_t *>(open_page(sequence, index, held));
+        if (kept < held) std::memset(rows + kept * row_bytes(), 0, static_cast<size_t>(held - kept) * row_bytes());
+        keep_below(page.written, kept);
+        page.last_write = sequence.writes; // it will be filled again: packing it now would only pack it twice
+    }
+    keep_below(page.marked, kept);
+    page.released = false;
+}
+
 vidkv_status Store::erase(int sequence, const int64_t * cells, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
         if (vidkv_status status = check_range(sequence, cells[i], 1)) return status;
     }
     if (vidkv_status status = check_range(sequence, 0, 0)) return status;
     Sequence & seq = sequences_[sequence];
-    const size_t row_bytes = static_cast<size_t>(shape_.channels) * 2;
+    for (int64_t i = 0; i < n; ++i) { // what may fail comes first
+        const int64_t index = cells[i] / page_tokens;
+        const PageState state = seq.pages[index].state;
+        if (state == PageState::sealed) seq.pages.own(index);
+        if (state == PageState::open) open_page(seq, index, rows_held(seq.pages[index]));
+    }
     bool freed = false;
     for (int64_t i = 0; i < n; ++i) {
-        Page & page = seq.pages[cells[i] / page_tokens];
+        const int64_t index = cells[i] / page_tokens;
         const int token = static_cast<int>(cells[i] % page_tokens);
-        if (page.state == PageState::empty) continue;
+        if (seq.pages[index].state == PageState::empty) continue;
+        Page & page = seq.pages.edit(index);
         unset(page.written, token);
         unset(page.marked, token);
-        if (page.state == PageState::open) std::fill_n(page.data.get() + token * row_bytes, row_bytes, uint8_t{0});
+        if (page.state == PageState::open && token < rows_held(page))
+            std::memset(page.bytes->data() + token * row_bytes(), 0, row_bytes());
         if (count(page.written) > 0) continue;
         page = Page();
         freed = true;
@@ -368,7 +408,7 @@ vidkv_status Store::begin(int sequence, int64_t index) {
     if (index < 0 || index >= pages_per_sequence_)
         return fail(VIDKV_E_ARGUMENT, "page " + std::to_string(index) + " does not exist");
     if (vidkv_status status = check_range(sequence, 0, 0)) return status;
-    Page & page = sequences_[sequence].pages[index];
+    Page & page = sequences_[sequence].pages.edit(index);
     if (page.state != PageState::empty)
         return fail(VIDKV_E_ARGUMENT, "page " + std::to_string(index) + " is written already");
     page.begins = sequences_[sequence].host_begins = true;
@@ -382,7 +422,7 @@ bool Store::began() const {
 
 void Store::clear() {
     for (Sequence & sequence : sequences_) {
-        for (Page & page : sequence.pages) page = Page();
+        sequence.pages.clear();
         sequence.plans.clear();
         sequence.queries.reset();
         sequence.host_marks = sequence.host_begins = false;
@@ -391,20 +431,36 @@ void Store::clear() {
     }
 }
 
+// What copies of a sequence share is counted with the first of them.
+uint64_t Store::shared_bytes(size_t s) const {
+    const Sequence & sequence = sequences_[s];
+    const auto is_counted = [&](auto is_there) {
+        return std::any_of(sequences_.begin(), sequences_.begin() + static_cast<ptrdiff_t>(s), is_there);
+    };
+    uint64_t bytes = 0;
+    for (const auto & set : sequence.plans) {
+        const auto has_set = [&](const Sequence & other) {
+            return std::find(other.plans.begin(), other.plans.end(), set) != other.plans.end();
+        };
+        if (!is_counted(has_set)) bytes += plan_bytes();
+    }
+    const auto has_statistics = [&](const Sequence & other) { return other.queries == sequence.queries; };
+    if (sequence.queries && !is_counted(has_statistics)) bytes += sequence.queries->bytes();
+    return bytes;
+}
+
 vidkv_store_stats Store::stats() const {
     vidkv_store_stats stats{};
-    for (const Sequence & sequence : sequences_) {
-        stats.bytes += sequence.pages.size() * sizeof(Page) + sequence.open.capacity() * sizeof(int64_t);
-        if (!sequence.plans.empty()) stats.bytes += plan_bytes();
-        if (sequence.queries) stats.bytes += sequence.queries->bytes();
-        for (const Page & page : sequence.pages) {
+    for (size_t s = 0; s < sequences_.size(); ++s) {
+        const Sequence & sequence = sequences_[s];
+        const auto earlier = [&](size_t i) -> const PageTable & { return sequences_[i].pages; };
+        stats.bytes += sequence.pages.bytes_held(s, earlier, stats.bytes_mapped, stats.sealed_bytes) + shared_bytes(s) +
+                       sequence.open.capacity() * sizeof(int64_t);
+        sequence.pages.for_each([&](int64_t, const Page & page) {
             const int cells = count(page.written);
             stats.cells_written += cells;
-            stats.bytes += page.bytes + (page.sink_rows ? sink_bytes() : 0);
-            if (page.state != PageState::sealed) continue;
-            stats.sealed_bytes += page.bytes;
-            stats.cells_sealed += cells;
-        }
+            if (page.state == PageState::sealed) stats.cells_sealed += cells;
+        });
     }
     stats.bytes_f16 = static_cast<uint64_t>(stats.cells_written) * shape_.channels * 2;
     stats.bytes_planned = planned_bytes(shape_, params_);
@@ -424,7 +480,7 @@ uint64_t planned_bytes(const vidkv_store_shape & shape, const vidkv_params & par
     const uint64_t window = static_cast<uint64_t>((seal_age(params) + page_tokens - 1) / page_tokens);
     const uint64_t open = packs ? std::min(pages, window + 1) : pages;
     uint64_t bytes = open * open_page + (pages - open) * page_bytes(params, side, head_dim, kv_heads) +
-                     pages * Store::page_entry_bytes();
+                     PageTable::bytes_planned(static_cast<int64_t>(pages));
     if (pages > open) {
         bytes += static_cast<uint64_t>(params.sink_tokens) * channels * 2;
         if (keys) bytes += channels * sizeof(uint16_t) * (params.key_codec == VIDKV_CODEC_TRELLIS ? 2 : 1);

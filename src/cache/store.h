@@ -1,13 +1,14 @@
 // Keys or values of one layer: pages of cells, open (f16 rows) or sealed (packed). See vidkv.h for the words.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
 #include "base/bytes.h"
+#include "cache/page.h"
 #include "cache/seal.h"
+#include "cache/store_part.h"
 #include "codec/channel_plan.h"
 #include "codec/key_page.h"
 #include "codec/layout.h"
@@ -30,13 +31,13 @@ struct SealOrder {
 // Orders for the same sequence are one. All pages are packed, or none if there is no memory.
 void seal_pages(std::vector<SealOrder> & orders, int threads);
 
-enum class PageState : uint8_t { empty, open, sealed };
-
 // What attention needs to know of one page and one KV head.
 struct PageView {
     PageState state = PageState::empty;
     const uint16_t * rows = nullptr; // open: f16, token t of this head at rows + t * channels
+    int held = 0;                    // open: rows there are; the tokens behind them are zeros
     const uint8_t * page = nullptr;  // sealed: for key_page or value_page
+    int plan = 0;                    // sealed keys: which of the sequence's plans they are in
     // sealed, and the page begins with sink cells: their f16 rows (same stride), which replace the codes of tokens
     // 0 .. sink_count - 1
     const uint16_t * sink_rows = nullptr;
@@ -59,7 +60,9 @@ class Store {
     const ValueLayout & value_layout() const { return value_layout_; } // values, likewise
 
     PageView view(int sequence, int64_t page, int kv_head) const;
-    const ChannelPlan & plan(int sequence, int kv_head) const; // keys: valid once the sequence has a sealed page
+    // Keys: valid once the sequence has a sealed page. A sequence has more than one set of plans if pages were loaded into it.
+    const ChannelPlan & plan(int sequence, int kv_head, int set = 0) const;
+    int plan_sets(int sequence) const { return static_cast<int>(sequences_[sequence].plans.size()); }
 
     vidkv_status set_head_dim(int head_dim);
     // Opens the pages of these cells: writing to them then needs no memory.
@@ -87,38 +90,38 @@ class Store {
     vidkv_status release_page(int sequence, int64_t index);
     void clear();
     vidkv_store_stats stats() const;
-    static size_t page_entry_bytes() { return sizeof(Page); } // the table of pages is counted as held
 
-    // Everything that is needed to continue, sealed blocks bit for bit (docs/format.md). load replaces the contents; when
-    // it fails the store holds nothing, so load into a fresh store and swap.
-    void save(std::vector<uint8_t> & out) const;
-    vidkv_status load(ByteReader & in);
+    // A sequence for a file. wanted: these pages, which are numbered from 0 there; null: all that hold something.
+    vidkv_status part_of(int sequence, const std::vector<int64_t> * wanted, StorePart & part) const;
+    // And back; places as for vidkv_file_load. On failure the store is as it was.
+    vidkv_status load(const StoreSource & source, int sequence, const int64_t * places, int64_t n_places);
+    vidkv_status check_same_params(const vidkv_params & params) const; // as far as pages depend on them
+    // Whether the sealed pages first .. last - 1 can be read: those of a file may be forged. Each is looked at once.
+    vidkv_status check_mapped(int sequence, int64_t first, int64_t last) const;
+    int64_t end(int sequence) const; // the last cell written, and one more
 
   private:
-    struct Page {
-        PageData data; // open: f16 rows; sealed: codes and meta of all heads; empty: null
-        std::unique_ptr<uint16_t[]>
-            sink_rows; // [sink_tokens][channels], while a page that begins with sink cells is sealed
-        PageBits written{};
-        PageBits marked{};      // to protect
-        int64_t last_write = 0; // the sequence's write count after this page's newest write
-        uint32_t bytes = 0;     // of data
-        PageState state = PageState::empty;
-        bool released = false; // empty here; its bytes are read from a copy elsewhere
-        bool begins = false;   // begin() was called for it
+    using Plans = std::vector<ChannelPlan>; // one per KV head
+    struct SharedStatistics : QueryStatistics, Counted {
+        using QueryStatistics::QueryStatistics;
+        static void destroy(SharedStatistics * statistics) { delete statistics; }
     };
     struct Sequence {
-        std::vector<Page> pages;
-        std::vector<int64_t> open;                // the open pages in no order: sealing looks at these alone
-        std::vector<ChannelPlan> plans;           // one per KV head, keys only; empty until the first seal
-        std::unique_ptr<QueryStatistics> queries; // trellis keys, once queries were observed
-        int64_t writes = 0;                       // rows written since the last clear
-        int64_t sealed_pages = 0;                 // released ones too: they keep the plans
-        bool host_marks = false;                  // protect() was called
-        bool host_begins = false;                 // begin() was called: otherwise the first page begins with sink cells
+        PageTable pages;
+        std::vector<int64_t> open;                       // the open pages in no order: sealing looks at these alone
+        std::vector<std::shared_ptr<const Plans>> plans; // keys only; none until the first seal
+        int plan = 0;                                    // of the pages that are packed from now on
+        Ref<SharedStatistics> queries;                   // trellis keys, once queries were observed
+        int64_t writes = 0;                              // rows written since the last clear
+        int64_t sealed_pages = 0;                        // released ones too: they keep the plans
+        bool host_marks = false;                         // protect() was called
+        bool mapped = false;                             // some pages may lie in files
+        bool host_begins = false; // begin() was called: otherwise the first page begins with sink cells
     };
 
-    size_t open_bytes() const { return static_cast<size_t>(page_tokens) * static_cast<size_t>(shape_.channels) * 2; }
+    size_t row_bytes() const { return static_cast<size_t>(shape_.channels) * 2; }
+    int rows_held(const Page & page) const { return static_cast<int>(page.bytes->size() / row_bytes()); } // of an open one
+    static uint16_t * rows_of(const Page & page) { return reinterpret_cast<uint16_t *>(page.bytes->data()); }
     size_t plan_bytes() const;
     size_t sink_bytes() const {
         return static_cast<size_t>(params_.sink_tokens) * static_cast<size_t>(shape_.channels) * 2;
@@ -133,15 +136,17 @@ class Store {
     std::vector<int64_t> due_pages(const Sequence & sequence) const;
     PageBits used_cells(const Sequence & sequence, int64_t index) const; // written and no sink tokens
     void recount(Sequence & sequence) const;                             // derives `open` and `sealed_pages` from the pages
-    uint16_t * open_page(Sequence & sequence, int64_t index);
+    uint16_t * open_page(Sequence & sequence, int64_t index, int rows);
+    void cut_page(Sequence & sequence, int64_t index, int kept);
+    uint64_t shared_bytes(size_t sequence) const;
     void decode_page(const Sequence & sequence, int64_t index, uint16_t * rows) const;
-    Sequence copy_of(const Sequence & source) const;
     SealJob seal_job(const Sequence & sequence, const std::vector<int64_t> & pages) const;
-    void take_sealed(Sequence & sequence, const std::vector<int64_t> & pages, SealJob & job) noexcept;
+    void take_sealed(Sequence & sequence, const std::vector<int64_t> & pages, SealJob & job,
+                     std::shared_ptr<const Plans> chosen) noexcept;
+    class PartWriter;
+    class PartReader;
+    vidkv_status pages_to_save(int sequence, const std::vector<int64_t> * wanted, std::vector<int64_t> & pages) const;
     friend void seal_pages(std::vector<SealOrder> & orders, int threads);
-    void save_sequence(const Sequence & sequence, std::vector<uint8_t> & out) const;
-    bool load_sequence(Sequence & sequence, ByteReader & in) const;
-    bool load_page(const Sequence & sequence, int64_t index, Page & page, ByteReader & in) const;
 
     vidkv_store_shape shape_;
     vidkv_params params_;

@@ -1,47 +1,17 @@
-// Copies of sequences and stores, and changes of capacity: codes move as they are.
+// Copies of sequences and stores, which share their pages, and changes of capacity: codes stay as they are.
 #include <algorithm>
-#include <cstring>
 #include <string>
+#include <utility>
 
 #include "base/error.h"
 #include "cache/store.h"
 
 namespace vidkv {
 
-Store::Sequence Store::copy_of(const Sequence & source) const {
-    Sequence copy;
-    copy.plans = source.plans;
-    copy.writes = source.writes;
-    copy.host_marks = source.host_marks;
-    copy.host_begins = source.host_begins;
-    if (source.queries) copy.queries = std::make_unique<QueryStatistics>(*source.queries);
-    copy.pages.resize(source.pages.size());
-    for (size_t i = 0; i < source.pages.size(); ++i) {
-        const Page & page = source.pages[i];
-        Page & target = copy.pages[i];
-        target.written = page.written;
-        target.marked = page.marked;
-        target.last_write = page.last_write;
-        target.bytes = page.bytes;
-        target.state = page.state;
-        target.released = page.released;
-        target.begins = page.begins;
-        if (page.sink_rows) {
-            target.sink_rows = std::make_unique<uint16_t[]>(sink_bytes() / 2);
-            std::memcpy(target.sink_rows.get(), page.sink_rows.get(), sink_bytes());
-        }
-        if (page.state == PageState::empty) continue;
-        target.data = make_page(page.bytes);
-        std::memcpy(target.data.get(), page.data.get(), page.bytes);
-    }
-    recount(copy);
-    return copy;
-}
-
 vidkv_status Store::copy_sequence(int from, int to) {
     if (vidkv_status status = check_range(from, 0, 0)) return status;
     if (vidkv_status status = check_range(to, 0, 0)) return status;
-    if (from != to) sequences_[to] = copy_of(sequences_[from]);
+    if (from != to) sequences_[to] = Sequence(sequences_[from]);
     return VIDKV_OK;
 }
 
@@ -62,12 +32,16 @@ vidkv_status Store::resize(int64_t cells, int sequences) {
     }
     // All memory first; from then on nothing fails.
     sequences_.reserve(static_cast<size_t>(sequences));
-    for (Sequence & sequence : sequences_) sequence.pages.reserve(static_cast<size_t>(pages));
+    for (Sequence & sequence : sequences_) {
+        sequence.pages.reserve(pages);
+        if (pages < pages_per_sequence_) sequence.pages.prepare_clear_from(pages);
+    }
     std::vector<Sequence> added(static_cast<size_t>(std::max(0, sequences - shape_.sequences)));
-    for (Sequence & sequence : added) sequence.pages.resize(static_cast<size_t>(pages));
+    for (Sequence & sequence : added) sequence.pages.resize(pages);
     if (sequences < shape_.sequences) sequences_.resize(static_cast<size_t>(sequences));
     for (Sequence & sequence : sequences_) {
-        sequence.pages.resize(static_cast<size_t>(pages));
+        if (pages < pages_per_sequence_) sequence.pages.clear_from(pages);
+        sequence.pages.resize(pages);
         recount(sequence);
     }
     for (Sequence & sequence : added) sequences_.push_back(std::move(sequence));
@@ -82,8 +56,7 @@ std::unique_ptr<Store> Store::clone() const {
     shape.sequences = 1; // the sequences follow as copies
     auto copy = std::make_unique<Store>(shape, params_);
     copy->shape_.sequences = shape_.sequences;
-    copy->sequences_.clear();
-    for (const Sequence & sequence : sequences_) copy->sequences_.push_back(copy_of(sequence));
+    copy->sequences_ = sequences_;
     copy->keep_open_ = keep_open_;
     copy->pages_reopened_ = pages_reopened_;
     return copy;
@@ -93,17 +66,17 @@ const uint8_t * Store::sealed_page(int sequence, int64_t page, size_t & bytes) c
     bytes = 0;
     if (sequence < 0 || sequence >= shape_.sequences || page < 0 || page >= pages_per_sequence_) return nullptr;
     const Page & p = sequences_[sequence].pages[page];
-    if (p.state != PageState::sealed) return nullptr;
-    bytes = p.bytes;
-    return p.data.get();
+    if (p.state != PageState::sealed || check_mapped(sequence, page, page + 1) != VIDKV_OK) return nullptr;
+    bytes = p.bytes->size();
+    return p.bytes->data();
 }
 
 vidkv_status Store::channel_plan(int sequence, int kv_head, uint16_t * order, uint16_t * means) const {
     if (vidkv_status status = check_range(sequence, 0, 0)) return status;
-    const std::vector<ChannelPlan> & plans = sequences_[sequence].plans;
-    if (plans.empty()) return fail(VIDKV_E_ARGUMENT, "the sequence has no channel plan: no page of keys is sealed");
+    const Sequence & seq = sequences_[sequence];
+    if (seq.plans.empty()) return fail(VIDKV_E_ARGUMENT, "the sequence has no channel plan: no page of keys is sealed");
     if (kv_head < 0 || kv_head >= kv_heads()) return fail(VIDKV_E_ARGUMENT, "no such KV head in the cache");
-    const ChannelPlan & plan = plans[kv_head];
+    const ChannelPlan & plan = this->plan(sequence, kv_head, seq.plan);
     if (!plan.mean.empty() && !means) return fail(VIDKV_E_ARGUMENT, "means must not be null: trellis keys have them");
     std::copy(plan.order.begin(), plan.order.end(), order);
     std::copy(plan.mean.begin(), plan.mean.end(), means);
@@ -114,12 +87,13 @@ vidkv_status Store::release_page(int sequence, int64_t index) {
     if (vidkv_status status = check_range(sequence, 0, 0)) return status;
     if (index < 0 || index >= pages_per_sequence_)
         return fail(VIDKV_E_ARGUMENT, "there is no page " + std::to_string(index));
-    Page & page = sequences_[sequence].pages[index];
+    Page & page = sequences_[sequence].pages.edit(index);
     if (page.state == PageState::empty) return fail(VIDKV_E_ARGUMENT, "page " + std::to_string(index) + " is empty");
-    const PageBits marked = page.marked;
-    page = Page();
-    page.marked = marked;
-    page.released = true;
+    Page released;
+    released.marked = page.marked;
+    released.plan = page.plan;
+    released.released = true;
+    page = std::move(released);
     recount(sequences_[sequence]);
     return VIDKV_OK;
 }

@@ -103,7 +103,7 @@ KeyRows read_keys(const Head & head) {
         const PageView view = head.view(first / page_tokens);
         const int64_t count = std::min<int64_t>(page_tokens, head.cells - first);
         double * natural = &rows.natural[first * dim];
-        if (view.state == PageState::open) copy_halves(view.rows, head.store.channels(), count, dim, natural);
+        copy_halves(view.rows, head.store.channels(), std::min<int64_t>(view.held, count), dim, natural);
         if (view.state != PageState::sealed) continue;
         read_key_page(layout, head.store.plan(head.sequence, head.kv_head), key_page(layout, view.page, head.kv_head),
                       count, &rows.stored[first * dim]);
@@ -165,7 +165,7 @@ ValueRows read_values(const Head & head) {
         const PageView view = head.view(first / page_tokens);
         const int64_t count = std::min<int64_t>(page_tokens, head.cells - first);
         double * out = &rows.value[first * dim];
-        if (view.state == PageState::open) copy_halves(view.rows, head.store.channels(), count, dim, out);
+        copy_halves(view.rows, head.store.channels(), std::min<int64_t>(view.held, count), dim, out);
         if (view.state != PageState::sealed) continue;
         const ValueLayout & layout = head.store.value_layout();
         read_value_page(layout, value_page(layout, view.page, head.kv_head), first, count, rows);

@@ -1,26 +1,29 @@
-// A whole cache, its file, and files that somebody damaged or forged.
+// A whole cache, its file, and files that somebody damaged or forged. tests/format has a forgery of every field.
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <cstring>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 
+#include <sys/resource.h>
 #include <unistd.h>
 
-#include "base/half.h"
 #include "cache/cache.h"
+#include "core/contents.h"
 #include "core/encoding.h"
+#include "core/forged_file.h"
 #include "core/random.h"
+#include "vidkv/file.h"
 
 namespace vidkv {
 namespace {
 
+using test::contents;
+using test::ForgedFile;
 using test::Random;
 
 vidkv_params params_of(const char * name) { return test::preset(name); }
 
-constexpr size_t header_bytes = 64;
 const char * const presets[] = {"f16",  "k2v2", "k1.5v1.58",    "k1.5v1.58-stp0.2",
                                 "t2.2", "t1.0", "t1.65-stp0.2", "k16vt1.5-stp0.2"};
 
@@ -47,65 +50,56 @@ class CacheTest : public testing::Test {
         EXPECT_EQ(cache.seal(2), VIDKV_OK);
         return cache;
     }
-    static std::vector<uint8_t> contents(Cache & cache) {
-        std::vector<uint8_t> out;
-        for (int layer = 0; layer < cache.shape().layers; ++layer) {
-            cache.keys(layer).save(out);
-            cache.values(layer).save(out);
-        }
-        return out;
+    bool is_whole() {
+        vidkv_file * opened = nullptr;
+        if (vidkv_file_open(file.c_str(), 0, &opened) != VIDKV_OK) return false;
+        const bool whole = vidkv_file_verify(opened, 2) == VIDKV_OK;
+        vidkv_file_close(opened);
+        return whole;
     }
-    // Puts a right checksum on a file and uses what can be loaded of it; false if it is refused.
-    bool use_forged(std::vector<char> forged, const char * preset) {
-        const size_t end = forged.size() - 8;
-        uint64_t hash = 0xcbf29ce484222325u;
-        for (size_t i = 0; i < end; ++i) hash = (hash ^ static_cast<uint8_t>(forged[i])) * 0x100000001b3u;
-        std::memcpy(&forged[end], &hash, 8);
-        put(forged);
+    // Makes right checksums and uses what can be loaded; false if it is refused, on loading or at the first use.
+    bool use_forged(ForgedFile forged, const char * preset) {
+        forged.sign();
+        forged.write(file);
         vidkv_cache * cache = nullptr;
         const vidkv_params params = params_of(preset);
         EXPECT_EQ(vidkv_cache_create(&shape, &params, &cache), VIDKV_OK);
-        const vidkv_status status = vidkv_cache_load(cache, file.c_str());
-        EXPECT_TRUE(status == VIDKV_OK || status == VIDKV_E_FORMAT) << status;
-        if (status == VIDKV_OK) use(cache);
+        vidkv_status status = vidkv_cache_load(cache, file.c_str());
+        is_whole(); // whatever it says
+        if (status == VIDKV_OK) status = use(cache);
+        EXPECT_TRUE(status == VIDKV_OK || status == VIDKV_E_FORMAT || status == VIDKV_E_ARGUMENT) << status;
         vidkv_cache_free(cache);
         return status == VIDKV_OK;
     }
-    void use(vidkv_cache * cache) {
+    vidkv_status use(vidkv_cache * cache) {
         std::vector<uint16_t> rows(600 * 128);
         const std::vector<float> some = rng.normals(128 * 128), q = rng.normals(256);
         std::vector<float> out(256);
+        vidkv_status first = VIDKV_OK;
+        const auto note = [&](vidkv_status status) { first = first == VIDKV_OK ? status : first; };
         for (int layer = 0; layer < shape.layers; ++layer) {
             vidkv_store *k = vidkv_cache_keys(cache, layer), *v = vidkv_cache_values(cache, layer);
             for (int sequence = 0; sequence < shape.sequences; ++sequence) {
-                for (const vidkv_store * store : {k, v})
-                    EXPECT_EQ(vidkv_store_read_f16(store, sequence, 0, 600, rows.data()), VIDKV_OK);
-                const vidkv_attention_args args{.q = q.data(),
-                                                .q_token_stride = 256,
-                                                .q_head_stride = 64,
-                                                .out = out.data(),
-                                                .out_token_stride = 256,
-                                                .out_head_stride = 64,
-                                                .tokens = 1,
-                                                .heads = 4,
-                                                .cells = 600,
-                                                .sequence = sequence,
-                                                .value_sequence = sequence,
-                                                .mask = nullptr,
-                                                .mask_stride = 0,
-                                                .causal = 0,
-                                                .scale = 0.125f,
-                                                .softcap = 0,
-                                                .max_bias = 0,
-                                                .sinks = nullptr,
-                                                .threads = 1};
-                EXPECT_EQ(vidkv_attention(k, v, &args), VIDKV_OK);
+                for (const vidkv_store * store : {k, v}) note(vidkv_store_read_f16(store, sequence, 0, 600, rows.data()));
+                vidkv_attention_args args{};
+                args.q = q.data();
+                args.q_token_stride = args.out_token_stride = 256;
+                args.q_head_stride = args.out_head_stride = 64;
+                args.out = out.data();
+                args.tokens = 1;
+                args.heads = 4;
+                args.cells = 600;
+                args.sequence = args.value_sequence = sequence;
+                args.scale = 0.125f;
+                args.threads = 1;
+                note(vidkv_attention(k, v, &args));
                 vidkv_cache_observe_queries(cache, layer, sequence, q.data(), 1, 4);
                 vidkv_cache_append(cache, layer, sequence, 128, some.data(),
                                    some.data()); // fails where the length says full
             }
         }
-        EXPECT_EQ(vidkv_cache_seal(cache, 1), VIDKV_OK);
+        note(vidkv_cache_seal(cache, 1));
+        return first;
     }
     std::vector<char> bytes() {
         std::ifstream in(file, std::ios::binary);
@@ -122,14 +116,15 @@ TEST_F(CacheTest, RestoreIsBitExactAndContinuesAlike) {
         ASSERT_EQ(saved.save(file.c_str()), VIDKV_OK) << vidkv_last_error();
         Cache loaded(shape, params_of(preset));
         ASSERT_EQ(loaded.load(file.c_str()), VIDKV_OK) << vidkv_last_error();
-        EXPECT_EQ(contents(loaded), contents(saved));
+        EXPECT_EQ(contents(loaded), contents(saved)) << preset;
         const std::vector<float> more = rng.normals(150 * 128);
         for (Cache * cache : {&saved, &loaded}) {
             EXPECT_EQ(cache->append(1, 0, 150, more.data(), more.data()), VIDKV_OK);
             EXPECT_EQ(cache->seal(1), VIDKV_OK);
         }
-        EXPECT_EQ(contents(loaded), contents(saved));
+        EXPECT_EQ(contents(loaded), contents(saved)) << preset;
         EXPECT_EQ(loaded.length(1, 0), 550);
+        EXPECT_TRUE(is_whole());
     }
 }
 
@@ -142,38 +137,51 @@ TEST_F(CacheTest, DamagedFilesAreRefusedAndTheCacheStays) {
         put(data);
         EXPECT_EQ(cache.load(file.c_str()), VIDKV_E_FORMAT) << what;
         EXPECT_EQ(std::string(vidkv_last_error()).find('\n'), std::string::npos);
+        EXPECT_NE(std::string(vidkv_last_error()).find(file), std::string::npos) << vidkv_last_error();
         EXPECT_EQ(contents(cache), before) << what;
     };
     refused({}, "empty");
     refused({'G', 'G', 'U', 'F'}, "another format");
     for (const double part : {0.001, 0.3, 0.9999})
         refused({good.begin(), good.begin() + static_cast<long>(part * static_cast<double>(good.size()))}, "cut");
-    for (size_t at = 0; at < good.size(); at += at < 300 ? 1 : 4999) {
-        std::vector<char> altered = good;
-        altered[at] ^= 0x10;
-        refused(altered, "altered");
-    }
     std::vector<char> longer = good;
     longer.push_back(0);
     refused(longer, "longer");
+    // Whatever byte it is: verify sees it, and what is no page's is seen before anything is loaded.
+    put(good);
+    const ForgedFile whole = ForgedFile::read(file);
+    const size_t pages = whole.entry(0).pages.at;
+    for (size_t at = 0; at < good.size(); at += at < 300 ? 1 : 4999) {
+        std::vector<char> altered = good;
+        altered[at] ^= 0x10;
+        if (at < sizeof(FileHeader) || at >= whole.header().table_at)
+            refused(altered, "altered");
+        else
+            put(altered);
+        EXPECT_FALSE(is_whole()) << at;
+    }
+    std::vector<char> altered = good;
+    altered[pages - 80] ^= 1;
+    refused(altered, "state of a store");
 }
 
-// A wrong field behind a right checksum must still be refused, or do no harm: whatever loads can be read, written, sealed,
-// attended to.
+// A wrong field behind a right checksum must still be refused, or do no harm: whatever loads can be read, written, sealed, attended to.
 TEST_F(CacheTest, ForgedFilesDoNoHarm) {
     SCOPED_TRACE(rng.trace());
     int loaded = 0, refused = 0;
     for (const char * preset : presets) {
         Cache cache = filled(preset);
         ASSERT_EQ(cache.save(file.c_str()), VIDKV_OK);
-        const std::vector<char> good = bytes();
+        const ForgedFile good = ForgedFile::read(file);
         for (int repeat = 0; repeat < 60; ++repeat) {
-            std::vector<char> forged = good;
-            const size_t end = forged.size() - 8;
-            // Mostly near the front, where plans and counters are.
-            const size_t span = repeat % 2 ? 600 : end - header_bytes;
-            forged[header_bytes + static_cast<size_t>(rng.integer(0, 1 << 30)) % span] =
-                static_cast<char>(rng.integer(-128, 127));
+            ForgedFile forged = good;
+            // In turn: in the table, in a store's state, anywhere.
+            const size_t entry = static_cast<size_t>(rng.integer(0, 7));
+            const size_t from[] = {good.header().table_at, good.state_at(entry), sizeof(FileHeader)};
+            const size_t span[] = {good.bytes.size() - from[0], 64 * 5, good.bytes.size() - from[2]};
+            const size_t kind = static_cast<size_t>(repeat % 3);
+            forged.bytes[from[kind] + static_cast<size_t>(rng.integer(0, 1 << 30)) % span[kind]] =
+                static_cast<uint8_t>(rng.integer(0, 255));
             (use_forged(forged, preset) ? loaded : refused)++;
         }
     }
@@ -181,7 +189,7 @@ TEST_F(CacheTest, ForgedFilesDoNoHarm) {
     EXPECT_GT(refused, 0);
 }
 
-// Fields that lead elsewhere, one by one. They are found in the file by the bytes of the page they stand in.
+// Fields of a page that lead out of it are seen when the page is first used, and by verify.
 TEST_F(CacheTest, FieldsThatPointElsewhereAreRefused) {
     struct Forgery {
         const char *preset, *what;
@@ -201,42 +209,13 @@ TEST_F(CacheTest, FieldsThatPointElsewhereAreRefused) {
     for (const Forgery & forgery : forgeries) {
         Cache cache = filled(forgery.preset);
         ASSERT_EQ(cache.save(file.c_str()), VIDKV_OK);
-        std::vector<char> forged = bytes();
-        const Store & store = forgery.keys ? cache.keys(1) : cache.values(1);
-        const uint8_t * page = store.view(1, 1, 0).page;
-        ASSERT_NE(page, nullptr) << forgery.preset;
-        const size_t bytes_a_page = forgery.keys ? store.key_layout().page_bytes : 64;
-        const auto found = std::search(forged.begin(), forged.end(), reinterpret_cast<const char *>(page),
-                                       reinterpret_cast<const char *>(page) + bytes_a_page);
-        ASSERT_NE(found, forged.end());
-        found[static_cast<ptrdiff_t>(forgery.at)] =
-            static_cast<char>(found[static_cast<ptrdiff_t>(forgery.at)] ^ forgery.flip);
+        ForgedFile forged = ForgedFile::read(file);
+        const size_t entry = forgery.keys ? 2 : 3; // of layer 1, sequence 0
+        ASSERT_EQ(forged.page_entry(entry, 1).state, PageState::sealed);
+        forged.bytes[forged.page_at(entry, 1) + forgery.at] ^= forgery.flip;
         EXPECT_FALSE(use_forged(forged, forgery.preset)) << forgery.what;
+        EXPECT_FALSE(is_whole()) << forgery.what;
     }
-}
-
-TEST_F(CacheTest, CountersOutOfOrderAreRefused) {
-    Cache cache = filled("t1.65");
-    ASSERT_EQ(cache.save(file.c_str()), VIDKV_OK);
-    const std::vector<char> good = bytes();
-    // Layer 0: two lengths, then the key store: head_dim, keep open, and sequence 0: rows written, marks, plans.
-    const size_t lengths = header_bytes, head_dim = lengths + 16, writes = head_dim + 5, plans = writes + 9,
-                 order = plans + 4;
-    const auto refused_with = [&](size_t at, const std::vector<uint8_t> & value, const char * what) {
-        std::vector<char> forged = good;
-        std::copy(value.begin(), value.end(), forged.begin() + static_cast<ptrdiff_t>(at));
-        EXPECT_FALSE(use_forged(forged, "t1.65")) << what;
-    };
-    refused_with(lengths, {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, "negative length");
-    refused_with(lengths, {0x59, 0x02}, "length past the capacity");
-    refused_with(head_dim, {32}, "another head_dim");
-    refused_with(writes, {0, 0, 0, 0, 0, 0, 0, 0x80}, "negative count of rows");
-    refused_with(writes, {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f}, "the last count there is");
-    refused_with(writes, {0, 0, 0, 0, 0, 0, 0, 0}, "pages written after the last row");
-    refused_with(plans, {1}, "a plan too few");
-    refused_with(plans, {0}, "no plans for sealed pages");
-    refused_with(order, {63, 0, 63, 0}, "a channel twice");
-    refused_with(order, {64, 0}, "a channel that does not exist");
 }
 
 TEST_F(CacheTest, AnotherShapeOrPresetIsRefused) {
@@ -244,11 +223,28 @@ TEST_F(CacheTest, AnotherShapeOrPresetIsRefused) {
     ASSERT_EQ(cache.save(file.c_str()), VIDKV_OK);
     Cache other_preset(shape, params_of("k2v2"));
     EXPECT_EQ(other_preset.load(file.c_str()), VIDKV_E_FORMAT);
-    vidkv_cache_shape wider = shape;
-    wider.kv_heads = 3;
-    Cache other_shape(wider, params_of("k1.5v1.58"));
-    EXPECT_EQ(other_shape.load(file.c_str()), VIDKV_E_FORMAT);
-    EXPECT_EQ(other_shape.load((folder / "nothing").string().c_str()), VIDKV_E_IO);
+    EXPECT_NE(std::string(vidkv_last_error()).find("key bits 1.5, not 2"), std::string::npos) << vidkv_last_error();
+    vidkv_cache_shape other = shape;
+    other.kv_heads = 3;
+    Cache wider(other, params_of("k1.5v1.58"));
+    EXPECT_EQ(wider.load(file.c_str()), VIDKV_E_FORMAT);
+    other = shape;
+    other.layers = 3;
+    Cache deeper(other, params_of("k1.5v1.58"));
+    EXPECT_EQ(deeper.load(file.c_str()), VIDKV_E_FORMAT);
+    EXPECT_NE(std::string(vidkv_last_error()).find("2 layers, not 3"), std::string::npos) << vidkv_last_error();
+    other = shape;
+    other.cells = 300;
+    Cache smaller(other, params_of("k1.5v1.58"));
+    EXPECT_EQ(smaller.load(file.c_str()), VIDKV_E_ARGUMENT);
+    EXPECT_NE(std::string(vidkv_last_error()).find("300 cells"), std::string::npos) << vidkv_last_error();
+    other.cells = 5000;
+    other.sequences = 1;
+    Cache fewer(other, params_of("k1.5v1.58"));
+    EXPECT_EQ(fewer.load(file.c_str()), VIDKV_E_ARGUMENT);
+    EXPECT_EQ(fewer.stats().cells_written, 0);
+    EXPECT_EQ(wider.load((folder / "nothing").string().c_str()), VIDKV_E_IO);
+    EXPECT_EQ(wider.load(folder.string().c_str()), VIDKV_E_IO);
 }
 
 TEST_F(CacheTest, FailingToSaveLeavesTheOldFileAndNothingElse) {
@@ -256,12 +252,24 @@ TEST_F(CacheTest, FailingToSaveLeavesTheOldFileAndNothingElse) {
     ASSERT_EQ(cache.save(file.c_str()), VIDKV_OK);
     const std::vector<char> good = bytes();
     EXPECT_EQ(cache.save((folder / "no" / "folder").string().c_str()), VIDKV_E_IO);
-    // The file beside it leads to a full device, so every write fails.
-    std::filesystem::create_symlink("/dev/full", file + ".part");
+    EXPECT_EQ(cache.save(folder.string().c_str()), VIDKV_E_IO);
+    // As on a full disk: no file may grow beyond half of it.
+    rlimit before{};
+    getrlimit(RLIMIT_FSIZE, &before);
+    const auto ignored = std::signal(SIGXFSZ, SIG_IGN);
+    const rlimit half{good.size() / 2, before.rlim_max};
+    setrlimit(RLIMIT_FSIZE, &half);
     EXPECT_EQ(cache.save(file.c_str()), VIDKV_E_IO);
-    EXPECT_NE(std::string(vidkv_last_error()).find("No space left"), std::string::npos) << vidkv_last_error();
+    setrlimit(RLIMIT_FSIZE, &before);
+    std::signal(SIGXFSZ, ignored);
+    EXPECT_NE(std::string(vidkv_last_error()).find("File too large"), std::string::npos) << vidkv_last_error();
     EXPECT_EQ(bytes(), good);
-    EXPECT_FALSE(std::filesystem::exists(std::filesystem::symlink_status(file + ".part")));
+    EXPECT_FALSE(std::filesystem::exists(file + ".part"));
+    // A link that somebody put beside it is not followed.
+    std::filesystem::create_symlink(folder / "elsewhere", file + ".part");
+    EXPECT_EQ(cache.save(file.c_str()), VIDKV_E_IO);
+    EXPECT_FALSE(std::filesystem::exists(folder / "elsewhere"));
+    EXPECT_EQ(bytes(), good);
 }
 
 TEST_F(CacheTest, FullCachesAndBadArgumentsSaySo) {

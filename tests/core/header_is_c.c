@@ -1,3 +1,4 @@
+#include "vidkv/file.h"
 #include "vidkv/vidkv.h"
 
 /* Compiled as strict C99: the header needs nothing from C++. */

@@ -8,12 +8,14 @@
 #include <unistd.h>
 
 #include "cache/cache.h"
+#include "core/contents.h"
 #include "core/encoding.h"
 #include "core/random.h"
 
 namespace vidkv {
 namespace {
 
+using test::contents;
 using test::Random;
 
 constexpr vidkv_cache_shape shape{2, 2, 64, 600, 1};
@@ -27,15 +29,6 @@ Cache filled(uint64_t seed) {
     }
     EXPECT_EQ(cache.seal(1), VIDKV_OK);
     return cache;
-}
-
-std::vector<uint8_t> contents(Cache & cache) {
-    std::vector<uint8_t> out;
-    for (int layer = 0; layer < shape.layers; ++layer) {
-        cache.keys(layer).save(out);
-        cache.values(layer).save(out);
-    }
-    return out;
 }
 
 TEST(KillSave, LeavesOneWholeFile) {

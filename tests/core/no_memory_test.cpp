@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "core/random.h"
-#include "vidkv/vidkv.h"
+#include "vidkv/file.h"
 
 namespace {
 
@@ -162,7 +162,35 @@ class Host {
         call([&] { return vidkv_cache_save(cache_, path.c_str()); });
         EXPECT_FALSE(std::filesystem::exists(path + ".part"));
         call([&] { return vidkv_cache_load(cache_, path.c_str()); });
+        pages_of_a_file(path);
         std::filesystem::remove(path);
+    }
+
+    void pages_of_a_file(const std::string & path) {
+        vidkv_params params;
+        ASSERT_EQ(vidkv_params_from_preset(preset_, &params), VIDKV_OK);
+        const int64_t pages[] = {0, 1, 2, 3}, places[] = {5, 4, 6, 7};
+        vidkv_file_writer * writer = nullptr;
+        vidkv_store *keys = vidkv_cache_keys(cache_, 0), *copy = nullptr;
+        call([&] { return vidkv_file_create(path.c_str(), &params, &writer); });
+        call([&] { return vidkv_file_add_section(writer, "manifest", "{}", 2); });
+        call([&] { return vidkv_file_add_store(writer, 0, 0, keys, 0, pages, 4); });
+        call([&] { return vidkv_file_add_cache(writer, 1, cache_, 0); });
+        call([&] { return vidkv_file_finish(writer); });
+        vidkv_file_abandon(writer);
+        vidkv_file * file = nullptr;
+        call([&] { return vidkv_file_open(path.c_str(), budget_ % 2 == 0, &file); });
+        call([&] { return vidkv_file_verify(file, 2); });
+        call([&] { return vidkv_file_load_cache(file, 1, cache_, 1); });
+        const vidkv_store_shape shape{VIDKV_KEYS, channels, 0, 1024, 1};
+        call([&] { return vidkv_store_create(&shape, &params, &copy); });
+        call([&] { return vidkv_file_load(file, 0, 0, copy, 0, nullptr, 0); });
+        vidkv_store_clear(copy);
+        call([&] { return vidkv_file_load(file, 0, 0, copy, 0, places, 4); });
+        vidkv_file_close(file);
+        read(copy, 0, 1024);
+        read(vidkv_cache_values(cache_, 0), 1, 420);
+        vidkv_store_free(copy);
     }
 
     const char * preset_;

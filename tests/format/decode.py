@@ -1,8 +1,9 @@
-"""Reads a saved VidKV cache: a decoder written from docs/format.md alone, for tests.
+"""Reads a VidKV file: a decoder written from docs/format.md alone, for tests.
 
 Tables are taken from that page. rows() gives every cell of every layer; a file that the page tells a reader to refuse raises BadFile.
 """
 
+import ctypes
 import math
 import pathlib
 import struct
@@ -183,18 +184,18 @@ def halves(data, at, n):
 
 
 class Shape:
-    """The header of a file."""
+    """What a part of a file is decoded by: the file's parameters, and the shape of one store."""
 
-    FIELDS = "<8sffiiiiifiiiiq"
-
-    def __init__(self, data):
-        require(len(data) >= struct.calcsize(self.FIELDS), "cut off")
-        (magic, self.key_bits, self.value_bits, self.key_codec, self.value_codec, self.group, self.residual, self.sinks, self.protect,
-         self.layers, self.heads, self.dim, self.sequences, self.cells) = struct.unpack_from(self.FIELDS, data)
-        require(magic == b"VIDKVKV2", "not a saved cache of this version")
+    def __init__(self, params):
+        (self.key_bits, self.value_bits, self.key_codec, self.value_codec, self.group, self.residual, self.sinks, self.protect) = params
         require(self.key_codec in (PAPER, TRELLIS) and self.value_codec in (PAPER, TRELLIS), "unknown codec")
-        require(0 < self.dim <= 512 and self.dim % 8 == 0 and self.heads > 0 and self.layers > 0, "impossible shape")
-        require(self.sequences > 0 and self.cells > 0 and self.group in (32, 64, 128) and 0 <= self.sinks <= 32, "impossible shape")
+        require(self.key_bits == 16 or (1 <= self.key_bits <= 2 if self.key_codec == PAPER else 0.5 <= self.key_bits <= 4), "key bits")
+        require(self.group in (32, 64, 128) and 0 <= self.sinks <= 32, "impossible parameters")
+
+    def take(self, channels, dim):
+        require(0 < dim <= 512 and dim % 8 == 0 and 0 < channels <= 1 << 20 and channels % dim == 0, "impossible shape")
+        self.dim, self.heads = dim, channels // dim
+        return self
 
     @property
     def channels(self):
@@ -342,6 +343,17 @@ def trellis_values(shape, data):
 
 # ---- the file ----
 
+HEADER = "<8sII2f5ifQQQQ40sQ"
+ENTRY = "<32sIiiiQQQQQQ"
+STORE = "<iiIIQqi28s"
+PAGE_ENTRY = "<qQIHBBq16s16s"
+xxhash = ctypes.CDLL("libxxhash.so.0")  # Debian: libxxhash0
+xxhash.XXH3_64bits.restype = ctypes.c_uint64
+
+
+def checksum(data):
+    return xxhash.XXH3_64bits(data, ctypes.c_size_t(len(data)))
+
 
 class Reader:
     def __init__(self, data):
@@ -353,20 +365,19 @@ class Reader:
         return self.data[self.at - n:self.at]
 
     def numbers(self, fields):
-        return struct.unpack("<" + fields, self.take(struct.calcsize("<" + fields)))
-
-    def number(self, field):
-        return self.numbers(field)[0]
+        return struct.unpack("<" + fields.lstrip("<"), self.take(struct.calcsize("<" + fields.lstrip("<"))))
 
 
-def read_plans(shape, reader, count, packs_keys):
-    require(count in ((0, shape.heads) if packs_keys else (0,)), "number of channel plans")
-    plans = []
+def read_plans(shape, reader, count):
+    sets = []
     for _ in range(count):
-        order = reader.numbers(f"{shape.dim}H")
-        require(sorted(order) == list(range(shape.dim)), "a plan is no permutation")
-        plans.append((order, reader.numbers(f"{shape.dim}e") if shape.key_codec == TRELLIS else ()))
-    return plans
+        plans = []
+        for _ in range(shape.heads):
+            order = reader.numbers(f"{shape.dim}H")
+            require(sorted(order) == list(range(shape.dim)), "a plan is no permutation")
+            plans.append((order, reader.numbers(f"{shape.dim}e") if shape.key_codec == TRELLIS else ()))
+        sets.append(plans)
+    return sets
 
 
 def sealed_rows(shape, keys, plans, data):
@@ -379,66 +390,95 @@ def tidy(x):
     return max(-65504.0, min(65504.0, x)) if math.isfinite(x) else 0.0
 
 
-def read_sequence(shape, reader, keys):
-    """Rows of all cells; cells never written are zero."""
-    packs = (shape.key_bits if keys else shape.value_bits) != 16
-    writes, _, plan_count = reader.numbers("qBI")
-    require(writes >= 0, "negative count")
-    plans = read_plans(shape, reader, plan_count, keys and packs)
-    if reader.number("B"):
+def aligned(n):
+    return -(-n // 64) * 64
+
+
+def read_page(shape, keys, sets, entry, pages):
+    """Rows of a page; cells never written are zero."""
+    _, at, size, plan, state, begins, _, written, _ = entry
+    written = int.from_bytes(written, "little")
+    if state == 0:
+        require(size == 0 and written == 0, "an empty page that holds something")
+        return [[0.0] * shape.channels] * PAGE
+    require(at % 64 == 0 and at + size <= len(pages), "where a page lies")
+    data = pages[at:at + size]
+    if state == 1:
+        rows = size // (2 * shape.channels)
+        require(size % (2 * shape.channels) == 0 and rows <= PAGE and written >> rows == 0, "size of an open page")
+        return [list(halves(data, 2 * shape.channels * t, shape.channels)) for t in range(rows)] + [[0.0] * shape.channels] * (PAGE - rows)
+    require((shape.key_bits if keys else shape.value_bits) != 16 and (not keys or plan < len(sets)), "a sealed page without plans")
+    decoded = sealed_rows(shape, keys, sets[plan] if keys else None, data)
+    sinks = shape.sinks if begins else 0
+    start = aligned(at + size)
+    require(sinks == 0 or start + 2 * sinks * shape.channels <= len(pages), "a sealed page without sink rows")
+    rows = [[tidy(x) for x in decoded[t]] if written >> t & 1 else [0.0] * shape.channels for t in range(PAGE)]
+    for t in range(sinks):
+        if written >> t & 1:
+            rows[t] = list(halves(pages, start + 2 * shape.channels * t, shape.channels))
+    return rows
+
+
+def read_store(params, keys, state, pages):
+    """(shape, {page number: rows})."""
+    reader = Reader(state)
+    channels, dim, flags, plan_sets, count, writes, current, zeros = reader.numbers(STORE)
+    shape = Shape(params).take(channels, dim)
+    require(flags < 8 and writes >= 0 and not any(zeros), "head of a store")
+    require(count <= len(state) // struct.calcsize(PAGE_ENTRY), "cut off")
+    entries = [reader.numbers(PAGE_ENTRY) for _ in range(count)]
+    require(plan_sets == 0 or (keys and shape.key_bits != 16 and 0 <= current < plan_sets), "number of channel plans")
+    sets = read_plans(shape, reader, plan_sets)
+    if flags & 4:
         _, seen, sampled = reader.numbers("dqq")
-        require(0 <= sampled <= seen, "query statistics")
-        reader.take(2 * shape.heads * shape.dim * (shape.dim + 1) + 4 * shape.channels)
-    sinks = []
-    if reader.number("B"):
-        sinks = [reader.numbers(f"{shape.channels}e") for _ in range(shape.sinks)]
-    rows = []
-    for page in range(-(-shape.cells // PAGE)):
-        state, _ = reader.number("B"), reader.take(16)
-        require(state <= 2, "state of a page")
-        if state == 0:
-            rows += [[0.0] * shape.channels] * PAGE
-            continue
-        last_write, written, size = reader.number("q"), int.from_bytes(reader.take(16), "little"), reader.number("I")
-        require(0 <= last_write <= writes, "a page written after the last row")
-        data = reader.take(size)
-        if state == 1:
-            require(size == 256 * shape.channels, "size of an open page")
-            rows += [list(halves(data, 2 * shape.channels * t, shape.channels)) for t in range(PAGE)]
-            continue
-        require(packs and (not keys or plans), "a sealed page without plans")
-        require(page > 0 or len(sinks) == shape.sinks, "a sealed page without sink rows")
-        decoded = sealed_rows(shape, keys, plans, data)
-        for t in range(PAGE):
-            row = [tidy(x) for x in decoded[t]] if written >> t & 1 else [0.0] * shape.channels
-            rows.append(list(sinks[t]) if page == 0 and t < shape.sinks and written >> t & 1 else row)
-    return rows[:shape.cells]
+        require(keys and 0 <= sampled <= seen, "query statistics")
+        sums = reader.numbers(f"{shape.heads * (dim * (dim + 1) // 2 + dim)}f")
+        require(all(abs(x) < math.inf for x in sums), "query statistics")
+    require(reader.at == len(state), "bytes left over")
+    out, last = {}, -1
+    for entry in entries:
+        number, _, _, _, page_state, begins, last_write, _, _ = entry
+        require(number > last and page_state <= 2 and begins <= 1 and 0 <= last_write <= writes, "entry of a page")
+        out[number], last = read_page(shape, keys, sets, entry, pages), number
+    return shape, out
 
 
-def checksum(data):
-    value = 0xcbf29ce484222325
-    for byte in data:
-        value = (value ^ byte) * 0x100000001b3 & 0xffffffffffffffff
-    return value
+def part(data, at, size, wanted, table_at):
+    require(at % 64 == 0 and 128 <= at <= table_at and size <= table_at - at, "a range that lies outside")
+    require(checksum(data[at:at + size]) == wanted, "checksum")
+    return data[at:at + size]
 
 
-def read_cache(path):
-    """The shape, and [layer]["keys" or "values"][sequence][cell][channel]."""
+def require_zeros_between(data, ranges):
+    ranges.sort()
+    for (_, end), (start, _) in zip(ranges, ranges[1:]):
+        require(0 <= start - end < 64 and not any(data[end:start]), "something between the ranges")
+
+
+def read_file(path):
+    """({name: section}, {(layer, side, sequence): (shape, {page number: rows})})."""
     data = pathlib.Path(path).read_bytes()
-    shape = Shape(data)
-    require(len(data) >= struct.calcsize(Shape.FIELDS) + 8, "cut off")
-    require(checksum(data[:-8]) == int.from_bytes(data[-8:], "little"), "checksum")
-    reader = Reader(data[:-8])
-    reader.take(struct.calcsize(Shape.FIELDS))
-    layers = []
-    for _ in range(shape.layers):
-        for length in reader.numbers(f"{shape.sequences}q"):
-            require(0 <= length <= shape.cells, "length of a sequence")
-        layer = {}
-        for side in ("keys", "values"):
-            dim, _ = reader.numbers("iB")
-            require(dim in (0, shape.dim), "head_dim")
-            layer[side] = [read_sequence(shape, reader, side == "keys") for _ in range(shape.sequences)]
-        layers.append(layer)
-    require(reader.at == len(reader.data), "bytes left over")
-    return shape, layers
+    require(len(data) >= struct.calcsize(HEADER), "cut off")
+    magic, needs, _, *params, size, table_at, count, table_checksum, _, own = struct.unpack_from(HEADER, data)
+    require(magic == b"VIDKVKV3" and needs == 0, "not a file of this version")
+    require(own == checksum(data[:120]), "checksum of the header")
+    require(size == len(data) and 128 <= table_at <= size and size - table_at == 96 * count, "where the table lies")
+    require(checksum(data[table_at:]) == table_checksum, "checksum of the table")
+    sections, stores, ranges = {}, {}, [(0, 128), (table_at, size)]
+    for i in range(count):
+        name, kind, layer, side, sequence, *numbers = struct.unpack_from(ENTRY, data, table_at + 96 * i)
+        require(kind in (0, 1), "kind of an entry")
+        content = part(data, *numbers[:3], table_at)
+        ranges.append((numbers[0], numbers[0] + numbers[1]))
+        if kind == 0:
+            name = name.rstrip(b"\0").decode()
+            require(name and name not in sections, "name of a section")
+            sections[name] = content
+            continue
+        key = layer, side, sequence
+        require(layer >= 0 and side in (0, 1) and sequence >= 0 and key not in stores, "which store it is")
+        pages = part(data, *numbers[3:], table_at)
+        ranges.append((numbers[3], numbers[3] + numbers[4]))
+        stores[key] = read_store(params, side == 0, content, pages)
+    require_zeros_between(data, ranges)
+    return sections, stores

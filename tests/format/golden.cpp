@@ -1,14 +1,14 @@
 // Writes the golden files on purpose, and reads saved caches for the tests of the format.
 //
-//   vidkv_golden write FOLDER          the golden files, good and bad, and rows.txt, what the good ones hold
+//   vidkv_golden write FOLDER          the golden files, and rows.txt, what they hold
+//   vidkv_golden forge FOLDER TO       bad files, made of the good ones
 //   vidkv_golden read FILE             the f16 rows, layer by layer: keys, then values, sequence by sequence; fails for a bad file
 //   vidkv_golden check FOLDER          holds the good files against rows.txt
 //
 // The files are the format's promise: if `check` fails, files that people saved can no longer be read. Rewrite them only
 // with a new version.
+#include <algorithm>
 #include <cstdint>
-#include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
@@ -17,7 +17,8 @@
 #include <string>
 #include <vector>
 
-#include "vidkv/vidkv.h"
+#include "core/forged_file.h"
+#include "vidkv/file.h"
 
 namespace {
 
@@ -73,6 +74,7 @@ constexpr Golden goldens[] = {{"k2v2", "k2v2", 16},
                               {"k16vt1", "k16vt1", 16}};
 constexpr int kv_heads = 2, heads = 4;
 constexpr int64_t tokens = 256, cells = 300;
+constexpr char manifest[] = "{\"kind\": \"golden\"}";
 
 // Two pages: the first sealed, the second open but for a case apart; some channels are large, some constant.
 void write_golden(const Golden & golden, const fs::path & file) {
@@ -93,7 +95,12 @@ void write_golden(const Golden & golden, const fs::path & file) {
     check(vidkv_cache_append(cache.get(), 0, 0, tokens, k.data(), v.data()));
     check(vidkv_cache_observe_queries(cache.get(), 0, 0, q.data(), 64, heads));
     check(vidkv_cache_seal(cache.get(), 1));
-    check(vidkv_cache_save(cache.get(), file.string().c_str()));
+    vidkv_file_writer * writer = nullptr;
+    check(vidkv_file_create(file.string().c_str(), &params, &writer));
+    const std::unique_ptr<vidkv_file_writer, decltype(&vidkv_file_abandon)> owner(writer, vidkv_file_abandon);
+    check(vidkv_file_add_section(writer, "manifest", manifest, sizeof manifest - 1));
+    check(vidkv_file_add_cache(writer, 0, cache.get(), 0));
+    check(vidkv_file_finish(writer));
 }
 
 std::vector<uint8_t> read_bytes(const fs::path & file) {
@@ -108,87 +115,103 @@ void write_bytes(const fs::path & file, const std::vector<uint8_t> & bytes) {
     if (!out.flush()) throw Failure{"cannot write '" + file.string() + "'"};
 }
 
-uint64_t fnv(const uint8_t * data, size_t size) {
-    uint64_t hash = 0xcbf29ce484222325u;
-    for (size_t i = 0; i < size; ++i) hash = (hash ^ data[i]) * 0x100000001b3u;
-    return hash;
-}
-
-constexpr size_t header_bytes = 64;
-
-// docs/format.md, "Saved cache", with one layer and one sequence.
-struct Places {
-    static constexpr size_t length = header_bytes, writes = length + 8 + 5, plans = writes + 9, order = plans + 4;
-};
-
-template <typename T> T field(const std::vector<uint8_t> & file, size_t at) {
-    T value;
-    std::memcpy(&value, file.data() + at, sizeof value);
-    return value;
-}
+// A golden file has the section, then keys and values of one layer.
+enum Entry : size_t { section, keys, values };
 
 void write_bad(const fs::path & good, const fs::path & folder) {
+    using vidkv::test::ForgedFile;
     const std::vector<uint8_t> paper = read_bytes(good / "k2v2.vidkv"), trellis = read_bytes(good / "t2.2.vidkv");
     const std::vector<uint8_t> protects = read_bytes(good / "t1.65-stp0.2.vidkv");
     write_bytes(folder / "cut.vidkv", {paper.begin(), paper.begin() + 3000});
-    std::vector<uint8_t> file = paper;
-    file[1000] ^= 1;
-    write_bytes(folder / "altered.vidkv", file);
-    const auto forge = [&](const char * name, const std::vector<uint8_t> & from, size_t at, uint8_t flip) {
-        std::vector<uint8_t> forged = from;
-        forged[at] ^= flip;
-        const uint64_t hash = fnv(forged.data(), forged.size() - 8);
-        std::memcpy(&forged[forged.size() - 8], &hash, 8);
-        write_bytes(folder / (std::string(name) + ".vidkv"), forged);
+    const auto flip = [&](const char * name, const std::vector<uint8_t> & from, auto where, uint8_t bits, bool sign) {
+        ForgedFile file(from);
+        file.bytes[where(file)] ^= bits;
+        if (sign) file.sign();
+        write_bytes(folder / (std::string(name) + ".vidkv"), file.bytes);
     };
-    forge("version1", paper, 7, '1' ^ '2');
-    forge("version3", paper, 7, '3' ^ '2'); // of a release to come
-    forge("forged_length", paper, Places::length + 7, 0x80);
-    forge("forged_writes", paper, Places::writes + 7, 0x80);
-    forge("forged_plan", paper, Places::order, 1);
-    // The first key page of t2.2: after plans, statistics and sinks; its code starts stand at its end.
-    const size_t dim = 16, statistics = 24 + 4 * kv_heads * (dim * (dim + 1) / 2 + dim), sinks = 1 + 4 * 2 * kv_heads * dim;
-    const size_t page = Places::order + kv_heads * 4 * dim + 1 + statistics + sinks, data = page + 1 + 16 + 8 + 16 + 4;
-    const uint32_t size = field<uint32_t>(trellis, data - 4);
-    forge("forged_state", trellis, page, 1);
-    forge("forged_code_start", trellis, data + size - 2, 1);
-    forge("forged_quad_code", trellis, data + size - 4 - 2, 8);
-    // The mask of the value page: found from the back, where the open page of the values ends the file.
-    const size_t open = 1 + 16 + 8 + 16 + 4 + 256 * kv_heads * 24, empty = 17, protected_dim = 24;
-    const size_t end = protects.size() - 8 - empty - open;
-    vidkv_params params;
-    check(vidkv_params_from_preset("t1.65-stp0.2", &params));
-    const size_t quad2 = protected_dim, quad15 = 24, units = 4; // 16 tokens are marked
-    const size_t bytes = 16 + kv_heads * (units * quad2 + (32 - units) * quad15 + 128);
-    if (field<uint32_t>(protects, end - bytes - 4) != bytes) throw Failure{"the value page is not where it is looked for"};
-    forge("forged_mask", protects, end - bytes, 1);
+    const auto at = [](size_t byte) { return [byte](const ForgedFile &) { return byte; }; };
+    const auto in_page = [](Entry entry, size_t byte) {
+        return [=](const ForgedFile & f) { return f.page_at(entry, 0) + byte; };
+    };
+    const auto from_end = [](Entry entry, size_t byte) {
+        return [=](const ForgedFile & f) { return f.page_at(entry, 0) + f.page_entry(entry, 0).bytes - byte; };
+    };
+    const auto in_state = [](Entry entry, size_t byte) {
+        return [=](const ForgedFile & f) { return f.state_at(entry) + byte; };
+    };
+    const auto in_entry = [](Entry entry, size_t page, size_t byte) {
+        return [=](const ForgedFile & f) { return f.page_entry_at(entry, page) + byte; };
+    };
+    flip("altered_header", paper, at(20), 1, false);
+    flip(
+        "altered_table", paper, [](const ForgedFile & f) { return f.entry_at(keys) + 50; }, 1, false);
+    flip(
+        "altered_section", paper, [](const ForgedFile & f) { return f.entry(section).data.at + 3; }, 1, false);
+    flip("altered_state", paper, in_state(keys, 70), 1, false);
+    flip("altered_page", paper, in_page(keys, 100), 1, false);
+    flip(
+        "altered_between", paper, [](const ForgedFile & f) { return f.entry(section).data.at + 30; }, 1, false);
+    flip("version1", paper, at(7), '1' ^ '3', true);
+    flip("version2", paper, at(7), '2' ^ '3', true);
+    flip("version4", paper, at(7), '4' ^ '3', true); // of a release to come
+    flip("forged_needs", paper, at(8), 1, true);
+    flip("forged_preset", paper, at(18), 0x40, true);
+    flip(
+        "forged_kind", paper, [](const ForgedFile & f) { return f.entry_at(keys) + 32; }, 2, true);
+    flip(
+        "forged_layer", paper, [](const ForgedFile & f) { return f.entry_at(keys) + 39; }, 0x80, true);
+    flip(
+        "forged_range", paper, [](const ForgedFile & f) { return f.entry_at(values) + 76; }, 1, true);
+    flip(
+        "forged_twice", paper, [](const ForgedFile & f) { return f.entry_at(values) + 40; }, 1, true);
+    flip("forged_pages", paper, in_state(keys, 20), 1, true);
+    flip("forged_writes", paper, in_state(keys, 31), 0x80, true);
+    flip("forged_plan_number", paper, in_state(keys, 32), 1, true);
+    flip(
+        "forged_plan", paper,
+        [](const ForgedFile & f) { return f.page_entry_at(keys, f.get<uint64_t>(f.state_at(keys) + 16)); }, 1, true);
+    flip("forged_state", paper, in_entry(keys, 0, 22), 1, true);
+    flip("forged_order", paper, in_entry(keys, 1, 0), 1, true);
+    flip("forged_place", paper, in_entry(keys, 0, 14), 1, true);
+    flip("forged_unaligned", paper, in_entry(keys, 1, 8), 1, true);
+    flip("forged_size", paper, in_entry(keys, 0, 16), 1, true);
+    flip("forged_last_write", paper, in_entry(values, 1, 31), 0x80, true);
+    flip("forged_written", paper, in_entry(values, 1, 17), 1, true);
+    flip("forged_code_start", trellis, from_end(keys, 2), 1, true);
+    flip("forged_quad_code", trellis, from_end(keys, 6), 8, true);
+    flip("forged_mask", protects, in_page(values, 0), 1, true);
+    ForgedFile statistics(trellis);
+    statistics.put(statistics.state_at(keys) + statistics.entry(keys).data.bytes - 4, 0x7fc00000u); // no number
+    statistics.sign();
+    write_bytes(folder / "forged_statistics.vidkv", statistics.bytes);
 }
 
-Cache load(const fs::path & file) {
-    const std::vector<uint8_t> bytes = read_bytes(file);
-    if (bytes.size() < header_bytes) throw Failure{"'" + file.string() + "' is cut off"};
-    const vidkv_params params{field<float>(bytes, 8),    field<float>(bytes, 12),   field<int32_t>(bytes, 16),
-                              field<int32_t>(bytes, 20), field<int32_t>(bytes, 24), field<int32_t>(bytes, 28),
-                              field<int32_t>(bytes, 32), field<float>(bytes, 36)};
-    Cache cache = make({field<int32_t>(bytes, 40), field<int32_t>(bytes, 44), field<int32_t>(bytes, 48),
-                        field<int64_t>(bytes, 56), field<int32_t>(bytes, 52)},
-                       params);
-    check(vidkv_cache_load(cache.get(), file.string().c_str()));
-    return cache;
-}
+struct FileClose {
+    void operator()(vidkv_file * file) const { vidkv_file_close(file); }
+};
 
-std::vector<uint8_t> rows_of(const fs::path & file) {
-    const Cache cache = load(file);
-    const std::vector<uint8_t> header = read_bytes(file);
-    const int layers = field<int32_t>(header, 40), sequences = field<int32_t>(header, 52);
-    const size_t channels =
-        static_cast<size_t>(field<int32_t>(header, 44)) * static_cast<size_t>(field<int32_t>(header, 48));
-    const int64_t count = field<int64_t>(header, 56);
+// What the file holds, up to the last cell of any store.
+std::vector<uint8_t> rows_of(const fs::path & path) {
+    vidkv_file * opened = nullptr;
+    check(vidkv_file_open(path.string().c_str(), 0, &opened));
+    const std::unique_ptr<vidkv_file, FileClose> file(opened);
+    check(vidkv_file_verify(opened, 1));
+    vidkv_file_info about;
+    vidkv_file_get_info(opened, &about);
+    int64_t count = 0;
+    vidkv_file_store_info info;
+    for (int64_t i = 0; i < about.stores; ++i) {
+        check(vidkv_file_get_store(opened, i, &info));
+        count = std::max(count, info.cells);
+    }
+    const Cache cache =
+        make({about.layers, info.channels / info.head_dim, info.head_dim, count, about.sequences}, about.params);
+    check(vidkv_cache_load(cache.get(), path.string().c_str()));
     std::vector<uint8_t> out;
-    std::vector<uint16_t> rows(static_cast<size_t>(count) * channels);
-    for (int layer = 0; layer < layers; ++layer) {
+    std::vector<uint16_t> rows(static_cast<size_t>(count * info.channels));
+    for (int layer = 0; layer < about.layers; ++layer) {
         for (const vidkv_store * store : {vidkv_cache_keys(cache.get(), layer), vidkv_cache_values(cache.get(), layer)}) {
-            for (int sequence = 0; sequence < sequences; ++sequence) {
+            for (int sequence = 0; sequence < about.sequences; ++sequence) {
                 check(vidkv_store_read_f16(store, sequence, 0, count, rows.data()));
                 const auto * bytes = reinterpret_cast<const uint8_t *>(rows.data());
                 out.insert(out.end(), bytes, bytes + rows.size() * 2);
@@ -196,6 +219,12 @@ std::vector<uint8_t> rows_of(const fs::path & file) {
         }
     }
     return out;
+}
+
+uint64_t fnv(const uint8_t * data, size_t size) {
+    uint64_t hash = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < size; ++i) hash = (hash ^ data[i]) * 0x100000001b3u;
+    return hash;
 }
 
 std::map<std::string, uint64_t> hashes(const fs::path & good) {
@@ -207,18 +236,20 @@ std::map<std::string, uint64_t> hashes(const fs::path & good) {
     return out;
 }
 
-int run(const std::string & command, const fs::path & path) {
+int run(const std::string & command, const fs::path & path, const fs::path & to) {
     if (command == "read") {
         const std::vector<uint8_t> rows = rows_of(path);
         std::cout.write(reinterpret_cast<const char *>(rows.data()), static_cast<std::streamsize>(rows.size()));
         return 0;
     }
-    const fs::path good = path / "good", bad = path / "bad";
+    const fs::path good = path / "good";
+    if (command == "forge") {
+        write_bad(good, to);
+        return 0;
+    }
     if (command == "write") {
         fs::create_directories(good);
-        fs::create_directories(bad);
         for (const Golden & golden : goldens) write_golden(golden, good / (std::string(golden.name) + ".vidkv"));
-        write_bad(good, bad);
         std::ofstream out(path / "rows.txt");
         for (const auto & [name, hash] : hashes(good)) out << name << " " << std::hex << hash << "\n";
         return 0;
@@ -239,13 +270,14 @@ int run(const std::string & command, const fs::path & path) {
 } // namespace
 
 int main(int argc, char ** argv) {
-    const std::string command = argc == 3 ? argv[1] : "";
-    if (command != "write" && command != "read" && command != "check") {
-        std::cerr << "usage: vidkv_golden write FOLDER | read FILE | check FOLDER\n";
+    const std::string command = argc > 1 ? argv[1] : "";
+    const bool known = command == "write" || command == "read" || command == "check" || command == "forge";
+    if (!known || argc != (command == "forge" ? 4 : 3)) {
+        std::cerr << "usage: vidkv_golden write FOLDER | forge FOLDER TO | read FILE | check FOLDER\n";
         return 2;
     }
     try {
-        return run(command, argv[2]);
+        return run(command, argv[2], argc > 3 ? argv[3] : "");
     } catch (const Failure & failure) {
         std::cerr << "vidkv_golden: " << failure.line << "\n";
         return 1;

@@ -20,8 +20,17 @@ def read_by_core(path):
 
 
 def read_by_document(path):
-    _, layers = decode.read_cache(path)
-    return [x for layer in layers for side in ("keys", "values") for sequence in layer[side] for row in sequence for x in row]
+    """Keys, then values of each layer and sequence, up to the last page that any has."""
+    _, stores = decode.read_file(path)
+    pages = 1 + max(number for _, rows in stores.values() for number in rows)
+    out = []
+    for layer in range(1 + max(layer for layer, _, _ in stores)):
+        for side in (0, 1):
+            for sequence in range(1 + max(sequence for _, _, sequence in stores)):
+                shape, rows = stores[layer, side, sequence]
+                empty = [[0.0] * shape.channels] * decode.PAGE
+                out += [x for number in range(pages) for row in rows.get(number, empty) for x in row]
+    return out
 
 
 class GoodFiles(unittest.TestCase):
@@ -40,6 +49,10 @@ class GoodFiles(unittest.TestCase):
                     bound = abs(b) * 2**-11 + 2**-25 + largest * 2**-20
                     self.assertLessEqual(abs(a - b), bound, f"element {i}: {a} in the core, {b} by the document")
 
+    def test_sections_are_as_written(self):
+        sections, _ = decode.read_file(HERE / "golden" / "good" / "k2v2.vidkv")
+        self.assertEqual(sections, {"manifest": b'{"kind": "golden"}'})
+
     def test_files_stay_small(self):
         for path in (HERE / "golden").rglob("*.vidkv"):
             self.assertLess(path.stat().st_size, 48 * 1024, path.name)
@@ -51,20 +64,26 @@ class BadFiles(unittest.TestCase):
         self.assertEqual(status, 1, f"{path.name}: {said}")
         self.assertEqual(said.count("\n"), 1, said)
         with self.assertRaises(decode.BadFile, msg=path.name):
-            decode.read_cache(path)
+            decode.read_file(path)
 
     def test_both_readers_refuse_them(self):
-        files = sorted((HERE / "golden" / "bad").glob("*.vidkv"))
-        self.assertGreaterEqual(len(files), 10)
-        for path in files:
-            with self.subTest(path.name):
-                self.refused(path)
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run([GOLDEN, "forge", str(HERE / "golden"), folder], check=True)
+            files = sorted([*pathlib.Path(folder).glob("*.vidkv"), *(HERE / "golden" / "bad").glob("*.vidkv")])
+            self.assertGreaterEqual(len(files), 25)
+            for path in files:
+                with self.subTest(path.name):
+                    self.refused(path)
+
+    def test_the_version_before_is_named(self):
+        _, _, said = read_by_core(HERE / "golden" / "bad" / "version2.vidkv")
+        self.assertIn("of another version", said)
 
     def test_cut_anywhere(self):
         data = (HERE / "golden" / "good" / "t1.0.vidkv").read_bytes()
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "cut.vidkv"
-            for size in (0, 1, 8, 63, 64, 71, 72, 500, len(data) // 2, len(data) - 1):
+            for size in (0, 1, 8, 63, 64, 127, 128, 500, len(data) // 2, len(data) - 1):
                 with self.subTest(size):
                     path.write_bytes(data[:size])
                     self.refused(path)

@@ -1,0 +1,61 @@
+#include "cache/page.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+namespace vidkv {
+
+namespace {
+
+constexpr std::align_val_t cache_line{64};
+
+constexpr size_t object_at(size_t bytes) {
+    return (bytes + alignof(PageBytes) - 1) / alignof(PageBytes) * alignof(PageBytes);
+}
+
+} // namespace
+
+Ref<PageBytes> PageBytes::make(size_t bytes, size_t sink_bytes) {
+    const size_t whole = whole_size(bytes, sink_bytes);
+    auto * data = static_cast<uint8_t *>(::operator new[](object_at(whole) + sizeof(PageBytes), cache_line));
+    std::memset(data, 0, whole);
+    return Ref<PageBytes>(new (data + object_at(whole)) PageBytes(data, bytes, sink_bytes, nullptr));
+}
+
+Ref<PageBytes> PageBytes::mapped(const uint8_t * data, size_t bytes, size_t sink_bytes, std::shared_ptr<const void> file) {
+    void * place = ::operator new[](sizeof(PageBytes), cache_line);
+    return Ref<PageBytes>(new (place) PageBytes(const_cast<uint8_t *>(data), bytes, sink_bytes, std::move(file)));
+}
+
+void PageBytes::destroy(PageBytes * page) {
+    void * place = page->is_mapped() ? static_cast<void *>(page) : page->data_;
+    page->~PageBytes();
+    ::operator delete[](place, cache_line);
+}
+
+const Page PageTable::no_page;
+
+Page & PageTable::edit(int64_t index) {
+    Ref<Chunk> & chunk = chunks_[static_cast<size_t>(index / chunk_pages)];
+    if (!chunk)
+        chunk = Ref<Chunk>(new Chunk());
+    else if (!chunk.is_alone())
+        chunk = Ref<Chunk>(new Chunk(*chunk));
+    return chunk->pages[static_cast<size_t>(index % chunk_pages)];
+}
+
+void PageTable::resize(int64_t pages) {
+    chunks_.resize(chunks_for(pages));
+    size_ = pages;
+}
+
+void PageTable::clear_from(int64_t first) {
+    const size_t whole = chunks_for(first);
+    if (first % chunk_pages != 0 && chunks_[whole - 1]) {
+        for (int64_t i = first; i < std::min(size_, static_cast<int64_t>(whole) * chunk_pages); ++i) edit(i) = Page();
+    }
+    for (size_t c = whole; c < chunks_.size(); ++c) chunks_[c].reset();
+}
+
+} // namespace vidkv
