@@ -11,6 +11,7 @@ using Command = std::function<void()>;
 
 void add_ask(CLI::App & app, Command & run);
 void add_chat(CLI::App & app, Command & run);
+void add_file(CLI::App & app, Command & run); // show and verify
 void add_frames(CLI::App & app, Command & run);
 void add_presets(CLI::App & app, Command & run);
 void add_plan(CLI::App & app, Command & run);

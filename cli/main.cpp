@@ -106,6 +106,7 @@ int run(int argc, char ** argv) {
     add_ask(app, command);
     add_chat(app, command);
     add_frames(app, command);
+    add_file(app, command);
     add_presets(app, command);
     add_plan(app, command);
     add_data(app, command);

@@ -91,6 +91,7 @@ void add_bench(CLI::App & app, Command & run) {
     add_bench_seal(*bench, run);
     add_bench_model(*bench, run);
     add_bench_memory(*bench, run);
+    add_bench_file(*bench, run);
 }
 
 } // namespace vidkv::cli
