@@ -31,14 +31,6 @@ vidkv_status write_rows(vidkv_store * store, int sequence, const std::vector<int
     return vidkv_store_write_f16(store, sequence, cells.data(), n, static_cast<const uint16_t *>(rows.data()), stride);
 }
 
-// Both stores at once, so that two threads that ask for the same two do not wait for each other.
-template <typename First, typename Second> struct Both {
-    First first;
-    Second second;
-    void lock() { std::lock(first, second); }
-};
-template <typename First, typename Second> Both(First, Second) -> Both<First, Second>;
-
 } // namespace
 
 StoreHandle::StoreHandle(const std::string & side, int channels, int head_dim, const vidkv_params & params, int64_t cells,

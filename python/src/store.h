@@ -21,6 +21,13 @@ template <typename Lock, typename Work> auto alone(Lock lock, Work work) {
     held.lock();
     return work();
 }
+// Two at once, so that two threads that ask for the same two do not wait for each other.
+template <typename First, typename Second> struct Both {
+    First first;
+    Second second;
+    void lock() { std::lock(first, second); }
+};
+template <typename First, typename Second> Both(First, Second) -> Both<First, Second>;
 inline std::unique_lock<std::shared_mutex> to_write(std::shared_mutex & mutex) { return {mutex, std::defer_lock}; }
 inline std::shared_lock<std::shared_mutex> to_read(std::shared_mutex & mutex) { return {mutex, std::defer_lock}; }
 
@@ -46,6 +53,9 @@ class StoreHandle {
     void clear();
     vidkv_store_stats stats() const;
 
+    template <typename Work> void change(Work work) {
+        check(alone(to_write(mutex_), [&] { return work(store_.get()); }));
+    }
     const vidkv_store * get() const { return store_.get(); }
     std::shared_mutex & mutex() const { return mutex_; }
     size_t channels() const { return channels_; }
@@ -57,10 +67,6 @@ class StoreHandle {
     };
     StoreHandle(vidkv_store * store, size_t channels, size_t head_dim)
         : store_(store), channels_(channels), head_dim_(head_dim) {}
-
-    template <typename Work> void change(Work work) {
-        check(alone(to_write(mutex_), [&] { return work(store_.get()); }));
-    }
 
     std::unique_ptr<vidkv_store, Free> store_;
     size_t channels_, head_dim_;

@@ -11,7 +11,7 @@ that speak DLPack (NumPy, torch). Shapes are written [like, this].
 >>> cache.length(0)
 300
 """
-from ._core import Cache, Params, Stats, Store, attention, isa, presets, version
+from ._core import Cache, File, FileWriter, Params, Stats, Store, attention, isa, presets, version
 
 __version__ = version()
-__all__ = ["Cache", "Params", "Stats", "Store", "attention", "isa", "presets", "version", "__version__"]
+__all__ = ["Cache", "File", "FileWriter", "Params", "Stats", "Store", "attention", "isa", "presets", "version", "__version__"]

@@ -6,6 +6,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, get_layer_types_and_kwargs
 
 from .. import Params
+from . import saved
 from .layer import VidKVLayer
 from .options import params_from_cache_config, params_from_preset
 
@@ -53,6 +54,8 @@ class VidKVCache(Cache):
         if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1):
             raise ValueError(f"VidKVCache: max_length must be a whole number, 1 or more, or None, not {max_length!r}")
         text = check_model(config)
+        self.model = saved.describe_model(config)
+        self.tokens = None  # of a loaded cache that was saved with them
         self.params = params_from_cache_config(cache_config) if cache_config is not None else params_from_preset(preset or "t1.65")
         self.preset = preset if isinstance(preset, str) else None
         shared = bool(getattr(text, "num_kv_shared_layers", 0)) or getattr(text, "kv_sharing_modes", None) is not None
@@ -86,6 +89,26 @@ class VidKVCache(Cache):
         positions = [int(p) for p in positions]
         for layer in self.packed_layers:
             layer.protect(row, positions)
+
+    def save(self, path, tokens: torch.Tensor | None = None, facts: Mapping | None = None) -> None:
+        """Writes the cache to a .vidkv file: beside it first, so that what was there stays until all is written.
+
+        tokens: the ids of what it holds [batch, n], if they are to come back with it (as `tokens`). facts: more to be said about it, as
+        JSON takes it (`vidkv show` prints it). Only a cache on the CPU can be saved."""
+        saved.save(self, path, tokens, facts)
+
+    @classmethod
+    def load(cls, path, config: PreTrainedConfig, preset: str | Params | None = None, max_length: int | None = None, force_torch: bool = False,
+             device: torch.device | str = "cpu") -> "VidKVCache":
+        """The cache that `save` wrote, for the same model (`model.config`); generation goes on bit for bit. ValueError, in one line, for
+        another model, another preset than the one asked for, or a file that is cut off or altered."""
+        file, manifest = saved.open_file(path, config)
+        if preset is not None and str(params_from_preset(preset)) != str(file.params):
+            raise ValueError(f"VidKVCache.load: '{path}' was saved with {manifest.get('preset') or file.params}, not {preset}: leave preset out")
+        cache = cls(config, file.params, max_length=max_length, force_torch=force_torch)
+        cache.preset = manifest.get("preset")
+        saved.fill(cache, path, file, manifest, torch.device(device))
+        return cache
 
     def offload(self, layer_idx: int, only_non_sliding: bool = True) -> None:
         """Moves a layer's codes to the CPU."""

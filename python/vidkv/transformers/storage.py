@@ -92,6 +92,12 @@ class NativeStorage:
                 store.truncate(sequence, 0)
         self.rows, self.batch = rows, len(rows)
 
+    def load(self, file, layer):
+        """Fills new stores with a layer of a vidkv.File: batch row i is sequence i."""
+        for row, sequence in enumerate(self.rows):
+            for store in (self.keys, self.values):
+                file.load(layer, row, store, sequence)
+
     def clear(self):
         self.keys.clear()
         self.values.clear()

@@ -163,6 +163,29 @@ class DeviceStore:
     def protect_by_queries(self, keys, scale):
         self.packer.protect_by_queries(keys.packer, scale)
 
+    def load(self, file, layer, row, sequence):
+        """Takes what a vidkv.File has: sealed pages to the device as bytes, the rows behind them as they are."""
+        cells = max(part.cells for part in file.stores if (part.layer, part.side, part.sequence) == (layer, self.side, row))
+        self.packer.resize(max(cells, PAGE) + PAGE, len(self.rows))
+        file.load(layer, row, self.packer, sequence)
+        rows = self.rows[sequence] = self._empty()
+        last = -(-cells // PAGE)
+        packed = [page for page in (self.packer.sealed_page(sequence, index) for index in range(last)) if page is not None]
+        rows.pages = [SealedPage(torch.frombuffer(bytearray(page), dtype=torch.uint8).to(self.device), self._protected(page)) for page in packed]
+        rows.tail = self._read_rows(sequence, rows.start(), cells)
+        rows.aged, rows.writes = len(packed), rows.start()
+        rows.note_written(rows.start(), cells)
+        if packed:
+            rows.sinks = self._read_rows(sequence, 0, self.params.sink_tokens)
+            rows.plans = self._read_plans(sequence) if self.side == "keys" else None
+        for index in range(last):
+            self.packer.release_page(sequence, index)
+
+    def _read_rows(self, sequence, first, last):
+        rows = torch.empty(last - first, self.kv_heads * self.head_dim, dtype=torch.float16)
+        self.packer.read(sequence, first, rows)
+        return rows.view(-1, self.kv_heads, self.head_dim).transpose(0, 1).to(self.device)
+
     # ---- reading
 
     def decode(self, sequence, first, last):
@@ -236,6 +259,11 @@ class TorchStorage(NativeStorage):
         self.device = device
         super().__init__(params, batch, kv_heads, key_dim, value_dim, cells, device)
         logger.warning_once(SLOWER)
+
+    def load(self, file, layer):
+        for row, sequence in enumerate(self.rows):
+            for store in (self.keys, self.values):
+                store.load(file, layer, row, sequence)
 
     def _make_store(self, side, head_dim):
         return DeviceStore(side, self.kv_heads, head_dim, self.params, self.cells, self.batch, self.device)
