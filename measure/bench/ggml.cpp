@@ -3,25 +3,13 @@
 #include <cstring>
 
 #include "bench/attention.h"
+#include "bench/ggml_handles.h"
 #include "engine/backends.h"
 #include "error.h"
 
 namespace vidkv::cli {
 
 namespace {
-
-struct ContextFree {
-    void operator()(ggml_context * context) const { ggml_free(context); }
-};
-struct BufferFree {
-    void operator()(ggml_backend_buffer * buffer) const { ggml_backend_buffer_free(buffer); }
-};
-struct BackendFree {
-    void operator()(ggml_backend * backend) const { ggml_backend_free(backend); }
-};
-using Context = std::unique_ptr<ggml_context, ContextFree>;
-using Buffer = std::unique_ptr<ggml_backend_buffer, BufferFree>;
-using Backend = std::unique_ptr<ggml_backend, BackendFree>;
 
 ggml_backend_dev_t cpu_device() {
     load_cpu_backend();

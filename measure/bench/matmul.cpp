@@ -3,13 +3,12 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <memory>
 #include <vector>
 
 #include "bench/attention.h"
+#include "bench/ggml_handles.h"
 #include "bench/machine.h"
 #include "error.h"
-#include "ggml-backend.h"
 
 namespace vidkv::cli {
 
@@ -26,19 +25,6 @@ struct Product {
 // Qwen2.5-7B: hidden 3584, 4 KV heads of 128, feed-forward 18944.
 constexpr std::array<Product, 7> PRODUCTS = {
     {{3584, 3584}, {3584, 512}, {3584, 512}, {3584, 3584}, {3584, 18944}, {3584, 18944}, {18944, 3584}}};
-
-struct ContextFree {
-    void operator()(ggml_context * context) const { ggml_free(context); }
-};
-struct BufferFree {
-    void operator()(ggml_backend_buffer * buffer) const { ggml_backend_buffer_free(buffer); }
-};
-struct BackendFree {
-    void operator()(ggml_backend * backend) const { ggml_backend_free(backend); }
-};
-using Context = std::unique_ptr<ggml_context, ContextFree>;
-using Buffer = std::unique_ptr<ggml_backend_buffer, BufferFree>;
-using Backend = std::unique_ptr<ggml_backend, BackendFree>;
 
 Context new_context() { return Context(ggml_init({ggml_tensor_overhead() * 8 + ggml_graph_overhead(), nullptr, true})); }
 

@@ -45,14 +45,21 @@ void measure_into(const std::string & file, std::vector<std::string> arguments) 
     if (!(out << document) || (out.close(), !out)) throw Error("cannot write '" + file + "': is the disk full?");
 }
 
+// `report all` means everything, which is measured anyway; hours later it would be a folder of that name.
+void check_folder(const std::string & folder) {
+    if (folder == "all")
+        throw UsageError("name the folder for the page, as in 'vidkv report page': everything is measured anyway");
+}
+
 void run_report(const ReportOptions & options) {
+    check_folder(options.out);
     const std::string python = find_python("matplotlib"), script = script_path("measure/eval/report.py");
     for (const std::string & given : {options.kl, options.far, options.video})
         if (!given.empty() && !std::ifstream(given)) throw Error("cannot read '" + given + "'");
     const std::string codecs = joined(options.kv);
     std::string kl = options.kl, far = options.far, video = options.video;
     if (kl.empty() && far.empty() &&
-        video.empty()) { // measured into OUT, so that hours of work outlast what comes after them
+        video.empty()) { // measured into FOLDER, so that hours of work outlast what comes after them
         const auto file = [&](const char * name) { return (fs::path(options.out) / name).string(); };
         std::error_code failed;
         fs::create_directories(options.out, failed);
@@ -88,9 +95,8 @@ void add_report(CLI::App & app, Command & run) {
     report->add_option("--windows", options->windows, "windows to measure (default 6)");
     report->add_option("--clips", options->clips, "long clips to measure (default 20)");
     report
-        ->add_option(
-            "OUT", options->out,
-            "folder for index.html, the PNG plots and what was measured; parts that lie there already are shown too")
+        ->add_option("FOLDER", options->out,
+                     "where index.html, the PNG plots and what was measured go; parts that lie there already are shown too")
         ->required();
     report->footer(R"(EXAMPLES
   vidkv report page                       measure everything (hours), then plot

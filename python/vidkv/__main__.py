@@ -20,7 +20,10 @@ def main(arguments=None):
         return 0
     command = parser.parse_args(arguments[:1]).command
     module = "benchmark.__main__" if command == "benchmark" else command
-    return importlib.import_module(f".{module}", __package__).main(arguments[1:])
+    try:
+        return importlib.import_module(f".{module}", __package__).main(arguments[1:])
+    except ModuleNotFoundError as error:
+        sys.exit(f"vidkv {command} needs {error.name}: pip install 'vidkv[demo]'")
 
 
 if __name__ == "__main__":

@@ -151,6 +151,9 @@ def main(arguments=None):
     options = parse(arguments)
     try:
         report = run(options)
+    except ModuleNotFoundError as error:
+        print(f"vidkv.demo needs {error.name}: pip install 'vidkv[demo]'", file=sys.stderr)
+        return 1
     except (ImportError, OSError, ValueError, TypeError) as error:
         print(f"vidkv.demo: {error}", file=sys.stderr)
         return 1

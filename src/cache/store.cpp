@@ -256,6 +256,7 @@ PageBits Store::used_cells(const Sequence & sequence, int64_t index) const {
 vidkv_status Store::seal(int threads) {
     if (!packs()) return VIDKV_OK;
     std::vector<SealOrder> orders;
+    orders.reserve(static_cast<size_t>(shape_.sequences));
     for (int s = 0; s < shape_.sequences; ++s) orders.push_back({this, s, due_pages(sequences_[s])});
     seal_pages(orders, threads);
     return VIDKV_OK;
@@ -322,6 +323,7 @@ void seal_pages(std::vector<SealOrder> & orders, int threads) {
     }
     std::erase_if(orders, [](const SealOrder & order) { return order.pages.empty(); });
     std::vector<SealJob> jobs;
+    jobs.reserve(orders.size());
     for (SealOrder & order : orders) {
         Store::Sequence & sequence = order.store->sequences_[order.sequence];
         for (const int64_t index : order.pages) sequence.pages.own(index);

@@ -12,7 +12,8 @@ constexpr int round_to(int n, int multiple) { return (n + multiple / 2) / multip
 // Bits of trellis keys beside the codes: scale and mean per channel, code and place per quad.
 KeyLayout trellis_keys(KeyLayout layout, float key_bits) {
     layout.group = page_tokens;
-    layout.quad_bits = static_cast<int>(std::floor(key_bits * static_cast<float>(layout.head_dim / 4))) * layout.kv_heads;
+    const int quads = layout.head_dim / 4;
+    layout.quad_bits = static_cast<int>(std::floor(key_bits * static_cast<float>(quads))) * layout.kv_heads;
     layout.head_codes = static_cast<size_t>(layout.quad_bits) * quad_bit_bytes;
     layout.head_meta = static_cast<size_t>(2 * layout.head_dim + layout.head_dim / 8);
     layout.page_bytes = layout.head_codes + static_cast<size_t>(layout.kv_heads) * (layout.head_meta + sizeof(uint16_t));

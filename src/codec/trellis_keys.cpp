@@ -206,6 +206,7 @@ std::vector<QuadCode> allot_bits(const KeyLayout & layout, const std::vector<Cha
     std::vector<int> bits(static_cast<size_t>(layout.kv_heads * quads), 0);
     for (int i = 0; i < layout.quad_bits; ++i) bits[gains[i].quad] = std::max(bits[gains[i].quad], gains[i].bits + 1);
     std::vector<QuadCode> codes;
+    codes.reserve(bits.size());
     for (const int b : bits) codes.push_back(code_of_bits(b));
     return codes;
 }

@@ -1,4 +1,6 @@
 """The command line: shapes of its JSON, exit codes, and one clear line for every bad input."""
+import atexit
+import functools
 import json
 import os
 import resource
@@ -26,6 +28,17 @@ def ffmpeg(*arguments):
     subprocess.run(["ffmpeg", "-nostdin", "-y", "-loglevel", "error", *arguments], check=True)
 
 
+@functools.cache
+def made_set():
+    """A generated set, made once for all classes of a run."""
+    folder = tempfile.mkdtemp(prefix="vidkv-cli-")
+    atexit.register(shutil.rmtree, folder)
+    made = os.path.join(folder, "set")
+    done = vidkv("data", "--seed", "3", "--split", "short", "--count", "1", made)
+    assert done.returncode == 0, done.stderr
+    return made
+
+
 class Clips(unittest.TestCase):
     """A folder with a generated set, shared by the tests of a class."""
 
@@ -33,8 +46,7 @@ class Clips(unittest.TestCase):
     def setUpClass(cls):
         cls.folder = tempfile.mkdtemp(prefix="vidkv-cli-")
         cls.set = os.path.join(cls.folder, "set")
-        done = vidkv("data", "--seed", "3", "--split", "short", "--count", "1", cls.set)
-        assert done.returncode == 0, done.stderr
+        shutil.copytree(made_set(), cls.set)
         cls.clip = os.path.join(cls.set, "clip-00000.mp4")
         cls.twice = os.path.join(cls.folder, "twice.mp4")  # enough tokens for pages of 128 to be sealed
         ffmpeg("-stream_loop", "1", "-i", cls.clip, "-c", "copy", cls.twice)

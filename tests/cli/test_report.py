@@ -72,6 +72,12 @@ class Report(unittest.TestCase):
             self.assertIn(words, done.stderr)
             self.assertFalse(os.path.exists(self.page))
 
+    def test_all_is_no_folder(self):
+        done = vidkv("report", "all", cwd=self.scratch.name)
+        self.assertEqual((done.returncode, done.stdout, done.stderr.count("\n")), (2, "", 1), done.stderr)
+        self.assertIn("vidkv report page", done.stderr)
+        self.assertEqual(os.listdir(self.scratch.name), [])
+
     def plotting(self, code):
         """Runs code after `import report`; its JSON."""
         done = subprocess.run([PYTHON, "-c", f"import json, sys\nsys.path.insert(0, {os.path.join(ROOT, 'measure', 'eval')!r})\nimport report\n{code}"],

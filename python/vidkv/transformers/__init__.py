@@ -10,6 +10,7 @@ the published cache configurations. Two ways to use it:
                    cache_config={"backend": "QuantizedCacheVLM", "nbits": [1.5, 1.58], "q_group_size": 32,
                                  "residual_length": 128, "axis_key": -1, "axis_value": -1})
 """
+from . import requirements  # noqa: F401 (first: what is missing is told in one line)
 from .attention import register_attention
 from .cache import VidKVCache
 from .generate import disable, enable
