@@ -38,6 +38,7 @@ constexpr const char * FOOTER = R"(EXAMPLES
   vidkv data --seed 7 --split short --count 20 clips
   vidkv eval kl --kv all --text manual.txt
   vidkv eval video --kv f16,t2.2,t1.65,t1.15 --seed 7 --count 20
+  vidkv eval retrieval --model qwen2.5-coder-1.5b --tokens 8k --count 2
   vidkv report page
   vidkv bench attention --shape 28/4/128 --tokens 32k --kv t2.2,t1.65,t1.15
   ("vidkv COMMAND --help" has more of each)

@@ -18,6 +18,10 @@ namespace vidkv::cli {
 
 namespace {
 
+constexpr const char * SPLITS =
+    "short: up to 300 visual tokens per clip; long: 2,000 to 4,000; still, noise, pan, cuts: as long, before a texture "
+    "under a camera that stands still, is noisy, pans slowly or cuts; mixed: these four, one after the other, in 20,000";
+
 std::vector<std::string> generator_command(const DataOptions & options) {
     std::vector<std::string> command = {find_python("numpy"),
                                         script_path("models/clips/generate.py"),
@@ -48,9 +52,8 @@ std::vector<std::string> generator_command(const DataOptions & options) {
 void add_data_options(CLI::App & app, DataOptions & options) {
     app.add_option("--seed", options.seed, "the same seed makes the same clips (default 0)")
         ->check(CLI::Range(int64_t(0), INT64_MAX));
-    app.add_option("--split", options.split,
-                   "short: up to 300 visual tokens per clip; long: 2,000 to 4,000 (default short)")
-        ->check(CLI::IsMember({"short", "long"}));
+    app.add_option("--split", options.split, std::string(SPLITS) + " (default short)")
+        ->check(CLI::IsMember({"short", "long", "still", "noise", "pan", "cuts", "mixed"}));
     app.add_option("--count", options.count, "clips")->check(CLI::Range(1, 100000));
 }
 
@@ -68,7 +71,7 @@ void add_data(CLI::App & app, Command & run) {
     CLI::App * data = app.add_subcommand("data", "Make video clips with questions and answers");
     add_data_options(*data, *options);
     data->get_option("--seed")->required()->description("the same seed makes the same clips");
-    data->get_option("--split")->required()->description("short: up to 300 visual tokens per clip; long: 2,000 to 4,000");
+    data->get_option("--split")->required()->description(SPLITS);
     data->get_option("--count")->required();
     data->add_flag("--blank", options->blank, "the same questions over empty frames");
     data->add_option("OUT", options->out, "a new or empty folder: clip-00000.mp4 ... and questions.jsonl")->required();

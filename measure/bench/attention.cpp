@@ -62,18 +62,18 @@ class AttentionBench {
     Json run();
 
   private:
-    using Contenders = std::vector<std::unique_ptr<Contender>>;
-    using Runners = std::vector<Contender *>;
+    using Contenders = std::vector<std::unique_ptr<AttentionContender>>;
+    using Runners = std::vector<AttentionContender *>;
 
     Contenders contenders(const AttentionShape & shape, int64_t capacity, const TokenRows & rows) const;
     void run_shape(const AttentionShape & shape);
     void run_tokens(const AttentionShape & shape, int64_t tokens, Contenders & all);
     static Runners runners(const std::string & phase, const Contenders & all);
     void run_point(const Point & point, const AttentionCall & call, const Runners & all);
-    void add_row(const Point & point, const AttentionCall & call, const Contender & contender,
+    void add_row(const Point & point, const AttentionCall & call, const AttentionContender & contender,
                  const std::vector<double> & seconds, const std::map<std::string, double> & medians, const Json & error);
     std::vector<std::vector<double>> measure(const Point & point, const Runners & all, const std::vector<double> & first);
-    std::optional<double> checked_error(const Contender & contender, const AttentionCall & call) const;
+    std::optional<double> checked_error(const AttentionContender & contender, const AttentionCall & call) const;
 
     const AttentionOptions & options_;
     std::string isa_, ggml_isa_;
@@ -104,7 +104,7 @@ AttentionBench::Contenders AttentionBench::contenders(const AttentionShape & sha
     return all;
 }
 
-double seconds_of(Contender & contender) {
+double seconds_of(AttentionContender & contender) {
     const auto before = std::chrono::steady_clock::now();
     contender.run();
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - before).count();
@@ -132,7 +132,8 @@ std::vector<std::vector<double>> AttentionBench::measure(const Point & point, co
     return seconds;
 }
 
-std::optional<double> AttentionBench::checked_error(const Contender & contender, const AttentionCall & call) const {
+std::optional<double> AttentionBench::checked_error(const AttentionContender & contender,
+                                                    const AttentionCall & call) const {
     if (call.cells() > CHECKED_CELLS || call.query_tokens > CHECKED_QUERIES) return std::nullopt;
     const double error = output_error(contender, call);
     if (!(error < LARGEST_ERROR))
@@ -144,7 +145,7 @@ std::optional<double> AttentionBench::checked_error(const Contender & contender,
 void AttentionBench::run_point(const Point & point, const AttentionCall & call, const Runners & all) {
     std::vector<Json> errors;
     std::vector<double> first; // with the first touch of scratch memory
-    for (Contender * contender : all) {
+    for (AttentionContender * contender : all) {
         progress_.show(point.shape.name() + " " + point.phase + " " + contender->name(), point.tokens, 0, "tokens");
         contender->prepare(call, point.threads);
         first.push_back(seconds_of(*contender));
@@ -157,7 +158,7 @@ void AttentionBench::run_point(const Point & point, const AttentionCall & call, 
     for (size_t i = 0; i < all.size(); ++i) add_row(point, call, *all[i], seconds[i], medians, errors[i]);
 }
 
-void AttentionBench::add_row(const Point & point, const AttentionCall & call, const Contender & contender,
+void AttentionBench::add_row(const Point & point, const AttentionCall & call, const AttentionContender & contender,
                              const std::vector<double> & seconds, const std::map<std::string, double> & medians,
                              const Json & error) {
     const double time = medians.at(contender.name()), rate = static_cast<double>(contender.bytes()) / time;

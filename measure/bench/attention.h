@@ -8,6 +8,7 @@
 
 #include "ggml-backend.h"
 #include "ggml.h"
+#include "parse_tokens.h"
 #include "vidkv/vidkv.h"
 
 namespace vidkv::cli {
@@ -20,8 +21,6 @@ struct AttentionShape {
 
 // "28/4/128": query heads / KV heads / head_dim. Throws UsageError.
 AttentionShape parse_shape(const std::string & text);
-// "4096", "32k" (32,768), "1M" (1,048,576). Throws UsageError.
-int64_t parse_tokens(const std::string & text);
 
 // Gaussian keys and values: a block of rows, taken again and again.
 class TokenRows {
@@ -56,9 +55,9 @@ struct AttentionCall {
 
 AttentionCall make_call(const AttentionShape & shape, int64_t past, int64_t fresh, int64_t query_tokens);
 
-class Contender {
+class AttentionContender {
   public:
-    virtual ~Contender() = default;
+    virtual ~AttentionContender() = default;
     virtual const std::string & name() const = 0;
     // Bytes of keys and values that a call reads.
     virtual uint64_t bytes() const = 0;
@@ -78,15 +77,15 @@ enum class Layout {
 };
 
 // type: F16, Q8_0 or Q4_0. Capacity in cells.
-std::unique_ptr<Contender> make_ggml_contender(ggml_type type, Layout layout, const AttentionShape & shape,
-                                               int64_t capacity, const TokenRows & rows);
-std::unique_ptr<Contender> make_packed_contender(const std::string & preset, const AttentionShape & shape, int64_t capacity,
-                                                 const TokenRows & rows);
+std::unique_ptr<AttentionContender> make_ggml_contender(ggml_type type, Layout layout, const AttentionShape & shape,
+                                                        int64_t capacity, const TokenRows & rows);
+std::unique_ptr<AttentionContender> make_packed_contender(const std::string & preset, const AttentionShape & shape,
+                                                          int64_t capacity, const TokenRows & rows);
 
 // The instruction set that the ggml in this process was compiled for: "avx512", "avx2", "neon", or "scalar".
 std::string ggml_isa();
 
 // Relative rms difference of a contender's output to attention in double on what its cache holds.
-double output_error(const Contender & contender, const AttentionCall & call);
+double output_error(const AttentionContender & contender, const AttentionCall & call);
 
 } // namespace vidkv::cli

@@ -32,7 +32,7 @@ Buffer allocate(ggml_context * context, ggml_backend_t backend) {
     return buffer;
 }
 
-class GgmlContender : public Contender {
+class GgmlContender : public AttentionContender {
   public:
     GgmlContender(ggml_type type, Layout layout, const AttentionShape & shape, int64_t capacity, const TokenRows & rows);
 
@@ -159,8 +159,8 @@ std::vector<uint16_t> GgmlContender::content(vidkv_side side) const {
 
 } // namespace
 
-std::unique_ptr<Contender> make_ggml_contender(ggml_type type, Layout layout, const AttentionShape & shape,
-                                               int64_t capacity, const TokenRows & rows) {
+std::unique_ptr<AttentionContender> make_ggml_contender(ggml_type type, Layout layout, const AttentionShape & shape,
+                                                        int64_t capacity, const TokenRows & rows) {
     return std::make_unique<GgmlContender>(type, layout, shape, capacity, rows);
 }
 

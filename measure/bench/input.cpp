@@ -122,7 +122,7 @@ AttentionCall make_call(const AttentionShape & shape, int64_t past, int64_t fres
     return call;
 }
 
-double output_error(const Contender & contender, const AttentionCall & call) {
+double output_error(const AttentionContender & contender, const AttentionCall & call) {
     const std::vector<double> keys = to_double(contender.content(VIDKV_KEYS)),
                               values = to_double(contender.content(VIDKV_VALUES));
     const std::vector<float> out = contender.output();

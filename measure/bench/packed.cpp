@@ -21,7 +21,7 @@ struct CacheFree {
     void operator()(vidkv_cache * cache) const { vidkv_cache_free(cache); }
 };
 
-class PackedContender : public Contender {
+class PackedContender : public AttentionContender {
   public:
     PackedContender(const std::string & preset, const AttentionShape & shape, int64_t capacity, const TokenRows & rows);
 
@@ -119,8 +119,8 @@ std::vector<uint16_t> PackedContender::content(vidkv_side side) const {
 
 } // namespace
 
-std::unique_ptr<Contender> make_packed_contender(const std::string & preset, const AttentionShape & shape, int64_t capacity,
-                                                 const TokenRows & rows) {
+std::unique_ptr<AttentionContender> make_packed_contender(const std::string & preset, const AttentionShape & shape,
+                                                          int64_t capacity, const TokenRows & rows) {
     return std::make_unique<PackedContender>(preset, shape, capacity, rows);
 }
 

@@ -8,8 +8,8 @@ namespace vidkv::cli {
 
 // Sums over tokens that were scored.
 struct Divergence {
-    double kl = 0;     // sum of KL(reference || measured), nats
-    double agreed = 0; // tokens whose likeliest next token is the reference's
+    std::vector<double> kl; // KL(reference || measured) of each token, nats
+    double agreed = 0;      // tokens whose likeliest next token is the reference's
     int64_t tokens = 0;
     double nll = 0; // sum of -log p(the text's next token)
     int64_t predicted = 0;
@@ -18,8 +18,13 @@ struct Divergence {
     void add(const float * reference, const float * measured, int64_t vocabulary);
     void add_text_token(float log_probability);
 
-    double mean_kl() const { return tokens > 0 ? kl / static_cast<double>(tokens) : 0; }
+    void add(const Divergence & more);
+
+    double mean_kl() const;
+    // The KL divergence that a share of the tokens stays below, 0 to 1; between two tokens' in proportion.
+    double kl_quantile(double share) const;
     double top1() const { return tokens > 0 ? agreed / static_cast<double>(tokens) : 0; }
+    double perplexity() const;
 };
 
 // Mean and standard error.

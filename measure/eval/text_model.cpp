@@ -14,12 +14,6 @@ namespace vidkv::cli {
 
 namespace {
 
-// The topics in alphabetical order, the interpreter's version first.
-constexpr const char * PRINT_TOPICS = "import platform\n"
-                                      "from pydoc_data.topics import topics\n"
-                                      "print(platform.python_version())\n"
-                                      "print('\\n'.join(topics[name] for name in sorted(topics)))\n";
-
 // As measure/eval/fetch_text_model.py knows them.
 struct KnownModel {
     const char *name, *file, *size;
@@ -29,6 +23,7 @@ constexpr KnownModel KNOWN[] = {
     {DEFAULT_TEXT_MODEL, "SmolLM2-135M-Instruct.Q4_1.gguf", "98 MB"},
     {"qwen2.5-coder-0.5b", "Qwen2.5-Coder-0.5B-Instruct.Q4_K_M.gguf", "491 MB"},
     {"qwen2.5-coder-1.5b", "Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf", "1,117 MB"},
+    {"gemma-3-270m", "gemma-3-270m-q4_k_m.gguf", "253 MB"},
 };
 
 std::string fetched(const KnownModel & model) {
@@ -60,12 +55,6 @@ Text read_text(const std::string & path) {
     return {path, words.str()};
 }
 
-Text default_text() {
-    Subprocess print({find_python("pydoc_data"), "-c", PRINT_TOPICS});
-    const std::string words = print.read_all();
-    if (print.wait() != 0) throw Error("python3 has no pydoc_data here: name a text file with --text");
-    const size_t version_end = words.find('\n');
-    return {"Python " + words.substr(0, version_end) + " pydoc_data.topics", words.substr(version_end + 1)};
-}
+Text default_text() { return {"measure/eval/text.txt", read_text(script_path("measure/eval/text.txt")).words}; }
 
 } // namespace vidkv::cli

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Procedural video clips with questions: the one data generator, for training and for `vidkv data`.
 
-    python3 generate.py --seed S --split short|long --count N [--blank] OUT
+    python3 generate.py --seed S --split SPLIT --count N [--blank] OUT
 
 writes OUT/clip-00000.mp4 ... (H.264, 4 frames per second, 84x84) and OUT/questions.jsonl. Needs numpy and the
 ffmpeg program; no torch. The same seed gives the same clips.
@@ -13,6 +13,10 @@ A clip is a timeline of events on a dark, noisy background with drifting grey cl
   flash   the whole screen in one colour, 2 frames, directly before (often also directly after) a shape or digit
 Every question has at least two candidates in the clip, so it can be answered only by finding its moment.
 Events start on even frames: a video model that merges frames in pairs sees whole pairs.
+
+Splits: short and long are what the small model was trained on. The same events stand before a textured background under a
+camera that stands still (still), pans slowly (pan), cuts to another place every 4 to 20 seconds (cuts) or is noisy (noise), all as
+long as long; mixed has these four one after the other, and 19,000 to 20,000 visual tokens (scenes.py).
 """
 import argparse
 import errno
@@ -33,6 +37,8 @@ try:
 except ImportError:
     sys.exit("vidkv: numpy is missing: install python3-numpy")
 
+import scenes
+
 SIZE = 84                 # pixels per side: 6x6 patches of 14, merged 2x2 -> 9 visual tokens per frame pair
 TOKENS_PER_PAIR = 9
 FPS = 4
@@ -44,7 +50,11 @@ SHAPES = ["circle", "square", "triangle", "cross", "diamond", "ring"]
 PLURALS = ["circles", "squares", "triangles", "crosses", "diamonds", "rings"]
 DIRECTIONS = ["left", "right", "up", "down"]
 TYPES = ["colour", "shape", "motion", "order", "count", "digit", "moment"]
-SPLITS = {"short": (14, 33), "long": (223, 444)}          # frame pairs: 126..297 and 2007..3996 visual tokens
+# (number, least and most frame pairs, scenes behind the events; none: as in training). 126..297, 2007..3996 and 19,000..19,999
+# visual tokens. A number is part of a clip's seed and stays.
+LONG = (223, 444)
+SPLITS = {"long": (0, LONG, ()), "short": (1, (14, 33), ()), "still": (2, LONG, (scenes.STILL,)), "noise": (3, LONG, (scenes.NOISY,)),
+          "pan": (4, LONG, (scenes.PANNING,)), "cuts": (5, LONG, (scenes.CUTTING,)), "mixed": (6, (2112, 2222), scenes.EVERY)}
 QUESTIONS_PER_CLIP = 7
 MAX_COUNT = 3
 
@@ -267,9 +277,8 @@ def _inside(rows):
     return out
 
 
-def render(rng, table):
-    """Frame table [n, COLUMNS] -> uint8 frames [n, SIZE, SIZE, 3]."""
-    n = len(table)
+def plain_background(rng, n):
+    """float32 [n, SIZE, SIZE, 3]: one dark tint that swings a little, and dim clutter."""
     tint = rng.uniform(5, 45, 3).astype(np.float32)
     swing = rng.uniform(0, 8) * np.sin(np.arange(n) * rng.uniform(0.01, 0.1) + rng.uniform(0, 6))
     image = np.empty((n, SIZE, SIZE, 3), np.float32)
@@ -282,6 +291,11 @@ def render(rng, table):
         for f in range(n):
             x, y = int(xs[f]), int(ys[f])
             image[f, max(y, 0):max(y + h, 0), max(x, 0):max(x + w, 0)] += shade
+    return image
+
+
+def draw_events_into(rng, table, image):
+    """The events of a frame table over the background."""
     flash = np.flatnonzero(table[:, KIND] == IS_FLASH)
     image[flash] = PALETTE[table[flash, COLOUR].astype(int)][:, None, None] * 0.85
     moment = np.flatnonzero(table[:, KIND] == IS_MOMENT)
@@ -296,8 +310,22 @@ def render(rng, table):
         hue = np.where(rows[:, KIND] == IS_MOMENT, COLOUR_NAMES.index("white"), rows[:, COLOUR]).astype(int)
         cover = _inside(rows)[..., None]
         image[drawn] = image[drawn] * (1 - cover) + PALETTE[hue][:, None, None] * cover
+
+
+def render(rng, table):
+    """Frame table [n, COLUMNS] -> uint8 frames [n, SIZE, SIZE, 3], as the small model was trained on them."""
+    image = plain_background(rng, len(table))
+    draw_events_into(rng, table, image)
     image += rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(0, 5)
     return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def render_scenes(rng, table, chosen):
+    """The same before these scenes."""
+    image, noise = scenes.several(rng, chosen, len(table), SIZE)
+    draw_events_into(rng, table, image)
+    scenes.add_noise(rng, image, noise)
+    return np.clip(image, 0, 255, out=image).astype(np.uint8)
 
 
 def blank(frames):
@@ -319,14 +347,14 @@ def write_video(path, frames, crf=20):
 
 def user_clip(seed, split, index):
     """Clip `index` of a user's set: (frames, chosen questions, pairs)."""
-    rng = generator("vidkv data v1", seed, sorted(SPLITS).index(split), index)
-    low, high = SPLITS[split]
+    number, (low, high), behind = SPLITS[split]
+    rng = generator("vidkv data v1", seed, number, index)
     while True:
         pairs = int(rng.integers(low, high + 1))
         table, events = make_clip(rng, pairs)
         chosen = pick(rng, questions(events), QUESTIONS_PER_CLIP)
         if len(chosen) >= 4:
-            return render(rng, table), chosen, pairs
+            return render_scenes(rng, table, behind) if behind else render(rng, table), chosen, pairs
 
 
 # ---------------------------------------------------------------- command
@@ -383,7 +411,9 @@ def main():
 def make_set():
     parser = Parser(description="Write video clips (H.264) with questions and answers.")
     parser.add_argument("--seed", type=whole(0, 2 ** 63 - 1), required=True)
-    parser.add_argument("--split", choices=list(SPLITS), required=True, help="short: up to 300 visual tokens; long: 2,000 to 4,000")
+    parser.add_argument("--split", choices=list(SPLITS), required=True,
+                        help="short: up to 300 visual tokens; long: 2,000 to 4,000; still, noise, pan, cuts: as long, before a texture under a "
+                             "still, noisy, panning or cutting camera; mixed: these four in 20,000")
     parser.add_argument("--count", type=whole(1, 100000), required=True, help="number of clips")
     parser.add_argument("--blank", action="store_true", help="the same questions over empty frames")
     parser.add_argument("out", metavar="OUT", help="a new or empty directory")

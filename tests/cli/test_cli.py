@@ -207,6 +207,9 @@ class Divergence(unittest.TestCase):
         for preset in found.values():
             for key in ("kld", "kld_se", "ppl", "top1", "k_bits", "v_bits", "kv_bytes"):
                 self.assertIn(key, preset)
+            self.assertLessEqual(preset["kld_median"], preset["kld_p99"])
+            self.assertLessEqual(preset["kld_p99"], preset["kld_p999"])
+            self.assertAlmostEqual(preset["flips"], 1 - preset["top1"])
             self.assertGreaterEqual(preset["kld"], 0)
             self.assertEqual(len(preset["kld_windows"]), 2)
             self.assertAlmostEqual(sum(preset["kld_windows"]) / 2, preset["kld"], places=9)
@@ -256,7 +259,7 @@ class Divergence(unittest.TestCase):
             self.run_kl("--kv", "f16,q8_0", "--csv", path)
             with open(path, encoding="utf-8") as f:
                 lines = f.read().splitlines()
-        self.assertEqual(lines[0], "name,kld,kld_se,ppl,top1,k_bits,v_bits,kv_bytes")
+        self.assertEqual(lines[0], "name,kld,kld_se,kld_median,kld_p99,kld_p999,ppl,top1,k_bits,v_bits,kv_bytes")
         self.assertEqual([line.split(",")[0] for line in lines[1:]], ["f16", "q8_0"])
 
     def test_bad_input(self):

@@ -36,7 +36,8 @@ def on_terminal(command, columns=80, **options):
 
 
 class Help(unittest.TestCase):
-    COMMANDS = (["ask"], ["chat"], ["presets"], ["plan"], ["data"], ["report"], ["eval", "kl"], ["eval", "video"], ["bench", "attention"], ["bench", "model"])
+    COMMANDS = (["ask"], ["chat"], ["presets"], ["plan"], ["data"], ["report"], ["eval", "kl"], ["eval", "video"],
+                ["eval", "retrieval"], ["eval", "answers"], ["bench", "attention"], ["bench", "model"])
 
     def test_examples_are_those_of_the_command(self):
         for command in self.COMMANDS:

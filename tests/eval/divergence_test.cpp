@@ -38,6 +38,18 @@ TEST(Divergence, ImpossibleTokensOfTheReferenceCountNothing) {
     EXPECT_NEAR(sums.mean_kl(), std::log(2.0), 1e-6);
 }
 
+TEST(Divergence, QuantilesLieBetweenTokens) {
+    Divergence sums, more;
+    sums.kl = {3, 1};
+    more.kl = {0, 2, 4};
+    sums.add(more);
+    EXPECT_DOUBLE_EQ(sums.mean_kl(), 2);
+    EXPECT_DOUBLE_EQ(sums.kl_quantile(0.5), 2);
+    EXPECT_DOUBLE_EQ(sums.kl_quantile(0.9), 3.6);
+    EXPECT_DOUBLE_EQ(sums.kl_quantile(1), 4);
+    EXPECT_EQ(Divergence().kl_quantile(0.5), 0);
+}
+
 TEST(Divergence, StandardErrorOverWindows) {
     const Estimate three = estimate({1, 2, 3});
     EXPECT_DOUBLE_EQ(three.mean, 2);

@@ -1,0 +1,28 @@
+// Made-up facts in a long file, and questions about them whose answers are known: numbers that no model can guess.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace vidkv::cli {
+
+struct Fact {
+    std::string kind;     // constant, port or function
+    std::string line;     // as it stands in the file
+    std::string question; // asked at its end
+    std::string answer;   // digits
+    double depth = 0;     // where in the file, 0 to 1
+};
+
+// n facts at growing depths, one in each n-th of the file; the same for the same seed and sample.
+std::vector<Fact> make_facts(uint64_t seed, int64_t sample, int n);
+
+// About `bytes` bytes of the text, from a line that seed and sample choose on, over its end again, with each fact on a line of
+// its own.
+std::string plant(const std::string & text, const std::vector<Fact> & facts, uint64_t seed, int64_t sample, size_t bytes);
+
+// The first number in an answer, without commas between its digits; "" if there is none.
+std::string first_number(const std::string & answer);
+
+} // namespace vidkv::cli

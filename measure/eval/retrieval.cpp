@@ -1,0 +1,359 @@
+// vidkv eval retrieval: facts in a long file, asked about at its end, through each codec's cache.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <iostream>
+#include <map>
+#include <memory>
+
+#include <nlohmann/json.hpp>
+
+#include "parse_tokens.h"
+#include "engine/log_softmax.h"
+#include "engine/logs.h"
+#include "error.h"
+#include "eval/contender.h"
+#include "eval/divergence.h"
+#include "eval/facts.h"
+#include "eval/model_under_test.h"
+#include "eval/retrieval_log.h"
+#include "eval/text_model.h"
+#include "eval/text_prefix.h"
+#include "measurements.h"
+#include "options.h"
+#include "progress.h"
+#include "run_record.h"
+#include "text.h"
+
+namespace vidkv::cli {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr int64_t QUESTION_TOKENS = 128; // most of a question in the model's chat format
+
+constexpr const char * FOOTER = R"(
+A file of the length asked for is cut from the text, and facts are planted in it, spread over its length, each on a line of
+its own: a constant, a service's port, what a function returns, with made-up names and numbers. The file is read once into an
+f16 cache. For each codec that cache is packed, all but the newest 128 tokens and the first 4, and every question is asked by
+itself at the end. An answer is right if the first number in it is the fact's. Questions and answers stay in f16.
+
+f16 is always measured. "lost" and "gained" count the questions that f16 has right and the codec wrong, and the reverse; the
+difference has the standard error of these pairs, which is what tells codecs apart. KLD is the mean KL divergence of the
+next-token distributions over the f16 cache's answer, in nats. Codecs are those of vidkv eval kl --help.
+
+--log FILE keeps each sample's answers as they come, a line of JSON each. The same command goes on where it was stopped; a
+larger --count, other --tokens and more codecs may be asked for.
+
+EXAMPLE
+  vidkv eval retrieval --model qwen2.5-coder-1.5b --tokens 8k,16k --count 4 --log retrieval.jsonl)";
+
+struct RetrievalOptions {
+    std::string model, text, log;
+    std::vector<std::string> kv = {"f16", "q8_0", "q4_0", "t2.2", "t1.65", "t1.15", "k1.5v1.58"}, tokens = {"8k"};
+    int count = 4, questions = 8, max_tokens = 16, threads = 1;
+    uint64_t seed = 0;
+    bool json = false, verbose = false;
+};
+
+std::vector<Contender> chosen_contenders(const RetrievalOptions & options) {
+    std::vector<Contender> contenders = {parse_contender("f16")};
+    for (const std::string & name : options.kv)
+        if (name != "f16") contenders.push_back(parse_contender(name));
+    return contenders;
+}
+
+// What the f16 cache answered, token by token.
+struct Reference {
+    std::vector<llama_token> answer;
+    std::vector<std::vector<float>> distributions; // of each of these tokens, and of what follows them
+};
+
+std::vector<float> distribution(const TextContext & context, int64_t vocabulary) {
+    std::vector<float> row(context.logits(-1), context.logits(-1) + vocabulary);
+    log_softmax(row.data(), vocabulary);
+    return row;
+}
+
+llama_token likeliest(const std::vector<float> & row) {
+    return static_cast<llama_token>(std::max_element(row.begin(), row.end()) - row.begin());
+}
+
+// A long file with facts, read once.
+class Sample {
+  public:
+    Sample(const Model & model, const std::string & text, const RetrievalOptions & options, int64_t tokens, int64_t number,
+           Progress & progress);
+
+    // references: filled by the first codec, f16.
+    SampleResult ask(const Contender & contender, std::vector<Reference> & references) const;
+
+  private:
+    std::string file(const std::string & text, int64_t tokens) const;
+    Answered ask(TextContext & context, const Fact & fact, Reference & reference) const;
+    double divergence(TextContext & context, const Reference & reference) const;
+
+    const Model & model_;
+    const RetrievalOptions & options_;
+    int64_t asked_tokens_, number_, vocabulary_;
+    std::vector<Fact> facts_;
+    std::unique_ptr<TextPrefix> prefix_;
+};
+
+Sample::Sample(const Model & model, const std::string & text, const RetrievalOptions & options, int64_t tokens,
+               int64_t number, Progress & progress)
+    : model_(model), options_(options), asked_tokens_(tokens), number_(number),
+      vocabulary_(llama_vocab_n_tokens(model.vocab())), facts_(make_facts(options.seed, number, options.questions)) {
+    const std::string before = model.format("").before;
+    const std::vector<llama_token> prompt = model.tokenize(before + "A file:\n\n" + file(text, tokens) + "\n", true);
+    const auto length = static_cast<int64_t>(prompt.size());
+    prefix_ = std::make_unique<TextPrefix>(
+        model, prompt, length + QUESTION_TOKENS + options.max_tokens, options.threads,
+        [&](int64_t done) { progress.show("reading sample " + std::to_string(number), done, length, "tokens"); });
+}
+
+// As many bytes as make that many tokens, within two in a hundred.
+std::string Sample::file(const std::string & text, int64_t tokens) const {
+    auto bytes = static_cast<size_t>(4 * tokens);
+    for (int i = 0; i < 4; ++i) {
+        const auto got = model_.tokenize(plant(text, facts_, options_.seed, number_, bytes), false).size();
+        bytes = bytes * static_cast<size_t>(tokens) / std::max<size_t>(1, got);
+    }
+    return plant(text, facts_, options_.seed, number_, bytes);
+}
+
+SampleResult Sample::ask(const Contender & contender, std::vector<Reference> & references) const {
+    TextContext context = prefix_->packed(contender);
+    SampleResult result;
+    result.tokens = asked_tokens_;
+    result.sample = number_;
+    result.kv = contender.name;
+    result.prompt = prefix_->size();
+    const Packed packed = measure(contender, prefix_->size(), prefix_->size());
+    result.k_bits = packed.k_bits;
+    result.v_bits = packed.v_bits;
+    result.bytes = packed.bytes;
+    references.resize(facts_.size());
+    for (size_t i = 0; i < facts_.size(); ++i) result.answers.push_back(ask(context, facts_[i], references[i]));
+    return result;
+}
+
+Answered Sample::ask(TextContext & context, const Fact & fact, Reference & reference) const {
+    const std::vector<llama_token> question = model_.tokenize(model_.format(fact.question).after, false);
+    if (static_cast<int64_t>(question.size()) > QUESTION_TOKENS) throw Error("this model's chat format is too long");
+    const bool is_reference = reference.distributions.empty();
+    context.rewind(prefix_->size());
+    context.append(question, false);
+    std::string answer;
+    for (int i = 0; i <= options_.max_tokens; ++i) {
+        const std::vector<float> row = distribution(context, vocabulary_);
+        const llama_token next = likeliest(row);
+        if (is_reference) reference.distributions.push_back(row);
+        if (i == options_.max_tokens || llama_vocab_is_eog(model_.vocab(), next)) break;
+        if (is_reference) reference.answer.push_back(next);
+        answer += model_.piece(next);
+        context.append(std::span(&next, 1), false);
+    }
+    Answered done{fact.kind, fact.question, fact.answer, trim(answer), fact.depth, first_number(answer) == fact.answer, 0};
+    if (is_reference) return done;
+    context.rewind(prefix_->size());
+    context.append(question, false);
+    done.kl = divergence(context, reference);
+    return done;
+}
+
+double Sample::divergence(TextContext & context, const Reference & reference) const {
+    Divergence sum;
+    for (size_t i = 0; i < reference.distributions.size(); ++i) {
+        const std::vector<float> row = distribution(context, vocabulary_);
+        sum.add(reference.distributions[i].data(), row.data(), vocabulary_);
+        if (i < reference.answer.size()) context.append(std::span(&reference.answer[i], 1), false);
+    }
+    return sum.mean_kl();
+}
+
+// One codec at one length.
+struct Row {
+    int64_t tokens = 0;
+    std::string kv;
+    std::vector<double> right, difference, kl; // of each question; difference from f16
+    int lost = 0, gained = 0;
+    double prompt = 0, k_bits = 16, v_bits = 16, bytes = 0; // means
+    std::map<std::string, std::vector<double>> by_kind, by_depth;
+    int64_t samples = 0;
+
+    void add(const SampleResult & result, const SampleResult & f16);
+};
+
+void Row::add(const SampleResult & result, const SampleResult & f16) {
+    const auto averaged = [n = static_cast<double>(++samples)](double & mean, double more) { mean += (more - mean) / n; };
+    averaged(prompt, static_cast<double>(result.prompt));
+    averaged(bytes, static_cast<double>(result.bytes));
+    k_bits = result.k_bits;
+    v_bits = result.v_bits;
+    for (size_t i = 0; i < result.answers.size() && i < f16.answers.size(); ++i) {
+        const Answered &one = result.answers[i], &other = f16.answers[i];
+        right.push_back(one.right);
+        difference.push_back(one.right - other.right);
+        kl.push_back(one.kl);
+        lost += other.right && !one.right;
+        gained += one.right && !other.right;
+        by_kind[one.kind].push_back(one.right);
+        by_depth[one.depth < 1.0 / 3   ? "first third"
+                 : one.depth < 2.0 / 3 ? "second third"
+                                       : "last third"]
+            .push_back(one.right);
+    }
+}
+
+std::vector<Row> rows_of(const RetrievalLog & log, const std::vector<int64_t> & lengths,
+                         const std::vector<Contender> & contenders, int count) {
+    std::vector<Row> rows;
+    for (const int64_t tokens : lengths)
+        for (const Contender & contender : contenders) {
+            Row row;
+            row.tokens = tokens;
+            row.kv = contender.name;
+            for (int64_t sample = 0; sample < count; ++sample)
+                row.add(*log.find(tokens, sample, contender.name), *log.find(tokens, sample, "f16"));
+            rows.push_back(row);
+        }
+    return rows;
+}
+
+void print_table(const std::vector<Row> & rows) {
+    std::printf("%8s %-14s %9s %8s %6s %7s %7s %6s %6s %8s %6s %10s\n", "tokens", "codec", "questions", "right %", "+-",
+                "-f16", "+-", "lost", "gained", "KLD", "bits", "KV KiB");
+    for (const Row & row : rows) {
+        const Estimate right = estimate(row.right), difference = estimate(row.difference);
+        std::printf("%8.0f %-14s %9zu %8.1f %6.1f %7.1f %7.1f %6d %6d %8.4f %6.2f %10.1f\n", row.prompt, row.kv.c_str(),
+                    row.right.size(), 100 * right.mean, 100 * right.error, 100 * difference.mean, 100 * difference.error,
+                    row.lost, row.gained, estimate(row.kl).mean, (row.k_bits + row.v_bits) / 2, row.bytes / 1024);
+    }
+}
+
+Json shares(const std::map<std::string, std::vector<double>> & groups) {
+    Json object = Json::object();
+    for (const auto & [name, right] : groups)
+        object[name] = {{"accuracy", estimate(right).mean}, {"questions", right.size()}};
+    return object;
+}
+
+Json row_report(const Row & row) {
+    const Estimate right = estimate(row.right), difference = estimate(row.difference);
+    return {{"tokens", row.tokens},
+            {"prompt_tokens", row.prompt},
+            {"name", row.kv},
+            {"samples", row.samples},
+            {"questions", row.right.size()},
+            {"accuracy", right.mean},
+            {"accuracy_se", right.error},
+            {"difference", difference.mean},
+            {"difference_se", difference.error},
+            {"lost", row.lost},
+            {"gained", row.gained},
+            {"kld", estimate(row.kl).mean},
+            {"k_bits", row.k_bits},
+            {"v_bits", row.v_bits},
+            {"kv_bytes", static_cast<uint64_t>(row.bytes)},
+            {"by_kind", shares(row.by_kind)},
+            {"by_depth", shares(row.by_depth)}};
+}
+
+bool finished(const RetrievalLog & log, const std::vector<Contender> & contenders, int64_t tokens, int64_t sample) {
+    return std::all_of(contenders.begin(), contenders.end(),
+                       [&](const Contender & contender) { return log.find(tokens, sample, contender.name) != nullptr; });
+}
+
+void measure_sample(const Sample & sample, RetrievalLog & log, const std::vector<Contender> & contenders, int64_t tokens,
+                    int64_t number, Progress & progress) {
+    std::vector<Reference> references; // f16, the first, is asked again where others are missing
+    int64_t step = 0;
+    for (const Contender & contender : contenders) {
+        const std::string stage = "sample " + std::to_string(number) + ", " + contender.name;
+        progress.show(stage, step++, static_cast<int64_t>(contenders.size()), "codecs");
+        const bool known = log.find(tokens, number, contender.name) != nullptr;
+        if (known && !references.empty()) continue;
+        const SampleResult result = sample.ask(contender, references);
+        if (!known) log.add(result);
+    }
+}
+
+std::vector<int64_t> lengths_of(const RetrievalOptions & options) {
+    std::vector<int64_t> lengths;
+    for (const std::string & text : options.tokens) {
+        lengths.push_back(parse_tokens(text));
+        if (lengths.back() < 512) throw UsageError("--tokens " + text + ": a file of 512 tokens is the least");
+    }
+    return lengths;
+}
+
+void check_lengths(const std::vector<int64_t> & lengths, const Model & model, const RetrievalOptions & options) {
+    const int64_t most = llama_model_n_ctx_train(model.text());
+    for (const int64_t tokens : lengths)
+        if (tokens + tokens / 32 + QUESTION_TOKENS + options.max_tokens > most)
+            throw Error("the model was trained on " + std::to_string(most) + " tokens: --tokens " + std::to_string(tokens) +
+                        " with question and answer is too many");
+}
+
+void run_retrieval(const RetrievalOptions & options) {
+    const std::vector<Contender> contenders = chosen_contenders(options);
+    const std::vector<int64_t> lengths = lengths_of(options);
+    const Text text = options.text.empty() ? default_text() : read_text(options.text);
+    const std::string named = text_model(options.model.empty() ? DEFAULT_TEXT_MODEL : options.model);
+    RetrievalLog log(options.log, {{"model", std::filesystem::path(named).filename().string()},
+                                   {"text", text.name},
+                                   {"seed", options.seed},
+                                   {"questions", options.questions},
+                                   {"max_tokens", options.max_tokens}});
+    capture_logs(options.verbose);
+    Progress progress(options.json);
+    const ModelUnderTest loaded(named, false, options.threads, progress);
+    for (const Contender & contender : contenders) check_fits(contender.kv, *loaded.model);
+    check_lengths(lengths, *loaded.model, options);
+    for (const int64_t tokens : lengths)
+        for (int64_t number = 0; number < options.count; ++number) {
+            if (finished(log, contenders, tokens, number)) continue;
+            const Sample sample(*loaded.model, text.words, options, tokens, number, progress);
+            measure_sample(sample, log, contenders, tokens, number, progress);
+        }
+    progress.clear();
+    const std::vector<Row> rows = rows_of(log, lengths, contenders, options.count);
+    if (!options.json) return print_table(rows);
+    Json reports = Json::array();
+    for (const Row & row : rows) reports.push_back(row_report(row));
+    std::cout
+        << Json({{"run", run_record()}, {"model", named}, {"text", text.name}, {"seed", options.seed}, {"rows", reports}})
+               .dump(2)
+        << "\n";
+}
+
+} // namespace
+
+void add_eval_retrieval(CLI::App & eval, Command & run) {
+    auto options = std::make_shared<RetrievalOptions>();
+    options->threads = available_cores();
+    CLI::App * app = eval.add_subcommand("retrieval", "Facts in a long file, asked about at its end, through each codec");
+    app->add_option("-m,--model", options->model,
+                    std::string("GGUF of a text model, or ") + TEXT_MODELS + " (default smollm2)")
+        ->envname("VIDKV_TEXT_MODEL");
+    app->add_option("--text", options->text, "text file that the long files are cut from (default: as for eval kl)");
+    app->add_option("--kv", options->kv, "codecs, separated by commas (default f16,q8_0,q4_0,t2.2,t1.65,t1.15,k1.5v1.58)")
+        ->delimiter(',');
+    app->add_option("--tokens", options->tokens, "lengths of the files, separated by commas (default 8k)")->delimiter(',');
+    app->add_option("--count", options->count, "files of each length (default 4)")->check(CLI::Range(1, 10000));
+    app->add_option("--questions", options->questions, "facts in each file (default 8)")->check(CLI::Range(1, 100));
+    app->add_option("--seed", options->seed, "the same seed makes the same files and facts (default 0)");
+    app->add_option("-n,--predict", options->max_tokens, "at most this many tokens an answer (default 16)")
+        ->check(CLI::Range(1, 256));
+    app->add_option("--log", options->log, "a file for what is measured; where it is there, the run goes on from it");
+    app->add_option("-t,--threads", options->threads, "threads (default: all cores)")->check(CLI::Range(1, 1024));
+    app->add_flag("--json", options->json, "print one JSON document instead of a table");
+    app->add_flag("-v,--verbose", options->verbose, "show what llama.cpp logs");
+    app->footer(FOOTER);
+    app->callback([options, &run] { run = [options] { run_retrieval(*options); }; });
+}
+
+} // namespace vidkv::cli

@@ -1,0 +1,116 @@
+"""eval retrieval and eval answers, on the language model of the small video model: shapes, the log, and clear lines. It was taught
+other things than to find numbers in a text, so what it answers means nothing."""
+import json
+import os
+import subprocess
+import tempfile
+import unittest
+
+ROOT = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
+VIDKV = os.environ.get("VIDKV", os.path.join(ROOT, "build", "bin", "vidkv"))
+MODEL = ["-m", os.path.join(ROOT, "models", "tiny", "vidkv-tiny.gguf")]
+RETRIEVAL = ["eval", "retrieval", *MODEL, "--tokens", "600", "--count", "2", "--questions", "3", "-n", "4", "--json"]
+
+
+def vidkv(*arguments):
+    return subprocess.run([VIDKV, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+
+
+class Measure(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory(prefix="vidkv-measure-")
+        self.log = os.path.join(self.folder.name, "log.jsonl")
+
+    def tearDown(self):
+        self.folder.cleanup()
+
+    def report(self, *arguments):
+        done = vidkv(*arguments)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        return json.loads(done.stdout)
+
+    def assert_fails(self, words, *arguments, code=1):
+        done = vidkv(*arguments)
+        self.assertEqual((done.returncode, done.stdout, done.stderr.count("\n")), (code, "", 1), done.stderr)
+        self.assertIn(words, done.stderr)
+
+    def lines(self):
+        with open(self.log, encoding="utf-8") as f:
+            return f.read().splitlines()
+
+
+class Retrieval(Measure):
+    def test_rows_and_log(self):
+        rows = self.report(*RETRIEVAL, "--kv", "t1.15,q4_0", "--log", self.log)["rows"]
+        self.assertEqual([row["name"] for row in rows], ["f16", "t1.15", "q4_0"])
+        for row in rows:
+            self.assertEqual((row["tokens"], row["samples"], row["questions"]), (600, 2, 6))
+            self.assertAlmostEqual(row["prompt_tokens"], 600, delta=40)
+            self.assertEqual(sum(group["questions"] for group in row["by_kind"].values()), 6)
+            self.assertAlmostEqual(row["difference"], (row["gained"] - row["lost"]) / 6)
+        f16, packed, other = rows
+        self.assertEqual((f16["kld"], f16["difference"], f16["k_bits"]), (0, 0, 16))
+        self.assertGreater(packed["kld"], 0)
+        self.assertLess(packed["kv_bytes"], f16["kv_bytes"])
+        self.assertEqual(other["k_bits"], 4.5)
+        entries = [json.loads(line) for line in self.lines()]
+        self.assertEqual(entries[0]["questions"], 3)
+        self.assertEqual([(entry["sample"], entry["kv"]) for entry in entries[1:]], [(s, kv) for s in (0, 1) for kv in ("f16", "t1.15", "q4_0")])
+        asked = entries[1]["answers"]
+        self.assertEqual(sorted(answer["kind"] for answer in asked), ["constant", "function", "port"])
+        self.assertEqual(asked, sorted(asked, key=lambda answer: answer["depth"]))
+
+    def test_a_run_that_was_stopped_goes_on(self):
+        whole = self.report(*RETRIEVAL, "--kv", "t1.15", "--log", self.log)["rows"]
+        lines = self.lines()
+        with open(self.log, "w", encoding="utf-8") as f:
+            f.write("\n".join(lines[:3]) + "\n" + lines[3][:50])  # ended while a result was written
+        self.assertEqual(self.report(*RETRIEVAL, "--kv", "t1.15", "--log", self.log)["rows"], whole)
+        self.assertEqual(self.lines(), lines)
+        before = os.stat(self.log).st_mtime_ns
+        self.assertEqual(self.report(*RETRIEVAL, "--kv", "t1.15", "--log", self.log)["rows"], whole)
+        self.assertEqual(os.stat(self.log).st_mtime_ns, before)  # nothing was left to measure
+        more = self.report(*RETRIEVAL, "--kv", "t1.15,k2v2", "--log", self.log)["rows"]
+        self.assertEqual(more[:2], whole)
+        self.assertEqual(more[2]["questions"], 6)
+
+    def test_logs_of_others(self):
+        self.report(*RETRIEVAL, "--kv", "f16", "--count", "1", "--log", self.log)
+        with open(self.log, encoding="utf-8") as f:
+            kept = f.read()
+        self.assert_fails("other settings", *RETRIEVAL, "--seed", "5", "--log", self.log)
+        for content in ("words\n", "words", kept + "{}\n"):
+            with open(self.log, "w", encoding="utf-8") as f:
+                f.write(content)
+            self.assert_fails("--log", *RETRIEVAL, "--log", self.log)
+            with open(self.log, encoding="utf-8") as f:
+                self.assertEqual(f.read(), content)
+
+    def test_bad_input(self):
+        command = ["eval", "retrieval", *MODEL]
+        self.assert_fails("was trained on", *command, "--tokens", "600,1M")
+        self.assert_fails("512 tokens is the least", *command, "--tokens", "100", code=2)
+        self.assert_fails("is no number of tokens", *command, "--tokens", "many", code=2)
+        self.assert_fails("no preset 'kivi9'", *command, "--kv", "kivi9", code=2)
+        self.assert_fails("cannot write", *command, "--log", os.path.join(self.folder.name, "no", "log"))
+
+
+class Answers(Measure):
+    def test_first_differences(self):
+        command = ["eval", "answers", *MODEL, "--tokens", "600", "--count", "2", "-n", "40", "--json", "--kv", "f16,t1.15"]
+        f16, packed = self.report(*command)["presets"]
+        self.assertEqual(f16["first_difference"], f16["answer_tokens"])
+        self.assertEqual(f16["same"], 1)
+        self.assertLess(f16["kld"], 1e-3)
+        self.assertGreater(packed["kld"], f16["kld"])
+        for first, length in zip(packed["first_difference"], packed["answer_tokens"]):
+            self.assertTrue(0 <= first <= length <= 40)
+
+    def test_table(self):
+        done = vidkv("eval", "answers", *MODEL, "--tokens", "256", "--count", "1", "-n", "2", "--kv", "t2.2")
+        self.assertEqual((done.returncode, done.stderr, done.stdout.count("\n")), (0, "", 2))
+        self.assert_fails("256 is the least", "eval", "answers", *MODEL, "--tokens", "9", code=2)
+
+
+if __name__ == "__main__":
+    unittest.main()
