@@ -44,8 +44,10 @@ std::string dump(const Json & line) { return line.dump(-1, ' ', false, Json::err
 RetrievalLog::RetrievalLog(std::string path, const Json & settings) : path_(std::move(path)) {
     if (path_.empty()) return;
     std::error_code ignored;
-    if (std::filesystem::exists(path_, ignored) && std::filesystem::file_size(path_, ignored) > 0) return read(settings);
-    append(dump(settings));
+    if (std::filesystem::exists(path_, ignored) && std::filesystem::file_size(path_, ignored) > 0)
+        read(settings);
+    else
+        append(dump(settings));
 }
 
 void RetrievalLog::read(const Json & settings) {

@@ -41,8 +41,8 @@ llama_batch batch_at(std::span<const llama_token> tokens, int64_t position, bool
 
 } // namespace
 
-TextContext::TextContext(const Model & model, const KvChoice & kv, int64_t cells, int threads) {
-    held_.emplace();
+TextContext::TextContext(const Model & model, const KvChoice & kv, int64_t cells, int threads)
+    : held_(std::make_unique<HeldSealing>()) {
     if (!kv.stock) configure_plugin(kv.params);
     forget_logged_error();
     context_.reset(llama_init_from_model(model.text(), context_params(kv, cells, threads)));

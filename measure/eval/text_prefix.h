@@ -5,7 +5,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <optional>
 #include <span>
 #include <vector>
 
@@ -37,7 +36,7 @@ class TextContext {
     struct Deleter {
         void operator()(llama_context * context) const { llama_free(context); }
     };
-    std::optional<HeldSealing> held_;
+    std::unique_ptr<HeldSealing> held_;
     std::unique_ptr<llama_context, Deleter> context_;
     int64_t size_ = 0;
 };

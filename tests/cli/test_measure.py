@@ -75,7 +75,7 @@ class Retrieval(Measure):
         self.assertEqual(more[2]["questions"], 6)
 
     def test_logs_of_others(self):
-        self.report(*RETRIEVAL, "--kv", "f16", "--count", "1", "--log", self.log)
+        self.report(*RETRIEVAL, "--kv", "f16", "--log", self.log)
         with open(self.log, encoding="utf-8") as f:
             kept = f.read()
         self.assert_fails("other settings", *RETRIEVAL, "--seed", "5", "--log", self.log)
