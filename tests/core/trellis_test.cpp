@@ -498,6 +498,33 @@ TEST(TrellisValues, HaveTheDistortionOfTheirRateAndNoBias) {
     }
 }
 
+// A still picture: the codes of tokens that are alike must not all miss in the same way, or attention that averages over them
+// averages nothing.
+TEST(TrellisValues, TokensThatAreAlikeMakeUpForEachOther) {
+    const int dim = 128;
+    for (const char * name : {"k2vt1", "k2vt1.5", "k2vt2"}) {
+        for (const auto & [kinds, noise] : {std::pair{1, 0.0f}, {1, 0.1f}, {2, 0.0f}}) {
+            Random rng(39);
+            SCOPED_TRACE(rng.trace());
+            const ValueLayout layout = make_value_layout(preset(name), dim, 1);
+            const std::vector<float> scenes = rng.normals(static_cast<size_t>(dim) * kinds);
+            std::vector<float> x = rng.normals(static_cast<size_t>(dim) * page_tokens, noise);
+            for (int t = 0; t < page_tokens; ++t)
+                for (int c = 0; c < dim; ++c) x[t * dim + c] += scenes[t % kinds * dim + c];
+            const std::vector<float> y = encode_value_page(layout, x, all_used()).decode();
+            Fidelity of_tokens, of_mean;
+            of_tokens.add(x, y);
+            for (int c = 0; c < dim; ++c) {
+                double mean_x = 0, mean_y = 0;
+                for (int t = 0; t < page_tokens; ++t) mean_x += x[t * dim + c], mean_y += y[t * dim + c];
+                of_mean.add(mean_x / page_tokens, mean_y / page_tokens);
+            }
+            EXPECT_LT(of_mean.nmse(), 0.2 * of_tokens.nmse()) << name << " " << kinds << " " << noise;
+            EXPECT_LT(of_tokens.nmse(), 0.6) << name << " " << kinds << " " << noise;
+        }
+    }
+}
+
 TEST(TrellisValues, TokensDoNotTouchEachOther) {
     Random rng(38);
     SCOPED_TRACE(rng.trace());
