@@ -87,8 +87,7 @@ class FileBench {
         const double bytes = static_cast<double>(std::filesystem::file_size(path));
         const double open_time = seconds([&] { open(path); });
         const Cache restored = make(options_.layers);
-        const double restore =
-            seconds([&] { check(vidkv_file_load_cache(open(path).get(), 0, restored.get(), 0)); });
+        const double restore = seconds([&] { check(vidkv_file_load_cache(open(path).get(), 0, restored.get(), 0)); });
         const double verify = seconds([&] { check(vidkv_file_verify(open(path).get(), options_.threads)); });
         const double fork = seconds([&] { check(vidkv_cache_copy_sequence(cache.get(), 0, 1)); });
         const double fork_bytes = static_cast<double>(stats(cache.get()).bytes - held.bytes);
@@ -166,9 +165,10 @@ void print_table(const Json & report) {
                 "restore, ms", "verify, ms", "fork, ms", "fork bytes");
     for (const Json & row : report["rows"])
         std::printf("%-12s %10.1f %10.4f %8.2f %9.2f %12.2f %11.1f %9.3f %10.3f%%\n",
-                    row["name"].get<std::string>().c_str(), row["mib_held"].get<double>(), row["file_to_held"].get<double>(),
-                    row["save_s"].get<double>(), row["open_ms"].get<double>(), row["restore_ms"].get<double>(),
-                    row["verify_ms"].get<double>(), row["fork_ms"].get<double>(), 100 * row["fork_share"].get<double>());
+                    row["name"].get<std::string>().c_str(), row["mib_held"].get<double>(),
+                    row["file_to_held"].get<double>(), row["save_s"].get<double>(), row["open_ms"].get<double>(),
+                    row["restore_ms"].get<double>(), row["verify_ms"].get<double>(), row["fork_ms"].get<double>(),
+                    100 * row["fork_share"].get<double>());
 }
 
 void run_file(FileBenchOptions options) {
@@ -190,9 +190,10 @@ void run_file(FileBenchOptions options) {
                          {"tokens", parse_tokens(options.tokens)},
                          {"rows", rows}};
     if (!options.csv.empty())
-        write_csv(options.csv, {"command: vidkv bench file --shape " + options.shape + " --tokens " + options.tokens,
-                                "cpu: " + cpu_name()},
-                  rows);
+        write_csv(
+            options.csv,
+            {"command: vidkv bench file --shape " + options.shape + " --tokens " + options.tokens, "cpu: " + cpu_name()},
+            rows);
     options.json ? void(std::cout << report.dump(2) << "\n") : print_table(report);
 }
 
