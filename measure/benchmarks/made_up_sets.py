@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Made-up samples in the layout of each of the paper's benchmarks: rows, and clips of the project's generator.
+"""Made-up samples in the layout of each of the paper's benchmarks, and of newer ones: rows, and clips of the project's generator.
 
     python3 made_up_sets.py OUT [--count N] [--seed S]
 
@@ -13,6 +13,14 @@ import subprocess
 import sys
 
 GENERATOR = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "models", "clips", "generate.py")
+# MVBench's kinds of questions and where their videos are.
+MVBENCH = {
+    "star/Charades_segment": ("object_interaction", "action_sequence", "action_prediction"), "sta/sta_video_segment": ("action_localization",),
+    "clevrer/video_validation": ("moving_count", "moving_direction", "moving_attribute", "counterfactual_inference", "object_existence"),
+    "nturgbd_convert": ("fine_grained_pose",), "perception/videos": ("character_order", "object_shuffle", "state_change", "action_count"),
+    "vlnqa": ("egocentric_navigation",), "tvqa/video_fps3_hq_segment": ("episodic_reasoning",),
+    "Moments_in_Time_Raw/videos": ("fine_grained_action",), "scene_qa/video": ("scene_transition",), "ssv2_video_mp4": ("action_antonym",),
+    "FunQA_test/test": ("unexpected_action",)}
 DIMENSIONS = ["action", "speed", "direction", "order", "attribute_change"]
 
 
@@ -46,36 +54,86 @@ def video_chat_gpt(samples):
 
 
 def world_qa(samples):
-    rows = {"Generation": [], "MC": []}
+    rows = {"Generation": [], "MC": [], "MC_PPL": []}
     for i, sample in enumerate(samples):
         lines, right = options(sample, samples)
         base = dict(video_idx=sample["name"], question_idx=str(i), question=sample["question"], object_description="shapes")
         rows["Generation"].append(dict(base, answer=sample["answer"]))
-        rows["MC"].append(dict(base, answer=right, option=lines))
+        for kind in ("MC", "MC_PPL"):
+            rows[kind].append(dict(base, answer=right, option=lines))
     return rows
 
 
-def sets(samples):
-    """{data set: ({configuration or None: rows}, folder of videos)}."""
+def mvbench(samples):
+    rows = {}
+    for kind in (kind for kinds in MVBENCH.values() for kind in kinds):
+        rows[kind] = [dict(video=s["name"] + ".mp4", question=s["question"], answer=s["answer"],
+                           candidates=[line[3:] for line in options(s, samples)[0]]) for s in samples[:1]]
+    return rows
+
+
+def video_mme(samples):
+    base = dict(duration="short", domain="Knowledge", sub_category="Geography", task_type="Action Recognition")
+    return [dict(base, question_id=str(i), videoID=s["name"], question=s["question"], options=options(s, samples)[0],
+                 answer=options(s, samples)[1][0]) for i, s in enumerate(samples)]
+
+
+def long_video_bench(samples):
+    rows = []
+    for i, sample in enumerate(samples):
+        lines, right = options(sample, samples)
+        choices = {f"option{n}": (lines[n][3:] if n < len(lines) else "N/A") for n in range(5)}
+        rows.append(dict(choices, id=str(i), video_path=sample["name"] + ".mp4", question=sample["question"], duration=8.0, duration_group=15,
+                         question_category="S2E", correct_choice=lines.index(right)))
+    return rows
+
+
+def ego_schema(samples):
+    rows = []
+    for sample in samples:
+        lines, right = options(sample, samples)
+        rows.append(dict(video_idx=sample["name"], question=sample["question"], option=lines + [f"{letter}. neither" for letter in "CDE"],
+                         answer=str(lines.index(right))))
+    return rows
+
+
+def newer_sets(samples):
+    """As `sets`; a third part is the split, where it is not "test"."""
+    letters = [dict(video_name=s["name"] + ".mp4", question=s["question"] + "\n" + "\n".join(options(s, samples)[0]), task_type="order",
+                    answer=options(s, samples)[1][0]) for s in samples]
     return {
-        "lmms-lab/VideoDetailDescription": ({None: [dict(video_name=s["name"], question="Describe the video in detail.", answer=s["answer"])
-                                                    for s in samples]}, "videochatgpt/Test_Videos"),
-        "lmms-eval/TempCompass": (temp_compass(samples), "tempcompass/videos"),
-        "lmms-eval/VideoChatGPT": (video_chat_gpt(samples), "videochatgpt/Test_Videos"),
-        "Enxin/lmms_MovieChat_test": ({None: [dict(video_name=s["name"] + ".mp4", question=s["question"], answer=s["answer"], time=8)
-                                              for s in samples]}, "moviechat_1k_test/Test_Videos"),
-        "lmms-eval/worldqa": (world_qa(samples), "multi-hop-reasoning/videos"),
-        "lmms-eval/VATEX": ({"vatex_test": [dict(videoID=s["name"], enCap=[s["answer"], f"something {s['answer']}"]) for s in samples]},
-                            "vatex_test"),
+        "lmms-eval/VATEX_ZH": ({"vatex_val_zh": [dict(videoID=s["name"], chCap=[s["answer"], f"{s['answer']} again"]) for s in samples]},
+                               ["vatex_val_zh"], "validation"),
+        "OpenGVLab/MVBench": (mvbench(samples), [f"mvbench_video/{folder}" for folder in MVBENCH], "train"),
+        "lmms-eval/Video-MME": ({None: video_mme(samples)}, ["videomme/data"]),
+        "sy1998/MLVU_dev": ({None: letters}, ["mlvu"]),
+        "longvideobench/LongVideoBench": ({None: long_video_bench(samples)}, ["datasets/longvideobench/videos"], "validation"),
+        "lmms-eval/egoschema": ({"Subset": ego_schema(samples)}, ["egoschema/videos"]),
     }
 
 
-def write_rows(folder, by_configuration):
+def sets(samples):
+    """{data set: ({configuration or None: rows}, folders of videos)}."""
+    return {
+        "lmms-lab/VideoDetailDescription": ({None: [dict(video_name=s["name"], question="Describe the video in detail.", answer=s["answer"])
+                                                    for s in samples]}, ["videochatgpt/Test_Videos"]),
+        "lmms-eval/TempCompass": (temp_compass(samples), ["tempcompass/videos"]),
+        "lmms-eval/VideoChatGPT": (video_chat_gpt(samples), ["videochatgpt/Test_Videos"]),
+        "Enxin/lmms_MovieChat_test": ({None: [dict(video_name=s["name"] + ".mp4", question=s["question"], answer=s["answer"], time=8)
+                                              for s in samples]}, ["moviechat_1k_test/Test_Videos"]),
+        "lmms-eval/worldqa": (world_qa(samples), ["multi-hop-reasoning/videos"]),
+        "lmms-eval/VATEX": ({"vatex_test": [dict(videoID=s["name"], enCap=[s["answer"], f"something {s['answer']}"]) for s in samples]},
+                            ["vatex_test"]),
+        **newer_sets(samples),
+    }
+
+
+def write_rows(folder, by_configuration, split="test"):
     os.makedirs(folder, exist_ok=True)
     head = ["---", "configs:"]
     for name, rows in by_configuration.items():
         file = f"{name or 'default'}.jsonl"
-        head += [f"- config_name: {name or 'default'}", "  data_files:", "  - split: test", f"    path: {file}"]
+        head += [f"- config_name: {name or 'default'}", "  data_files:", f"  - split: {split}", f"    path: {file}"]
         with open(os.path.join(folder, file), "w", encoding="utf-8") as out:
             out.writelines(json.dumps(row) + "\n" for row in rows)
     with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as out:
@@ -101,11 +159,10 @@ def main():
     clips = os.path.join(chosen.out, "clips")
     subprocess.run([sys.executable, GENERATOR, "--seed", str(chosen.seed), "--split", "short", "--count", str(chosen.count), clips], check=True)
     samples = samples_of(clips)
-    for name, (rows, videos) in sets(samples).items():
-        write_rows(os.path.join(chosen.out, "rows", name), rows)
-        os.makedirs(os.path.join(chosen.out, videos), exist_ok=True)
-        for sample in samples:
-            shutil.copy(os.path.join(clips, sample["name"] + ".mp4"), os.path.join(chosen.out, videos))
+    for name, (rows, folders, *split) in sets(samples).items():
+        write_rows(os.path.join(chosen.out, "rows", name), rows, *split)
+        for folder in folders:
+            shutil.copytree(clips, os.path.join(chosen.out, folder), ignore=shutil.ignore_patterns("*.jsonl"), dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -77,13 +77,14 @@ def prepare(model, reader, small, options):
     from . import small_model
     from .video import frame_size, read_frames
 
+    until = getattr(options, "until", None)
     if small:
         size = (small_model.SIZE, small_model.SIZE)
         if frame_size(options.video) != size:
             print(f"vidkv.demo: {TOY}", file=sys.stderr)
-        frames = read_frames(options.video, options.frames, options.fps or small_model.FPS, size)
+        frames = read_frames(options.video, options.frames, options.fps or small_model.FPS, size, until)
     else:
-        frames = read_frames(options.video, options.frames or (None if options.fps else FRAMES), options.fps)
+        frames = read_frames(options.video, options.frames or (None if options.fps else FRAMES), options.fps, until=until)
     if small:
         inputs = small_model.inputs(reader, model.config, frames, options.question)
     elif hasattr(reader, "inputs"):

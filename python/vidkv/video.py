@@ -50,13 +50,15 @@ def choose_frames(times: list[float], count: int | None = None, fps: float | Non
     return chosen.tolist()
 
 
-def read_frames(path: str, count: int | None = 32, fps: float | None = None, size: tuple[int, int] | None = None) -> np.ndarray:
+def read_frames(path: str, count: int | None = 32, fps: float | None = None, size: tuple[int, int] | None = None,
+                until: int | None = None) -> np.ndarray:
     """Frames at `fps` (all without), at most `count` of them (None: no limit), evenly over the video: uint8 [frames, height, width, 3].
-    size: (width, height) to scale to. OSError if the file cannot be opened, ValueError if it holds no picture."""
+    size: (width, height) to scale to; until: the frame, by number, at which the video is taken to end (the first one stays).
+    OSError if the file cannot be opened, ValueError if it holds no picture."""
     import av
 
     check_video(path, count, fps)
-    times = _frame_times(path)
+    times = _frame_times(path)[:None if until is None else max(until, 1)]
     if not times:
         raise ValueError(f"{path} holds no picture that can be decoded")
     wanted = set(choose_frames(times, count, fps))

@@ -6,14 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from common import ROOT
+import torch
+from common import ROOT, text_model
 
 from vidkv.benchmark.__main__ import BenchmarkError, check, columns_of, other_columns, parse, tasks_for
 from vidkv.benchmark.answers_log import read_lines, read_log
 from vidkv.benchmark.http import Refused, post
 from vidkv.benchmark.judge import Judge, readable
+from vidkv.benchmark.kivi import KiviCache
 from vidkv.benchmark.suites import FIGURES, PAPER, Column, tasks_of
-from vidkv.benchmark.table import score, standard_error, write
+from vidkv.benchmark.table import score, standard_error, value_of, write
+from vidkv.transformers.names import as_arguments
 
 SCORE = "generate the response in the form of a Python dictionary string\nCorrect Answer: red\nPredicted Answer: red\n"
 
@@ -79,7 +82,7 @@ def test_a_line_that_was_cut_off_is_dropped_and_the_rest_kept(tmp_path):
     log = tmp_path / "answers.jsonl"
     line = json.dumps(dict(task="t", doc_id=1, question="q", answer="a")) + "\n"
     log.write_text(line + line.replace("1", "2")[:20])
-    assert list(read_log(log)) == [("t", 1, "q")] and log.read_text() == line
+    assert list(read_log(log)) == [("t", 1, "q", "")] and log.read_text() == line
     assert read_lines(tmp_path / "none") == []
 
 
@@ -96,6 +99,55 @@ def test_standard_errors_are_of_the_paired_difference():
     lost = cell([0, 5, 0, 4] * 25)
     assert standard_error(column, lost, reference) == pytest.approx(100 * (.25 * .75 / 100) ** .5, rel=0.1)
     assert standard_error(column, {"task": dict(cell([1])["task"], samples={})}, reference) is None
+
+
+@pytest.mark.parametrize("entry, value", [
+    ({"score": 4}, 4), ({"rating": 1}, 100), ({"acc": "yes"}, 1), ({"eval_answer": "Point:\n0.5"}, .5), (.5, .5), ("text", None),
+    ({"pred_answer": "A", "gt_answer": "B", "score": 1}, 100), ({"pred_answer": "A", "answer": "A", "duration": "short", "score": 1.0}, 100),
+    ({"answer": "B", "parsed_pred": "A", "id": "0"}, 0), ({"pred": 2, "ground_truth": "2"}, 1)])
+def test_what_one_sample_scores(entry, value):
+    assert value_of(entry) == value
+
+
+def kivi_by_loops(rows, along):
+    """The same in plain Python: groups of 32 along an axis of [tokens, channels]."""
+    out = rows.clone()
+    for index in range(rows.shape[1 - along]):
+        line = rows[:, index] if along == 0 else rows[index]
+        for start in range(0, len(line), 32):
+            group = line[start:start + 32]
+            step, low = ((group.max() - group.min()) / 3).half().float(), group.min().half().float()
+            codes = [min(max(round(float((x - low) / step)), 0), 3) for x in group]
+            decoded = torch.tensor(codes) * step + low
+            if along == 0:
+                out[start:start + 32, index] = decoded
+            else:
+                out[index, start:start + 32] = decoded
+    return out
+
+
+def test_kivi_keeps_the_newest_tokens_and_packs_the_others_once():
+    model = text_model("qwen2", head_dim=64, hidden_size=256)
+    cache = KiviCache(model.config)
+    rows = torch.randn(2, 1, 2, 300, 64, generator=torch.Generator().manual_seed(1))
+    keys, values = cache.update(rows[0, ..., :299, :], rows[1, ..., :299, :], 0)
+    assert torch.equal(keys, rows[0, ..., :299, :]) and torch.equal(values, rows[1, ..., :299, :])  # a prompt is read as it is
+    keys, values = cache.update(rows[0, ..., 299:, :], rows[1, ..., 299:, :], 0)
+    assert cache.get_seq_length() == keys.shape[-2] == 300 and cache.layers[0].tokens_coded == 160
+    assert torch.equal(keys[..., 160:, :], rows[0, ..., 160:, :])
+    for head in range(2):
+        assert torch.allclose(keys[0, head, :160], kivi_by_loops(rows[0, 0, head, :160], 0), atol=1e-5)
+        assert torch.allclose(values[0, head, :160], kivi_by_loops(rows[1, 0, head, :160], 1), atol=1e-5)
+    coded = 2 * 160 * 2 * 64
+    assert cache.bytes_held() == coded * 3 // 8 + 2 * 140 * 2 * 64 * 4 and cache.true_bits == 3
+
+
+def test_kivi_generates():
+    model = text_model("qwen2", head_dim=64, hidden_size=256)
+    ids = torch.randint(3, 280, (1, 300), generator=torch.Generator().manual_seed(3))
+    cache = KiviCache(model.config)
+    out = model.generate(ids, max_new_tokens=40, do_sample=False, **as_arguments(cache))
+    assert out.shape == (1, 340) and cache.get_seq_length() == 339 and cache.bytes_held() < 339 * 3 * 2 * 2 * 64 * 4
 
 
 def test_a_table_stands_beside_the_papers_figures(tmp_path):
@@ -122,7 +174,6 @@ def test_columns_of_single_tasks():
 
 @pytest.mark.parametrize("arguments, says", [
     (["--kv", "t9"], "t9"),
-    (["--kv", "kivi2"], "transformers has no such cache"),
     (["--model", "/no/such"], "no config.json"),
     (["--data", "/no/such/folder"], "there is no such folder"),
     (["--suite", "paper"], "a judge is asked"),
@@ -133,6 +184,16 @@ def test_bad_options(arguments, says, tmp_path, monkeypatch):
     options = parse(["--model", "small", "--data", str(tmp_path), *arguments])
     with pytest.raises(BenchmarkError, match=says):
         check(options)
+        tasks_for(options, columns_of(options))
+
+
+def test_without_java_its_tasks_are_left_out_and_named(monkeypatch, capsys):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    options = parse(["--model", "small", "--judge", "http://127.0.0.1:9", "--data", "/"])
+    assert "vatex_test" not in tasks_for(options, columns_of(options)) and "video_dc499" in tasks_for(options, columns_of(options))
+    assert "vatex_test is skipped: Java" in capsys.readouterr().err
+    options = parse(["--model", "small", "--tasks", "vatex_test", "--data", "/"])
+    with pytest.raises(BenchmarkError, match="Java computes the scores"):
         tasks_for(options, columns_of(options))
 
 

@@ -2,14 +2,16 @@
 import argparse
 import importlib.util
 import os
+import shutil
 import sys
 from pathlib import Path
 
-from .grid import BenchmarkError, Run, cell_file, check_settings, run_cache
-from .suites import SUITES, WITHOUT_JUDGE, Column, tasks_of
+from .grid import BenchmarkError, Run, cell_file, check_settings, run_caches
+from .suites import NEEDS_JAVA, SUITES, WITHOUT_JUDGE, Column, tasks_of
 from .table import write
 
-PAPER_KV = "f16,k2v2,k1.5v2,k1.5v1.58,k1.5v1.58-stp0.2,t1.65,t1.15"
+PAPER_KV = "f16,k2v2,k1.5v2,k1.5v1.58,k1.5v1.58-stp0.2,kivi2,t1.65,t1.15"
+OTHER_CACHES = ("dynamic", "kivi2")  # no presets: transformers' own cache, and KIVI
 
 
 def parse(arguments=None):
@@ -18,10 +20,10 @@ def parse(arguments=None):
     source.add_argument("--model", metavar="DIR", help="a folder of LLaVA-OneVision, Qwen2-VL, Qwen2.5-VL, Qwen3-VL for transformers; 'small': "
                                                       "the toy that comes with VidKV")
     source.add_argument("--server", metavar="URL", help="or an OpenAI server (http://127.0.0.1:8080/v1): llama-server with the plug-in")
-    parser.add_argument("--suite", choices=SUITES, default="paper", help="paper: its six benchmarks; letters: newer ones that need no judge")
+    parser.add_argument("--suite", choices=SUITES, default="paper", help="paper: its six benchmarks; more: what else they have; letters: newer ones that need no judge")
     parser.add_argument("--tasks", help="tasks of lmms-eval in the place of a suite, separated by commas")
-    parser.add_argument("--kv", default=PAPER_KV, help="caches, separated by commas; f16, or else the first, is what others are compared with; 'dynamic': "
-                                                       "transformers' own (default: %(default)s)")
+    parser.add_argument("--kv", default=PAPER_KV, help="caches, separated by commas; f16, or else the first, is what others are compared with; 'dynamic' is "
+                                                       "transformers' own, 'kivi2' KIVI (default: %(default)s)")
     parser.add_argument("--data", default=os.environ.get("HF_HOME"), help="folder with the videos (default: $HF_HOME)")
     parser.add_argument("--out", default="benchmark", help="folder for results; started again, a run goes on there (default: benchmark)")
     parser.add_argument("--frames", type=int, help="frames of a video (default: 32; small: four a second)")
@@ -62,10 +64,8 @@ def check(options):
     if not options.data or not os.path.isdir(options.data):
         raise BenchmarkError(f"--data {options.data or ''}: there is no such folder; it holds the videos (docs/benchmarks.md)")
     for kv in options.kv.split(","):
-        if kv == "kivi2":
-            raise BenchmarkError("--kv kivi2: reference code of vidkv eval; transformers has no such cache")
         try:
-            if kv != "dynamic":
+            if kv not in OTHER_CACHES:
                 Params.from_preset(kv)
         except ValueError as error:
             raise BenchmarkError(f"--kv {kv}: {error}") from None
@@ -75,8 +75,19 @@ def check(options):
         raise BenchmarkError("--server: a server has one cache: name it with --kv, and run once for each in the same --out")
 
 
+def without_java(tasks):
+    """The tasks that can run here: some need Java. Those left out are named."""
+    left_out = [task for task in tasks if task in NEEDS_JAVA and shutil.which("java") is None]
+    if left_out == tasks:
+        raise BenchmarkError(f"{', '.join(tasks)}: Java computes the scores, and it is not installed (apt-get install default-jre-headless)")
+    for task in left_out:
+        print(f"vidkv.benchmark: {task} is skipped: Java computes its scores, and it is not installed (apt-get install default-jre-headless)",
+              file=sys.stderr)
+    return [task for task in tasks if task not in left_out]
+
+
 def tasks_for(options, columns):
-    tasks = list(dict.fromkeys(options.tasks.split(","))) if options.tasks else tasks_of(columns)
+    tasks = without_java(list(dict.fromkeys(options.tasks.split(","))) if options.tasks else tasks_of(columns))
     judged = [task for task in tasks if task not in WITHOUT_JUDGE]
     if judged and not options.judge:
         raise BenchmarkError(f"{', '.join(judged)}: a judge is asked; give --judge URL (a llama-server can be one)")
@@ -102,7 +113,7 @@ def earlier_caches(run, tasks, asked):
     """{cache: {task: cell}} of caches that earlier runs finished in the same folder: a server has one cache a run."""
     folder = run.out / "cells"
     names = sorted(entry.name for entry in folder.glob("*")) if folder.is_dir() else []
-    return {kv: run_cache(run, kv, [task for task in tasks if cell_file(run, kv, task).exists()]) for kv in names if kv not in asked}
+    return run_caches(run, {kv: [task for task in tasks if cell_file(run, kv, task).exists()] for kv in names if kv not in asked})
 
 
 def run_all(options):
@@ -118,14 +129,16 @@ def run_all(options):
         run = make_run(options, out, judge)
         check_settings(run)
         asked = options.kv.split(",")
-        finished = {kv: run_cache(run, kv, tasks) for kv in asked}
+        finished = run_caches(run, dict.fromkeys(asked, tasks))
         finished.update(earlier_caches(run, tasks, asked))
         finished = dict(sorted(finished.items(), key=lambda entry: entry[0] != "f16"))  # what others are compared with stands first
         columns += other_columns(columns, finished[asked[0]])
     finally:
         if judge:
             judge.close()
+    skipped = [task for task in tasks_of(columns) if task not in tasks and task in NEEDS_JAVA]
     named = f"{run.settings['model']}, {options.frames or 'default'} frames, {options.limit or 'all'} samples a task, judge {options.judge or 'none'}"
+    named += f"; skipped, for want of Java: {', '.join(skipped)}" if skipped else ""
     for line in write(run.out, columns, finished, named):
         print(line)
     print(f"vidkv.benchmark: {run.out / 'table.html'} and table.csv", file=sys.stderr)

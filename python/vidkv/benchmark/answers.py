@@ -2,21 +2,37 @@
 import json
 import os
 import time
+from dataclasses import dataclass
 
+from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms
 
-from .answers_log import read_log
+from .answers_log import key_of, read_log
+
+
+@dataclass(frozen=True)
+class Video:
+    path: str
+    until: int | None = None  # its frames before this one, by number; None: all
 
 
 def video_of(visuals):
-    """The path of the one video that a task's doc_to_visual gave."""
-    if len(visuals) == 1 and isinstance(visuals[0], str):
-        return visuals[0]
-    raise ValueError(f"one video file a question is wanted, not {len(visuals)} of {type(visuals[0]).__name__ if visuals else 'nothing'}")
+    """The one video that a task's doc_to_visual gave, or its part up to a moment (moviechat_breakpoint)."""
+    given = visuals[0] if len(visuals) == 1 else None
+    if isinstance(given, dict) and {"video_path", "timestep"} == set(given):
+        given, until = given["video_path"], int(given["timestep"])
+    else:
+        until = None
+    if not isinstance(given, str):
+        raise ValueError(f"one video file a question is wanted, not {len(visuals)} of {type(visuals[0]).__name__ if visuals else 'nothing'}")
+    if not os.path.exists(given):
+        raise FileNotFoundError(f"video path:{given} does not exist")
+    return Video(given, until)
 
 
 class VideoModel(lmms):
-    """What both models share. A subclass answers one question: answer(video, question, settings) -> (text, figures)."""
+    """What both models share. A subclass answers one question: answer(video, question, settings) -> (text, figures); and may say how likely
+    a given answer is: likelihood(video, question, choice) -> (mean negative log-likelihood, whether it is the likeliest, figures)."""
 
     is_simple = True
 
@@ -31,31 +47,50 @@ class VideoModel(lmms):
     def answer(self, video, question, settings):
         raise NotImplementedError
 
-    def _new(self, task, doc_id, question, visuals, settings):
-        video = video_of(visuals)
-        started = time.perf_counter()
-        text, figures = self.answer(video, question, settings)
-        seconds = round(time.perf_counter() - started, 3)
-        line = dict(task=task, doc_id=doc_id, question=question, video=os.path.basename(video), answer=text, seconds=seconds, **figures)
+    def likelihood(self, video, question, choice):
+        raise NotImplementedError("this model writes answers; tasks that compare the likelihoods of given ones need --model (vidkv_hf)")
+
+    def _log(self, started, **line):
+        """Keeps a line for this run and, in the log, for one after a stop."""
+        line["seconds"] = round(time.perf_counter() - started, 3)
+        self.known[key_of(line)] = line
         if self.log:
             with open(self.log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         return line
 
+    def _answer(self, task, doc_id, question, visuals, settings):
+        video, started = video_of(visuals), time.perf_counter()
+        text, figures = self.answer(video, question, settings)
+        return self._log(started, task=task, doc_id=doc_id, question=question, video=os.path.basename(video.path), answer=text, **figures)
+
+    def _likelihood(self, task, doc_id, question, visuals, choice):
+        video, started = video_of(visuals), time.perf_counter()
+        loss, likeliest, figures = self.likelihood(video, question, choice)
+        return self._log(started, task=task, doc_id=doc_id, question=question, video=os.path.basename(video.path), choice=choice, loss=loss,
+                         likeliest=likeliest, **figures)
+
     def generate_until(self, requests):
         answers = []
         for request in requests:
             question, settings, doc_to_visual, doc_id, task, split = request.args
-            line = self.known.get((task, doc_id, question))
+            line = self.known.get((task, doc_id, question, ""))
             if line is None:
                 settings = dict(settings, max_new_tokens=min(settings.get("max_new_tokens", 64), self.cap or 1 << 20))
-                line = self._new(task, doc_id, question, doc_to_visual(self.task_dict[task][split][doc_id]), settings)
-                self.known[task, doc_id, question] = line
+                line = self._answer(task, doc_id, question, doc_to_visual(self.task_dict[task][split][doc_id]), settings)
             answers.append(cut(line["answer"], settings.get("until") or []))
         return answers
 
     def loglikelihood(self, requests):
-        raise NotImplementedError("VidKV's models write answers; tasks that compare likelihoods of given ones are not supported")
+        """[(mean negative log-likelihood, whether it is the likeliest)]: lmms-eval's tasks take the least."""
+        given = []
+        for request in requests:
+            question, choice, doc_to_visual, doc_id, task, split = request.args
+            document = self.task_dict[task][split][doc_id]
+            choice = choice if isinstance(choice, str) else choice(document)
+            line = self.known.get((task, doc_id, question, choice)) or self._likelihood(task, doc_id, question, doc_to_visual(document), choice)
+            given.append(GenerationResult((line["loss"], line["likeliest"])))  # a bare pair is made text of, in 0.7.3
+        return given
 
     def generate_until_multi_round(self, requests):
         raise NotImplementedError("VidKV's models answer one question at a time; tasks of several rounds are not supported")

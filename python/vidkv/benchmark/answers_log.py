@@ -22,6 +22,11 @@ def read_lines(path):
     return lines
 
 
+def key_of(line):
+    """What an answer, or the likelihood of a given one, is known by."""
+    return line["task"], line["doc_id"], line["question"], line.get("choice", "")
+
+
 def read_log(path):
-    """{(task, document, question): line} of a log of answers."""
-    return {(line["task"], line["doc_id"], line["question"]): line for line in read_lines(path)}
+    """{(task, document, question, given answer or ""): line} of a log of answers."""
+    return {key_of(line): line for line in read_lines(path)}

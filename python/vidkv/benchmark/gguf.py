@@ -27,7 +27,7 @@ class VidkvGguf(VideoModel):
         self.preset, self.timeout = preset, float(timeout)
 
     def answer(self, video, question, settings):
-        frames = read_frames(video, self.frames, self.fps)
+        frames = read_frames(video.path, self.frames, self.fps, until=video.until)
         content = [{"type": "image_url", "image_url": {"url": picture(frame)}} for frame in frames]
         body = dict(messages=[dict(role="user", content=[*content, {"type": "text", "text": question}])], temperature=0,
                     max_tokens=settings["max_new_tokens"])

@@ -1,5 +1,5 @@
-"""Runs every task with every cache, one lmms-eval per cache. A finished cell (a task with a cache) is a file; after a stop, answers and
-verdicts that were given already are read again."""
+"""Runs every task with every cache, all in one process of lmms-eval's (worker.py). A finished cell (a task with a cache) is a file; after a
+stop, answers and verdicts that were given already are read again."""
 import json
 import os
 import re
@@ -40,20 +40,19 @@ def check_settings(run):
             raise BenchmarkError(f"{run.out} holds results with {name} {before.get(name)}, not {run.settings.get(name)}: choose another --out")
 
 
-def _command(run, kv, tasks, folder):
-    log = folder / "answers.jsonl"
-    arguments = dict(run.arguments, preset=kv, log=str(log))
-    command = [sys.executable, "-m", "lmms_eval", "--model", run.model, "--tasks", ",".join(tasks), "--batch_size", "1", "--log_samples",
-               "--model_args", ",".join(f"{name}={value}" for name, value in arguments.items() if value not in (None, "")),
-               "--output_path", str(folder / "lmms_eval")]
-    return command + (["--limit", str(run.limit)] if run.limit else [])
+def _arguments(run, kv, tasks, folder):
+    """lmms-eval's for one cache."""
+    model = dict(run.arguments, preset=kv, log=str(folder / "answers.jsonl"))
+    arguments = ["--model", run.model, "--tasks", ",".join(tasks), "--batch_size", "1", "--log_samples", "--output_path", str(folder / "lmms_eval"),
+                 "--model_args", ",".join(f"{name}={value}" for name, value in model.items() if value not in (None, ""))]
+    return arguments + (["--limit", str(run.limit)] if run.limit else [])
 
 
-def _environment(run, folder):
+def _environment(run):
     home = dict(os.environ, HF_HOME=str(run.data), API_TYPE="openai", OPENAI_API_KEY="none", TOKENIZERS_PARALLELISM="false")
     home["OPENAI_API_URL"] = run.judge.address if run.judge else "http://127.0.0.1:9/no/judge/was/given"
     if (run.data / "rows").is_dir():
-        home.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_DATASETS_CACHE=str(folder / "datasets"))
+        home.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_DATASETS_CACHE=str(run.out / "unfinished" / "datasets"))
     return home
 
 
@@ -61,26 +60,13 @@ def _reason(text):
     """The line of a log that says what went wrong."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for line in reversed(lines):
-        missing = re.search(r"video path:(.*?) does not exist", line)
+        missing = re.search(r"[Vv]ideo path: ?(.*?) does not exist", line)
         if missing:
             return f"the video {missing.group(1)} is missing"
         found = re.search(r"\b(\w*(?:Error|Exception|Interrupt|Refused))\b: (.*)", line)
         if found:
             return f"{found.group(1)}: {found.group(2)}"
     return lines[-1] if lines else "it said nothing"
-
-
-def _watch(child, run):
-    """Waits for a cell; a judge that fails ends it."""
-    while child.poll() is None:
-        if run.judge and run.judge.complaint:
-            child.terminate()
-            child.wait()
-        else:
-            time.sleep(0.2)
-    if run.judge and run.judge.complaint:
-        raise BenchmarkError(run.judge.complaint)
-    return child.returncode
 
 
 def _only(folder, pattern, what):
@@ -101,8 +87,9 @@ def _collect(folder, kv, task, document, why):
             if metric in sample:
                 samples.setdefault(metric, {})[str(sample["doc_id"])] = sample[metric]
     answers = [line for line in read_log(folder / "answers.jsonl").values() if line["task"] == task]
-    if len(answers) != count:
-        raise BenchmarkError(f"{task} with {kv}: {len(answers)} answers for {count} samples: remove {folder} and run again")
+    asked = {line["doc_id"] for line in answers}
+    if len(asked) != count:
+        raise BenchmarkError(f"{task} with {kv}: answers to {len(asked)} of {count} samples: remove {folder} and run again")
     return dict(results=results, samples=samples, answers=answers)
 
 
@@ -117,33 +104,65 @@ def _save(file, cell):
     part.rename(file)
 
 
-def _evaluate(run, kv, tasks, folder):
-    """lmms-eval with one cache; the text it logged."""
-    for made in ("lmms_eval", "datasets"):
-        shutil.rmtree(folder / made, ignore_errors=True)
-    rows = run.data / "rows"
-    with open(folder / "log.txt", "w") as log:
-        child = subprocess.Popen(_command(run, kv, tasks, folder), stdout=log, stderr=log, env=_environment(run, folder),
-                                 cwd=rows if rows.is_dir() else folder)
-        try:
-            _watch(child, run)
-        finally:
-            if child.poll() is None:
-                child.terminate()
-                child.wait()
-    return (folder / "log.txt").read_text(errors="replace")
+class _Worker:
+    """The process that makes cells; missing: {cache: tasks}."""
 
+    def __init__(self, run, missing):
+        self.run, folder = run, run.out / "unfinished"
+        shutil.rmtree(folder / "datasets", ignore_errors=True)
+        cells = [self._cell(kv, tasks) for kv, tasks in missing.items()]
+        (folder / "cells.json").write_text(json.dumps(cells))
+        rows = run.data / "rows"
+        self.child = subprocess.Popen([sys.executable, "-m", "vidkv.benchmark.worker", str(folder / "cells.json")], env=_environment(run),
+                                      stdout=subprocess.DEVNULL, cwd=rows if rows.is_dir() else folder)
 
-def run_cache(run, kv, tasks):
-    """{task: finished cell} of a cache; what is not there yet is made."""
-    missing = [task for task in tasks if not cell_file(run, kv, task).exists()]
-    if missing:
-        folder = run.out / "unfinished" / kv
+    def _cell(self, kv, tasks):
+        folder = self.run.out / "unfinished" / kv
         folder.mkdir(parents=True, exist_ok=True)
-        print(f"vidkv.benchmark: {kv}: {', '.join(missing)}", file=sys.stderr)
-        why = f"{kv}: {_reason(_evaluate(run, kv, missing, folder))} (all of it: {folder / 'log.txt'})"
-        document = json.loads(_only(folder / "lmms_eval", "[0-9]*_[0-9]*_results.json", why).read_text())
-        for task in missing:
-            _save(cell_file(run, kv, task), _collect(folder, kv, task, document, why))
-        shutil.rmtree(folder)
-    return {task: json.loads(cell_file(run, kv, task).read_text()) for task in tasks}
+        shutil.rmtree(folder / "lmms_eval", ignore_errors=True)
+        for name in ("log.txt", "finished"):
+            (folder / name).unlink(missing_ok=True)
+        return dict(arguments=_arguments(self.run, kv, tasks, folder), log=str(folder / "log.txt"), finished=str(folder / "finished"))
+
+    def wait(self, kv):
+        """Until a cache is done or nothing more comes of it; a judge that fails ends it. What lmms-eval said."""
+        folder = self.run.out / "unfinished" / kv
+        while self.child.poll() is None and not (folder / "finished").exists():
+            if self.run.judge and self.run.judge.complaint:
+                self.end()
+                break
+            time.sleep(0.2)
+        if self.run.judge and self.run.judge.complaint:
+            raise BenchmarkError(self.run.judge.complaint)
+        return (folder / "log.txt").read_text(errors="replace") if (folder / "log.txt").exists() else ""
+
+    def end(self):
+        if self.child.poll() is None:
+            self.child.terminate()
+            self.child.wait()
+
+
+def _finish(run, worker, kv, tasks):
+    """Makes the cells of a cache."""
+    folder = run.out / "unfinished" / kv
+    print(f"vidkv.benchmark: {kv}: {', '.join(tasks)}", file=sys.stderr)
+    why = f"{kv}: {_reason(worker.wait(kv))} (all of it: {folder / 'log.txt'})"
+    document = json.loads(_only(folder / "lmms_eval", "[0-9]*_[0-9]*_results.json", why).read_text())
+    for task in tasks:
+        _save(cell_file(run, kv, task), _collect(folder, kv, task, document, why))
+    shutil.rmtree(folder)
+
+
+def run_caches(run, tasks_by_cache):
+    """{cache: {task: finished cell}}; what is not there yet is made."""
+    missing = {kv: [task for task in tasks if not cell_file(run, kv, task).exists()] for kv, tasks in tasks_by_cache.items()}
+    missing = {kv: tasks for kv, tasks in missing.items() if tasks}
+    if missing:
+        (run.out / "unfinished").mkdir(parents=True, exist_ok=True)
+        worker = _Worker(run, missing)
+        try:
+            for kv, tasks in missing.items():
+                _finish(run, worker, kv, tasks)
+        finally:
+            worker.end()
+    return {kv: {task: json.loads(cell_file(run, kv, task).read_text()) for task in tasks} for kv, tasks in tasks_by_cache.items()}

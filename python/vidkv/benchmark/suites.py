@@ -22,15 +22,26 @@ PAPER = (
     Column("WorldQA", (("worldqa_gen", "gpt_eval"),)),
     Column("VATEX CIDEr", (("vatex_test", "vatex_CIDEr"),), 100),
 )
+MVBENCH = ("action_sequence", "moving_count", "action_prediction", "episodic_reasoning", "action_antonym", "action_count", "scene_transition",
+           "object_shuffle", "object_existence", "fine_grained_pose", "unexpected_action", "moving_direction", "state_change",
+           "object_interaction", "character_order", "action_localization", "counterfactual_inference", "fine_grained_action",
+           "moving_attribute", "egocentric_navigation")
 LETTERS = (
     Column("Video-MME", (("videomme", "videomme_perception_score"),)),
     Column("MLVU", (("mlvu_dev", "mlvu_percetion_score"),)),
+    Column("MVBench", tuple((f"mvbench_{kind}", "mvbench_accuracy") for kind in MVBENCH)),
     Column("LongVideoBench", (("longvideobench_val_v", "lvb_acc"),), 100),
     Column("EgoSchema subset", (("egoschema_subset", "score"),), 100),
 )
-SUITES = {"paper": PAPER, "letters": LETTERS}
-# Tasks that never ask a judge; all others may.
-WITHOUT_JUDGE = {"vatex_test", "videomme", "mlvu_dev", "longvideobench_val_v", "egoschema_subset"}
+# What the paper's benchmarks have beside what its table shows.
+MORE = (
+    Column("MovieChat breakpoint score", (("moviechat_breakpoint", "gpt_eval_score"),)),
+    Column("MovieChat breakpoint acc", (("moviechat_breakpoint", "gpt_eval_acc"),), 100),
+    Column("WorldQA MC", (("worldqa_mc", "gpt_eval"),)),
+    Column("WorldQA MC, likelihoods", (("worldqa_mc_ppl", "acc"),), 100),
+    Column("VATEX zh CIDEr", (("vatex_val_zh", "vatex_CIDEr"),), 100),
+)
+SUITES = {"paper": PAPER, "letters": LETTERS, "more": MORE}
 
 # (model, key bits / value bits): the paper's row. None: not in the paper.
 FIGURES = {
@@ -55,3 +66,8 @@ FIGURES = {
 def tasks_of(columns):
     """The tasks that columns need, in order, each once."""
     return list(dict.fromkeys(task for column in columns for task, _ in column.parts))
+
+
+# Tasks that never ask a judge; all others may.
+WITHOUT_JUDGE = {"vatex_test", "vatex_val_zh", "worldqa_mc_ppl", *tasks_of(LETTERS)}
+NEEDS_JAVA = {"vatex_test", "vatex_val_zh"}  # their tokenizer and METEOR are Java programs

@@ -17,6 +17,14 @@ def value_of(entry):
         return None
     if "rating" in entry:
         return 100.0 * (entry["rating"] == 1)
+    if "gt_answer" in entry:  # MVBench
+        return 100.0 * entry["score"]
+    if {"pred_answer", "answer", "duration"} <= entry.keys():  # Video-MME
+        return 100.0 * (entry["pred_answer"] == entry["answer"])
+    if "parsed_pred" in entry:  # LongVideoBench
+        return float(entry["parsed_pred"] == entry["answer"])
+    if {"pred", "ground_truth"} == entry.keys():  # EgoSchema
+        return float(str(entry["pred"]) == str(entry["ground_truth"]))
     if "score" in entry:
         return float(entry["score"])
     if "acc" in entry:
