@@ -41,17 +41,6 @@ float rounding_of(const std::vector<float> & values) {
 
 bool is_trellis(QuadCode code) { return code != QuadCode::none && code <= QuadCode::trellis3; }
 
-// The trellis path that gives these levels, if there is one; levels of unused tokens become what the path gives.
-void encode_levels(QuadCode code, uint8_t * levels, const uint8_t * use, int lane, uint8_t * packed) {
-    const LevelGrid grid = level_grid(code);
-    float z[page_tokens], weight[page_tokens];
-    for (int t = 0; t < page_tokens; ++t) {
-        weight[t] = use[t] ? 1.0f : 0.0f;
-        z[t] = use[t] ? (static_cast<float>(levels[t]) - grid.offset) * grid.step : 0.0f;
-    }
-    encode_trellis_lane(code, z, page_tokens, lane, packed, levels, weight);
-}
-
 bool has_level(QuadCode code, int level) {
     if (level < 0 || level > largest_level(code)) return false;
     if (!is_trellis(code)) return true;
@@ -129,10 +118,7 @@ class Match {
             return true;
         }
         if (--searches_ < 0) return false;
-        encode_levels(out_.code, out_.levels.data(), use_, 0, packed);
-        for (int t = 0; t < page_tokens; ++t) {
-            if (use_[t] && out_.levels[t] != wanted[t]) return false;
-        }
+        if (!encode_trellis_levels(out_.code, use_, page_tokens, 0, packed, out_.levels.data())) return false;
         ++searches_;
         return true;
     }
@@ -313,7 +299,8 @@ void encode_packed_keys(const ChannelPlan & plan, const PackedHead & head, const
             meta[n + i] = static_cast<uint8_t>(place.eighths);
             auto levels = channel.levels;
             for (uint8_t & level : levels) level = static_cast<uint8_t>(level + place.shift);
-            if (is_trellis(channel.code)) encode_levels(channel.code, levels.data(), use, static_cast<int>(i % 4), codes);
+            if (is_trellis(channel.code))
+                encode_trellis_levels(channel.code, use, page_tokens, static_cast<int>(i % 4), codes, levels.data());
             for (size_t t = 0; t < page_tokens; ++t) quad_levels[4 * t + i % 4] = levels[t];
         }
         if (i % 4 != 3) continue;

@@ -84,4 +84,8 @@ struct TrellisRing {
 void encode_trellis_lane(QuadCode code, const float * x, int rows, int lane, uint8_t * packed, uint8_t * levels,
                          const float * weight = nullptr);
 
+// Finds bits for one lane that give exactly these levels [rows], as rows that were coded before have them; false if there are none. use:
+// [rows], 0 where any level will do, which then becomes what the bits give. Codes with one sample per step and as many steps as rows.
+bool encode_trellis_levels(QuadCode code, const uint8_t * use, int rows, int lane, uint8_t * packed, uint8_t * levels);
+
 } // namespace vidkv

@@ -6,6 +6,7 @@
 
 #include "base/half.h"
 #include "cache/store.h"
+#include "codec/trellis.h"
 #include "core/random.h"
 
 namespace vidkv {
@@ -113,6 +114,37 @@ TEST_P(Packed, StillTokensAreNotMistaken) {
     std::vector<uint16_t> rows = rows_like_keys(rng);
     for (int64_t t = 3; t < cells; ++t) std::copy_n(&rows[t % 3 * channels], channels, &rows[t * channels]);
     EXPECT_LT(error(unpack(pack(rows)), rows), 0.8);
+}
+
+// Any levels that a ring of bits gives are found again, which a search for the cheapest path, whose seam is a guess, does not promise.
+TEST(TrellisLevels, EveryPathIsFoundAgain) {
+    for (const QuadCode code : {QuadCode::trellis1, QuadCode::trellis2, QuadCode::trellis3}) {
+        const TrellisTable & table = trellis_table(code);
+        const TrellisRing ring(table, page_tokens);
+        for (uint64_t seed = 1; seed <= 40; ++seed) {
+            Random rng(seed);
+            SCOPED_TRACE(rng.trace());
+            std::vector<uint8_t> bits(ring.bytes()), found(ring.bytes());
+            for (uint8_t & byte : bits) byte = static_cast<uint8_t>(rng.integer(0, 255));
+            std::vector<uint8_t> levels(page_tokens), use(page_tokens, 1);
+            for (int step = 0; step < ring.steps; ++step)
+                levels[ring.row(step, 0)] = table.level(0, ring.state(bits.data(), 2, step));
+            for (int t = 0; t < page_tokens; ++t) use[t] = t >= 4 && rng.integer(0, 9) > 0;
+            std::vector<uint8_t> again = levels;
+            for (int t = 0; t < page_tokens; ++t) again[t] = use[t] ? levels[t] : 0;
+            ASSERT_TRUE(encode_trellis_levels(code, use.data(), page_tokens, 2, found.data(), again.data()));
+            for (int step = 0; step < ring.steps; ++step) {
+                const int t = ring.row(step, 0);
+                EXPECT_EQ(again[t], table.level(0, ring.state(found.data(), 2, step)));
+                if (use[t]) {
+                    EXPECT_EQ(again[t], levels[t]);
+                }
+            }
+            levels[5] = 15; // of no state
+            use[5] = 1;
+            EXPECT_FALSE(encode_trellis_levels(code, use.data(), page_tokens, 2, found.data(), levels.data()));
+        }
+    }
 }
 
 INSTANTIATE_TEST_SUITE_P(Presets, Packed,
