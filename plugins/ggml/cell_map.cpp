@@ -1,6 +1,7 @@
 #include "cell_map.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace vidkv_ggml {
 
@@ -9,14 +10,16 @@ namespace {
 // Tokens of a batch this small may be drafts that are taken back: only the first counts as said.
 constexpr int64_t most_drafts = 32;
 
-// Texts whose newest pages are kept open; beyond that, those written longest ago are packed to the end. Nothing tells which
-// of them the host has forgotten.
-constexpr size_t most_open_texts = 32;
+// Texts whose newest pages are kept open; beyond that, those written longest ago are packed to the end. Nothing tells which of them
+// the host has forgotten: as many as llama-server has slots by default, or as were written in one batch, and one more for each that was
+// packed early and goes on.
+constexpr size_t least_open_texts = 4, most_open_texts = 32;
 
 } // namespace
 
 CellMap::CellMap(int64_t cells, int64_t window)
-    : window_(std::max(window, page_cells)), where_(static_cast<size_t>(cells), -1), cells_(static_cast<size_t>(cells)) {}
+    : window_(std::max(window, page_cells)), where_(static_cast<size_t>(cells), -1), cells_(static_cast<size_t>(cells)),
+      most_open_texts_(least_open_texts) {}
 
 void CellMap::clear() { *this = CellMap(static_cast<int64_t>(where_.size()), window_); }
 
@@ -40,6 +43,12 @@ void CellMap::forget(int64_t cell, Changes & changes) {
     if (--text.pages == 0) texts_.erase(page.text);
     page.text = -1;
     page.packed = false;
+}
+
+// A mask reaches to the last cell that the host still uses.
+void CellMap::forget_beyond(int64_t cells, Changes & changes) {
+    for (int64_t cell = cells; cell < written_cells_; ++cell) forget(cell, changes);
+    written_cells_ = std::min(written_cells_, cells);
 }
 
 int64_t CellMap::newest_seen(int64_t token, const int64_t * cells, const MaskView & mask) const {
@@ -67,10 +76,16 @@ int64_t CellMap::continued_text(int64_t parent, int64_t token, const MaskView & 
     return next_text_++;
 }
 
+void CellMap::begin_batch() {
+    ++batch_;
+    batch_texts_ = 0;
+}
+
 CellMap::Changes CellMap::place(const int64_t * cells, int64_t n, const MaskView & mask) {
     Changes changes;
-    ++batch_;
+    begin_batch();
     restored_text_ = -1;
+    if (mask.is_there()) forget_beyond(mask.cells, changes);
     for (int64_t i = 0; i < n; ++i) forget(cells[i], changes);
     for (int64_t i = 0; i < n; ++i) {
         if (where(cells[i]) >= 0) continue; // twice in one batch
@@ -86,7 +101,7 @@ CellMap::Changes CellMap::restore(const int64_t * cells, int64_t n, bool begins)
     Changes changes;
     for (int64_t i = 0; i < n; ++i) forget(cells[i], changes);
     if (begins || !texts_.count(restored_text_)) {
-        ++batch_;
+        begin_batch();
         restored_text_ = next_text_++;
     }
     for (int64_t i = 0; i < n; ++i) {
@@ -99,6 +114,7 @@ CellMap::Changes CellMap::restore(const int64_t * cells, int64_t n, bool begins)
 
 void CellMap::put(int64_t cell, int64_t id, int64_t rank, Changes & changes) {
     Text & text = texts_[id];
+    if (std::exchange(text.packed_early, false)) most_open_texts_ = std::min(most_open_texts_ + 1, most_open_texts);
     const int64_t place = open_place(text, id, changes, rank == 0 && text.pages == 0);
     Page & page = pages_[place / page_cells];
     page.cells[place % page_cells] = static_cast<int32_t>(cell);
@@ -107,7 +123,11 @@ void CellMap::put(int64_t cell, int64_t id, int64_t rank, Changes & changes) {
     cells_[cell] = {rank, ++serial_};
     newest_cell_ = cell;
     if (place != cell) ++moved_;
-    if (text.batch != batch_) text.batch_tokens = 0;
+    written_cells_ = std::max(written_cells_, cell + 1);
+    if (text.batch != batch_) {
+        text.batch_tokens = 0;
+        most_open_texts_ = std::clamp(++batch_texts_, most_open_texts_, most_open_texts);
+    }
     if (text.batch_tokens++ == 0) text.first_rank = rank;
     text.batch = batch_;
     text.last_rank = rank;
@@ -131,6 +151,10 @@ int64_t CellMap::open_place(Text & text, int64_t id, Changes & changes, bool beg
     ++text.pages;
     if (begins) changes.begun.push_back(static_cast<int64_t>(index));
     return static_cast<int64_t>(index) * page_cells;
+}
+
+int64_t CellMap::open_texts() const {
+    return std::count_if(texts_.begin(), texts_.end(), [](const auto & each) { return !each.second.open.empty(); });
 }
 
 void CellMap::translate(const uint16_t * row, int64_t n, uint16_t * out) const {
@@ -170,14 +194,15 @@ void CellMap::take_idle(std::vector<int64_t> & due) {
     for (auto & [id, text] : texts_) {
         if (!text.open.empty()) open.push_back(&text);
     }
-    if (open.size() <= most_open_texts) return;
+    if (open.size() <= most_open_texts_) return;
     std::sort(open.begin(), open.end(), [](const Text * a, const Text * b) { return a->batch > b->batch; });
-    for (size_t i = most_open_texts; i < open.size(); ++i) {
+    for (size_t i = most_open_texts_; i < open.size(); ++i) {
         for (const int64_t index : open[i]->open) {
             pages_[index].packed = true;
             due.push_back(index);
         }
         open[i]->open.clear();
+        open[i]->packed_early = true;
     }
 }
 

@@ -50,6 +50,7 @@ class CellMap {
     bool is_identity() const { return moved_ == 0; } // every cell that lies anywhere lies at its own number
     int64_t places() const { return static_cast<int64_t>(pages_.size()) * page_cells; }
     bool is_packed(int64_t page) const { return pages_[static_cast<size_t>(page)].packed; }
+    int64_t open_texts() const; // that have pages which are not packed
     // A mask row over cells as one over places(); n: cells of the row.
     void translate(const uint16_t * row, int64_t n, uint16_t * out) const;
 
@@ -69,6 +70,7 @@ class CellMap {
     };
     struct Text {
         std::vector<int64_t> open;             // its pages that are not packed; the last one is being filled
+        bool packed_early = false;             // to its end, for others' sake
         int pages = 0;                         // packed ones too
         int64_t batch = 0;                     // that wrote it last
         int64_t batch_tokens = 0;              // of that batch
@@ -81,6 +83,8 @@ class CellMap {
     };
 
     void forget(int64_t cell, Changes & changes);
+    void begin_batch();
+    void forget_beyond(int64_t cells, Changes & changes);
     int64_t newest_seen(int64_t token, const int64_t * cells, const MaskView & mask) const; // -1: none
     int64_t continued_text(int64_t parent, int64_t token, const MaskView & mask, bool & begins);
     void put(int64_t cell, int64_t text, int64_t rank, Changes & changes);
@@ -99,6 +103,9 @@ class CellMap {
     int64_t batch_ = 0, serial_ = 0;
     int64_t newest_cell_ = -1; // written last of all
     int64_t moved_ = 0;
+    int64_t written_cells_ = 0; // no cell from here on lies anywhere
+    size_t batch_texts_ = 0;    // written by it so far
+    size_t most_open_texts_;
 };
 
 } // namespace vidkv_ggml

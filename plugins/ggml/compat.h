@@ -14,3 +14,6 @@
 // Version 3 hands a buffer type the whole list of tensors to allocate; with version 2 the list is pieced together from the
 // get_alloc_size calls that precede an allocation (kv_allocation.cpp).
 #define VIDKV_GGML_ALLOCATES_LISTS (GGML_BACKEND_API_VERSION >= 3)
+
+// Version 3 hands each part of a graph to its back-end before it is computed; with version 2 the back-end sees it then.
+#define VIDKV_GGML_HANDS_OVER_GRAPHS (GGML_BACKEND_API_VERSION >= 3)

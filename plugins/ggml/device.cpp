@@ -36,7 +36,7 @@ void free_backend(ggml_backend_t backend) {
 
 ggml_status compute_graph(ggml_backend_t backend, ggml_cgraph * graph) {
     Context & context = context_of(backend);
-    if (!touches_store(graph)) return context.cpu.compute(graph);
+    if (!prepare_stores(graph)) return context.cpu.compute(graph);
     for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
         ggml_tensor * node = ggml_graph_node(graph, i);
         if ((node->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) continue;
@@ -54,6 +54,16 @@ ggml_status compute_graph(ggml_backend_t backend, ggml_cgraph * graph) {
     }
     return GGML_STATUS_SUCCESS;
 }
+
+#if VIDKV_GGML_HANDS_OVER_GRAPHS
+// The scheduler hands over a part of a graph, at the latest when it plans its memory: what is to be said of the cache is said then.
+void take_over(ggml_backend_t, ggml_cgraph * graph, ggml_backend_graph_optimize_params *) {
+    try {
+        prepare_stores(graph);
+    } catch (const std::bad_alloc &) { // met again when the graph is computed
+    }
+}
+#endif
 
 // The host wants the results: this batch has been attended to, and what became old by it is packed before the next one is
 // waited for. A failure is met again, and told, by the next batch's first write.
@@ -81,6 +91,9 @@ ggml_backend_t init_backend(ggml_backend_dev_t dev, const char *) {
     functions.free = free_backend;
     functions.graph_compute = compute_graph;
     functions.synchronize = finish_batch;
+#if VIDKV_GGML_HANDS_OVER_GRAPHS
+    functions.graph_optimize = take_over;
+#endif
     return new ggml_backend{guid(), functions, dev, new Context};
 }
 

@@ -173,13 +173,14 @@ bool KvBuffer::set_head_dim(KvStore & store, int head_dim) {
 }
 
 void KvBuffer::announce() const {
-    double f16 = 0, planned = 0, bits[2] = {0, 0}, elements[2] = {0, 0};
+    double f16 = 0, planned = 0, window = 0, bits[2] = {0, 0}, elements[2] = {0, 0};
     vidkv_params params = settings_.params;
     if (sliding_window_) params.key_bits = params.value_bits = 16;
     for (const auto & store : stores_) {
         const double count = static_cast<double>(store->channels()) * static_cast<double>(store->rows());
         f16 += 2 * count;
         planned += static_cast<double>(store->planned_bytes());
+        window += static_cast<double>(store->window_bytes());
         bits[store->side()] += count * vidkv_true_bits(&params, store->side(), store->head_dim());
         elements[store->side()] += count;
     }
@@ -190,8 +191,9 @@ void KvBuffer::announce() const {
     if (sliding_window_) return;
     // As a warning, because hosts show no less important line by default.
     const double mean = (bits[VIDKV_KEYS] + bits[VIDKV_VALUES]) / (elements[VIDKV_KEYS] + elements[VIDKV_VALUES]);
-    GGML_LOG_WARN("VidKV: KV cache packed with %s (%.1f bits), %.*f of %.*f MiB\n", settings_.name.c_str(), mean,
-                  planned < 10 * mib, planned / mib, f16 < 10 * mib, f16 / mib);
+    GGML_LOG_WARN(
+        "VidKV: KV cache packed with %s (%.1f bits), %.*f of %.*f MiB, and up to %.1f for each further conversation in it\n",
+        settings_.name.c_str(), mean, planned < 10 * mib, planned / mib, f16 < 10 * mib, f16 / mib, window / mib);
 }
 
 bool KvBuffer::make_plain() {

@@ -72,7 +72,16 @@ KvStore::~KvStore() {
 vidkv_store_stats KvStore::stats() const {
     vidkv_store_stats now{};
     vidkv_store_get_stats(store_, &now);
+    if (placement_) now.bytes_planned += placement_->texts_beside_the_first() * window_bytes();
     return now;
+}
+
+uint64_t KvStore::window_bytes() const {
+    const double f16 = 16, packed = vidkv_true_bits(&params_, side(), shape_.head_dim ? shape_.head_dim : 64);
+    const int64_t window = std::max<int64_t>(params_.residual_length, VIDKV_PAGE);
+    const int64_t pages = (window + VIDKV_PAGE - 1) / VIDKV_PAGE + 1; // that of the newest token, too
+    const auto elements = static_cast<double>(pages * VIDKV_PAGE * shape_.channels);
+    return sliding_window_ ? 0 : static_cast<uint64_t>(elements * (f16 - packed) / 8);
 }
 
 bool KvStore::empty() const { return stats().cells_written == 0; }
@@ -81,6 +90,13 @@ uint64_t KvStore::planned_bytes() const {
     vidkv_params params = params_;
     if (sliding_window_) params.key_bits = params.value_bits = 16;
     return vidkv_planned_bytes(&shape_, &params);
+}
+
+std::string KvStore::head_dim_obstacle(int head_dim) const {
+    if (shape_.head_dim == head_dim) return "";
+    if (shape_.head_dim != 0) return "its heads are read in two sizes";
+    if (vidkv_params_check(&params_, head_dim) != VIDKV_OK) return vidkv_last_error();
+    return shape_.channels % head_dim == 0 ? "" : "its head_dim does not divide its channels";
 }
 
 bool KvStore::set_head_dim(int head_dim) {

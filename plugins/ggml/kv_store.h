@@ -32,8 +32,11 @@ class KvStore {
     size_t stream_bytes() const { return row_bytes() * static_cast<size_t>(shape_.cells); }
     int head_dim() const { return shape_.head_dim; } // 0: not known yet
     bool empty() const;                              // nothing written yet
-    uint64_t planned_bytes() const;
+    uint64_t planned_bytes() const;                  // for one conversation per stream
+    uint64_t window_bytes() const;                   // what a conversation takes in f16 beyond its packed size
 
+    // "" or why this head_dim cannot be the store's.
+    std::string head_dim_obstacle(int head_dim) const;
     // False, with vidkv_last_error() set, if the codec does not take this head_dim or another one was set before.
     bool set_head_dim(int head_dim);
 
@@ -66,7 +69,7 @@ class KvStore {
     bool copy_stream(int from, int to);
     void clear();
 
-    vidkv_store_stats stats() const;
+    vidkv_store_stats stats() const; // planned: for as many conversations as there are
 
     // Live stores of the process in order of creation.
     static std::vector<KvStore *> live();

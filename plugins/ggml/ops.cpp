@@ -46,8 +46,7 @@ std::string rope_obstacle(const ggml_tensor * op) {
     const bool in_place = from && store_of(from) == store_of(op) && from->view_offs == op->view_offs;
     if (!in_place || op->nb[2] != row_bytes(op) || op->ne[3] != 1)
         return "its rows are rotated in a layout that is not known";
-    if (!set_head_dim(op, static_cast<int>(op->nb[1] / 2))) return vidkv_last_error();
-    return "";
+    return store_of(op)->head_dim_obstacle(static_cast<int>(op->nb[1] / 2));
 }
 
 // A view of a store as [head_dim, cells, kv_heads, streams].
@@ -72,9 +71,8 @@ std::string attention_obstacle(const ggml_tensor * op) {
     }
     const bool known_mask = !mask || (mask->type == GGML_TYPE_F16 && mask->ne[2] == 1 && mask->nb[0] == 2);
     if (!known_mask) return "attention uses a mask of its own for each head";
-    if (!set_head_dim(k, static_cast<int>(k->ne[0])) || !set_head_dim(v, static_cast<int>(v->ne[0])))
-        return vidkv_last_error();
-    return "";
+    const std::string why = store_of(k)->head_dim_obstacle(static_cast<int>(k->ne[0]));
+    return why.empty() ? store_of(v)->head_dim_obstacle(static_cast<int>(v->ne[0])) : why;
 }
 
 std::string obstacle(const ggml_tensor * op) {
@@ -85,6 +83,16 @@ std::string obstacle(const ggml_tensor * op) {
     case GGML_OP_MUL_MAT: return "attention reads it without flash attention (use -fa on)";
     default: return std::string("the model runs ") + ggml_op_name(op->op) + " on it";
     }
+}
+
+// Tells the stores of an operation without obstacle what it shows of them: their head_dim. "" or why that cannot be.
+std::string learn_head_dims(const ggml_tensor * op) {
+    const bool attends = op->op == GGML_OP_FLASH_ATTN_EXT;
+    const bool known = op->op == GGML_OP_ROPE
+                           ? set_head_dim(op, static_cast<int>(op->nb[1] / 2))
+                           : !attends || (set_head_dim(op->src[1], static_cast<int>(op->src[1]->ne[0])) &&
+                                          set_head_dim(op->src[2], static_cast<int>(op->src[2]->ne[0])));
+    return known ? "" : vidkv_last_error();
 }
 
 // The operand of an operation that lies in a store; null if there is none.
@@ -332,19 +340,22 @@ ggml_status rope(ggml_tensor * node, HostCpu & cpu) {
 
 bool supports_op(const ggml_tensor * op) {
     if (is_view_op(op)) return true;
-    if (const ggml_tensor * operand = operand_in_store(op)) {
-        const std::string why = obstacle(op);
-        if (why.empty()) return true;
-        if (!make_plain(operand, why)) return false;
-    }
+    if (operand_in_store(op)) return obstacle(op).empty() || host_cpu_supports(op);
     return is_plain_attention(op) || writes_to_stand_in(op) || is_forwarded(op);
 }
 
-bool touches_store(ggml_cgraph * graph) {
+bool prepare_stores(ggml_cgraph * graph) {
+    bool touched = false;
     for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
-        if (operand_in_store(ggml_graph_node(graph, i))) return true;
+        const ggml_tensor * node = ggml_graph_node(graph, i);
+        const ggml_tensor * operand = is_view_op(node) ? nullptr : operand_in_store(node);
+        if (!operand) continue;
+        std::string why = obstacle(node);
+        if (why.empty()) why = learn_head_dims(node);
+        const bool plain = !why.empty() && make_plain(operand, why);
+        touched = touched || !plain;
     }
-    return false;
+    return touched;
 }
 
 ggml_status place_rows(ggml_cgraph * graph, int index, int threads) {

@@ -6,11 +6,12 @@
 
 namespace vidkv_ggml {
 
-// May tell a store its head_dim, and may turn a cache into plain memory when the graph does to it what a store cannot do.
+// Whatever is done to a store is this device's work. Only answers: asking changes nothing.
 bool supports_op(const ggml_tensor * op);
 
-// Whether any node of the graph touches a store; a graph without one is all the host CPU's.
-bool touches_store(ggml_cgraph * graph);
+// A graph, or a part of one, is this device's to compute: tells stores their head_dim, and turns those into plain memory to which the
+// graph does what a store cannot do. Whether any node touches a store then; a graph without one is all the host CPU's.
+bool prepare_stores(ggml_cgraph * graph);
 
 // Node `index` of a graph writes rows to a store: gives them their places, by the mask of the attention that follows.
 ggml_status place_rows(ggml_cgraph * graph, int index, int threads);

@@ -52,6 +52,12 @@ size_t Placement::bytes() const {
     return sum;
 }
 
+uint64_t Placement::texts_beside_the_first() const {
+    int64_t sum = 0;
+    for (const CellMap & map : maps_) sum += std::max<int64_t>(map.open_texts() - 1, 0);
+    return static_cast<uint64_t>(sum);
+}
+
 // Runs work(stream, index of the first, cells) on each run of ids of one stream. Ids that do not exist are left to the
 // store, which refuses them.
 template <typename Work> bool Placement::by_stream(const int64_t * ids, int64_t n, Work work) const {

@@ -28,6 +28,7 @@ class Placement {
     void add(KvStore & store); // in the order in which they are numbered
     const CellMap & map(int stream) const { return maps_[static_cast<size_t>(stream)]; }
     size_t bytes() const;
+    uint64_t texts_beside_the_first() const; // with pages that are not packed, beyond one for each stream
 
     // The functions below return false, with vidkv_last_error() set, if memory runs out or an id is out of range.
 

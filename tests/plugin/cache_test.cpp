@@ -8,6 +8,8 @@
 #include <map>
 #include <string>
 
+#include "ggml-alloc.h"
+#include "ggml-backend.h"
 #include "random_model.h"
 #include "session.h"
 
@@ -337,6 +339,63 @@ TEST(Plugin, HoldsWhatItPlans) {
         EXPECT_LT(sum.bytes * 3, sum.bytes_f16);
     }
     EXPECT_EQ(stats().bytes, 0u); // nothing outlives the host's cache
+}
+
+// Keys and values of a layer on the device, as llama.cpp has them allocated, and a product of the keys with something.
+struct ProbedCache {
+    ProbedCache() {
+        context = ggml_init({16 * ggml_tensor_overhead(), nullptr, true});
+        keys = ggml_new_tensor_3d(context, GGML_TYPE_F16, 128, 256, 1);
+        ggml_tensor * values = ggml_new_tensor_3d(context, GGML_TYPE_F16, 128, 256, 1);
+        ggml_set_name(keys, "cache_k_l0");
+        ggml_set_name(values, "cache_v_l0");
+        buffer = ggml_backend_alloc_ctx_tensors_from_buft(context, ggml_backend_dev_buffer_type(device()));
+        ggml_tensor * rows = ggml_view_2d(context, keys, 128, 256, keys->nb[1], 0);
+        product = ggml_mul_mat(context, rows, ggml_new_tensor_2d(context, GGML_TYPE_F32, 128, 1));
+    }
+    ~ProbedCache() {
+        ggml_backend_buffer_free(buffer);
+        ggml_free(context);
+    }
+    static ggml_backend_dev_t device() { return ggml_backend_dev_by_name("VIDKV"); }
+
+    ggml_context * context;
+    ggml_tensor *keys, *product;
+    ggml_backend_buffer_t buffer;
+};
+
+TEST(Plugin, AskingWhatItSupportsChangesNothing) {
+    EXPECT_EQ(configure("t1.65"), nullptr);
+    const ProbedCache cache;
+    ASSERT_NE(cache.buffer, nullptr);
+    const ggml_backend_buffer_type_t type = ggml_backend_buffer_get_type(cache.buffer);
+    const uint64_t held = stats().bytes;
+    forget_log();
+    EXPECT_GT(held, 0u);
+    EXPECT_TRUE(ggml_backend_dev_supports_op(ProbedCache::device(), cache.product)) << "else the host would be aborted";
+    EXPECT_EQ(ggml_backend_buffer_get_type(cache.buffer), type);
+    EXPECT_EQ(stats().bytes, held);
+    EXPECT_TRUE(logged("").empty());
+}
+
+TEST(Plugin, PlansForTheConversationsThereAre) {
+    SessionOptions options;
+    options.preset = "t1.65";
+    options.sequences = 4;
+    options.unified = true;
+    options.cells = 4096;
+    Session s(model("llama"), options);
+    s.feed(0, 400, 0);
+    const uint64_t alone = stats().bytes_planned;
+    for (int sequence = 1; sequence < 4; ++sequence) s.feed(0, 1000, 0, sequence);
+    s.feed(400, 500, 400);
+    const vidkv_store_stats four = stats();
+    const double mib = 1048576;
+    std::printf("  held %.2f MiB, planned %.2f MiB (%.2f for one conversation), f16 %.2f MiB\n", four.bytes / mib,
+                four.bytes_planned / mib, alone / mib, four.bytes_f16 / mib);
+    EXPECT_GT(four.bytes_planned, alone);
+    EXPECT_LE(four.bytes, four.bytes_planned * 11 / 10);
+    EXPECT_LT(four.bytes_planned, four.bytes_f16 / 2);
 }
 
 TEST(Plugin, ConfigureRefusesNonsense) {

@@ -4,7 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
+#include <cstdio>
 #include <numeric>
+#include <random>
 #include <set>
 
 namespace vidkv_test {
@@ -21,8 +24,8 @@ class Pool {
   public:
     explicit Pool(int64_t cells) : map(cells, 128), texts_(static_cast<size_t>(cells)) {}
 
-    // Places one token per entry: (cell, text). Later tokens of a batch see earlier ones of their text.
-    CellMap::Changes write(const std::vector<std::pair<int64_t, int>> & tokens) {
+    // Places one token per entry: (cell, text). Later tokens of a batch see earlier ones of their text. reach: cells of the mask.
+    CellMap::Changes write(const std::vector<std::pair<int64_t, int>> & tokens, int64_t reach = 0) {
         const auto cells = static_cast<int64_t>(texts_.size());
         std::vector<int64_t> ids;
         for (const auto & [cell, text] : tokens) texts_[cell].clear(), ids.push_back(cell);
@@ -33,7 +36,8 @@ class Pool {
         }
         MaskView mask;
         mask.halves = rows.data();
-        mask.stride = mask.cells = cells;
+        mask.stride = cells;
+        mask.cells = reach > 0 ? reach : cells;
         return map.place(ids.data(), static_cast<int64_t>(ids.size()), mask);
     }
     CellMap::Changes run(int64_t first, int64_t n, int text) {
@@ -46,6 +50,11 @@ class Pool {
     }
     void share(int64_t first, int64_t n, int text) {
         for (int64_t i = first; i < first + n; ++i) texts_[i].insert(text);
+    }
+    int open_pages() const {
+        int open = 0;
+        for (int64_t page = 0; page < map.places() / 128; ++page) open += !map.is_packed(page);
+        return open;
     }
     std::set<int64_t> pages(int64_t first, int64_t n, int64_t step = 1) const {
         std::set<int64_t> out;
@@ -161,9 +170,119 @@ TEST(CellMap, ForgottenTextsDoNotKeepPagesOpenForEver) {
         pool.forget(text * 160, 160, text);
         pool.map.take_due();
     }
-    int open = 0;
-    for (int64_t page = 0; page < pool.map.places() / 128; ++page) open += !pool.map.is_packed(page);
-    EXPECT_LE(open, 2 * 32);
+    EXPECT_LE(pool.open_pages(), 2 * 4);
+    EXPECT_LE(pool.map.open_texts(), 4);
+}
+
+TEST(CellMap, TextsOfOneBatchStayOpen) {
+    Pool pool(4096);
+    std::vector<std::pair<int64_t, int>> tokens;
+    for (int text = 0; text < 12; ++text) tokens.emplace_back(text, text);
+    pool.write(tokens);
+    EXPECT_TRUE(pool.map.take_due().empty());
+    EXPECT_EQ(pool.map.open_texts(), 12);
+}
+
+TEST(CellMap, TextsThatGoOnAreKeptOpenNextTime) {
+    Pool pool(8192);
+    int64_t cell = 0;
+    std::set<int64_t> pages;
+    for (int round = 0; round < 12; ++round) {
+        for (int text = 0; text < 8; ++text, cell += 10) {
+            pool.run(cell, 10, text);
+            for (const int64_t page : pool.pages(cell, 10)) pages.insert(page);
+            pool.map.take_due();
+        }
+    }
+    EXPECT_LE(pages.size(), 8u + 8u) << "each was packed early once at most";
+    EXPECT_EQ(pool.map.open_texts(), 8);
+}
+
+TEST(CellMap, CellsBeyondTheMaskAreFree) {
+    Pool pool(1024);
+    pool.run(0, 700, 0);
+    pool.forget(128, 572, 0);
+    const CellMap::Changes changes = pool.write({{128, 0}}, 256);
+    EXPECT_EQ(changes.erased.size(), 700u - 256u + 1u);
+    for (int64_t cell = 256; cell < 700; ++cell) EXPECT_EQ(pool.map.where(cell), -1) << cell;
+    EXPECT_GE(pool.map.where(255), 0) << "may be another's";
+}
+
+// Four slots of a llama-server in one pool: each request keeps a part of what its slot holds, or nothing, reads a prompt and answers; cells
+// are taken as llama.cpp takes them.
+class Slots {
+  public:
+    Slots(int64_t cells, uint32_t seed) : pool_(cells), free_(static_cast<size_t>(cells), true), random_(seed) {}
+
+    void serve_all() {
+        for (std::vector<int64_t> & slot : slots_) {
+            const size_t kept = slot.size() * std::array<size_t, 3>{0, 100, random_() % 100}[random_() % 3] / 100;
+            for (; slot.size() > kept; slot.pop_back()) give_back(slot.back(), slot);
+            const int64_t room = std::count(free_.begin(), free_.end(), true) - 600;
+            int64_t prompt = std::min<int64_t>(room, 20 + random_() % 400);
+            for (; prompt > 0; prompt -= 64) read(slot, std::min<int64_t>(prompt, 64));
+        }
+        for (int answered = 0; answered < 100 && std::count(free_.begin(), free_.end(), true) > 8; ++answered) {
+            std::vector<std::pair<int64_t, int>> tokens;
+            for (std::vector<int64_t> & slot : slots_) tokens.emplace_back(take(slot), number_of(slot));
+            write(tokens);
+        }
+    }
+
+    size_t most_pages = 0;
+    int most_open = 0;
+
+  private:
+    int number_of(const std::vector<int64_t> & slot) const { return static_cast<int>(&slot - slots_.data()); }
+    void give_back(int64_t cell, const std::vector<int64_t> & slot) {
+        free_[cell] = true;
+        pool_.forget(cell, 1, number_of(slot));
+    }
+    int64_t take(std::vector<int64_t> & slot) {
+        if (head_ > std::count(free_.begin(), free_.end(), false) + 2) head_ = 0;
+        while (!free_[head_ % free_.size()]) ++head_;
+        const auto cell = static_cast<int64_t>(head_++ % free_.size());
+        free_[cell] = false;
+        slot.push_back(cell);
+        return cell;
+    }
+    void read(std::vector<int64_t> & slot, int64_t n) {
+        std::vector<std::pair<int64_t, int>> tokens;
+        for (int64_t i = 0; i < n; ++i) tokens.emplace_back(take(slot), number_of(slot));
+        write(tokens);
+    }
+    void write(const std::vector<std::pair<int64_t, int>> & tokens) {
+        const auto last = std::find(free_.rbegin(), free_.rend(), false);
+        pool_.write(tokens, (free_.rend() - last + 255) / 256 * 256);
+        pool_.map.take_due();
+        std::set<int64_t> pages;
+        for (int64_t cell = 0; cell < static_cast<int64_t>(free_.size()); ++cell) {
+            if (pool_.map.where(cell) >= 0) pages.insert(pool_.map.where(cell) / 128);
+        }
+        most_pages = std::max(most_pages, pages.size());
+        most_open = std::max<int>(
+            most_open, std::count_if(pages.begin(), pages.end(), [&](int64_t page) { return !pool_.map.is_packed(page); }));
+    }
+
+    Pool pool_;
+    std::vector<bool> free_;
+    std::mt19937 random_;
+    std::array<std::vector<int64_t>, 4> slots_;
+    int64_t head_ = 0;
+};
+
+// Pages of which some cells are gone keep their bytes; a pool that is busy for long still holds no more pages than its cells would fill and
+// four for each slot, and no more than those in f16.
+TEST(CellMap, APoolThatIsBusyForLongStaysWithinBounds) {
+    constexpr int64_t cells = 2048;
+    for (const uint32_t seed : {1u, 2u}) {
+        Slots slots(cells, seed);
+        for (int round = 0; round < 12; ++round) slots.serve_all();
+        std::printf("  seed %u: %zu pages at most, %d of them open, for %lld cells\n", seed, slots.most_pages,
+                    slots.most_open, static_cast<long long>(cells));
+        EXPECT_LE(slots.most_pages, cells / 128 + 4 * 4);
+        EXPECT_LE(slots.most_open, 4 * 4);
+    }
 }
 
 TEST(CellMap, MasksAreTurnedToPlaces) {

@@ -1,83 +1,134 @@
 """Mixed requests to a stock llama-server with its KV cache packed: soak.py [--requests N] [--seed S] [--preset P]....
 
-Four slots in one cache, idle ones saved in RAM: long and short prompts, conversations that go on, streamed answers, answers that are
-cancelled midway, and videos. Answers that are read to their end are compared with those of a server that answers one request at
-a time. With the f16 preset they are the same, which shows that conversations keep to themselves; packed codes depend on what was
-written before them, and these prompts of random words have many answers that are nearly as good as each other. The server must answer to
-the end, and its memory must stay what it was after the first fifth. The environment is that of stock_tools.py."""
+The server runs as people start it (four slots in one cache, idle ones saved in RAM, here up to 16 MiB) and is asked for chat completions:
+long and short prompts, prompts that go on as an earlier one began, streamed answers, answers that are cancelled midway, images and
+videos; through the openai client where that is installed, else by plain HTTP. Answers that are read to their end are compared with those of a
+server that answers one request at a time. With the f16 preset they are the same, which shows that conversations keep to themselves. Packed codes
+depend on what was written before them: where an answer parts from the other, the two tokens must have been nearly as likely as each other. The
+server must answer to the end, and its memory must stay what it was after the first fifth. The environment is that of stock_tools.py; VIDKV_SOAK_REQUESTS
+is another way to say how many."""
 
 import argparse
 import base64
+import contextlib
 import http.client
 import json
+import os
 import random
 import re
+import statistics
+import subprocess
+import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import stock_tools
 
+ROOT = Path(__file__).parents[2]
 WORDS = "red green blue circle square moves left right up down first then last one two three four video shows small large".split()
-EQUAL_SHARE = {"f16": 0.98}
-PACKED_EQUAL_SHARE = 0.8
+KINDS = {"plain": 6, "stream": 3, "cancel": 2, "video": 1, "image": 1}
+EQUAL_SHARE = {"f16": 0.98}  # of the answers; products of more rows are rounded otherwise
+NEARLY_AS_LIKELY = 0.5  # nats
+PACKED_ALIKE_SHARE = 0.95
 GROWTH = 32 << 20
 
 
-def prompts(rng, count):
-    """(kind, body) of each request. Some begin as an earlier one did, as conversations do."""
-    beginnings = [" ".join(rng.choices(WORDS, k=rng.randint(20, 500))) for _ in range(max(4, count // 12))]
-    out = []
-    for _ in range(count):
-        kind = rng.choices(["plain", "stream", "cancel", "video"], [6, 3, 2, 1])[0]
-        text = rng.choice(beginnings) + " " + " ".join(rng.choices(WORDS, k=rng.randint(1, 60)))
-        body = {"prompt": text, "n_predict": rng.randint(4, 40), "temperature": 0, "cache_prompt": True, "ignore_eos": True}
-        out.append((kind, body))
-    return out
+def make_media(folder):
+    """Short clips with questions about them, and an image."""
+    clips = Path(folder) / "clips"
+    generator = [sys.executable, ROOT / "models/clips/generate.py", "--seed", "17", "--split", "short", "--count", "6", clips]
+    subprocess.run([*map(str, generator)], check=True)
+    image = Path(folder) / "image.png"
+    source = ["-f", "lavfi", "-i", "testsrc=size=84x84:rate=1:duration=1", "-frames:v", "1"]
+    subprocess.run(["ffmpeg", "-loglevel", "error", "-y", *source, str(image)], check=True)
+    questions = [json.loads(line) for line in (clips / "questions.jsonl").read_text().splitlines()]
+    videos = {q["video"]: base64.b64encode((clips / q["video"]).read_bytes()).decode() for q in questions}
+    return [(videos[q["video"]], q["question"]) for q in questions], base64.b64encode(image.read_bytes()).decode()
 
 
-def as_video(body, video):
-    content = [{"type": "input_video", "input_video": {"data": video}}, {"type": "text", "text": body["prompt"][-80:]}]
-    return {"messages": [{"role": "user", "content": content}], "max_tokens": 8, "temperature": 0}
-
-
-def read_stream(response, stop_after=None):
-    text = ""
-    for n, line in enumerate(response):
-        if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
-            text += json.loads(line[6:]).get("content", "")
-        if stop_after is not None and n >= stop_after:
-            return None
+def content_of(rng, kind, beginnings, videos, image):
+    if kind == "video":
+        video, question = rng.choice(videos)
+        return [{"type": "input_video", "input_video": {"data": video}}, {"type": "text", "text": question}]
+    text = rng.choice(beginnings) + " " + " ".join(rng.choices(WORDS, k=rng.randint(1, 60)))
+    if kind == "image":
+        return [{"type": "image_url", "image_url": {"url": "data:image/png;base64," + image}}, {"type": "text", "text": text[-80:]}]
     return text
 
 
-def ask(port, kind, body, video):
-    """The answer; None if it was cancelled."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
-    path = "/v1/chat/completions" if kind == "video" else "/completion"
-    if kind == "video":
-        body = as_video(body, video)
-    elif kind != "plain":
-        body = dict(body, stream=True)
-    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+def make_requests(rng, count, media):
+    """(kind, body) of each request."""
+    beginnings = [" ".join(rng.choices(WORDS, k=rng.randint(20, 500))) for _ in range(max(4, min(count // 12, 40)))]
+    out = []
+    for _ in range(count):
+        kind = rng.choices(list(KINDS), KINDS.values())[0]
+        messages = [{"role": "user", "content": content_of(rng, kind, beginnings, *media)}]
+        body = {"model": "any", "messages": messages, "max_tokens": rng.randint(4, 40), "temperature": 0, "logprobs": True, "top_logprobs": 3}
+        out.append((kind, dict(body, stream=True) if kind in ("stream", "cancel") else body))
+    return out
+
+
+@contextlib.contextmanager
+def http_replies(port, body):
+    """The reply as one object, or an iterator of its parts if it is streamed."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=3600)
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
     response = connection.getresponse()
     if response.status != 200:
-        raise AssertionError(f"{path}: {response.status} {response.read().decode(errors='replace')}")
+        raise AssertionError(f"{response.status} {response.read().decode(errors='replace')}")
     try:
-        if kind == "video":
-            return json.load(response)["choices"][0]["message"]["content"]
-        if kind == "plain":
-            return json.load(response)["content"]
-        return read_stream(response, stop_after=4 if kind == "cancel" else None)
+        lines = (line[6:] for line in response if line.startswith(b"data: ") and line.strip() != b"data: [DONE]")
+        yield map(json.loads, lines) if body.get("stream") else json.load(response)
     finally:
         connection.close()
+
+
+@contextlib.contextmanager
+def openai_replies(port, body):
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=3600, max_retries=0)
+    reply = client.chat.completions.create(**body)
+    try:
+        yield (part.model_dump() for part in reply) if body.get("stream") else reply.model_dump()
+    finally:
+        if body.get("stream"):
+            reply.close()
+        client.close()
+
+
+try:
+    import openai
+    replies_of = openai_replies
+except ImportError:
+    openai, replies_of = None, http_replies
+
+
+def tokens_of(choice):
+    """[(token, {token: log-probability})]"""
+    listed = (choice.get("logprobs") or {}).get("content") or []
+    return [(each["token"], {top["token"]: top["logprob"] for top in each["top_logprobs"]}) for each in listed]
+
+
+def ask(port, kind, body):
+    """The tokens of the answer; None if it was cancelled."""
+    with replies_of(port, body) as replies:
+        if not body.get("stream"):
+            return tokens_of(replies["choices"][0])
+        tokens = []
+        for n, part in enumerate(replies):
+            if kind == "cancel" and n >= 3:
+                return None
+            if part["choices"]:
+                tokens += tokens_of(part["choices"][0])
+        return None if kind == "cancel" else tokens
 
 
 def resident(pid):
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) << 10
 
 
-def run(port, pid, requests, video, clients):
+def run(call, requests, clients):
     """All answers, and the resident bytes after each finished request."""
     answers, memory, failures = [None] * len(requests), [], []
     pending = iter(range(len(requests)))
@@ -90,10 +141,10 @@ def run(port, pid, requests, video, clients):
             if index is None:
                 return
             try:
-                answers[index] = ask(port, *requests[index], video)
+                answers[index] = ask(call.port, *requests[index])
             except Exception as error:  # noqa: BLE001: told by the main thread
                 failures.append(f"request {index}: {error!r}")
-            memory.append(resident(pid))
+            memory.append(resident(call.pid))
 
     threads = [threading.Thread(target=client) for _ in range(clients)]
     for thread in threads:
@@ -105,34 +156,62 @@ def run(port, pid, requests, video, clients):
     return answers, memory
 
 
-def soak(count, seed, preset):
-    requests = prompts(random.Random(seed), count)
-    model, mmproj = stock_tools.video_model()
-    common = ["-m", model, "--mmproj", mmproj, "-c", 8192]
-    with tempfile.TemporaryDirectory() as folder:
-        video = base64.b64encode(stock_tools.make_clip(folder).read_bytes()).decode()
-    with stock_tools.server(*common, "-np", 4, "--kv-unified", "--cache-ram", 16, preset=preset) as call:
-        together, memory = run(call.port, call.pid, requests, video, clients=6)
-    with stock_tools.server(*common, "-np", 1, "--cache-ram", 0, preset=preset) as call:
-        alone, _ = run(call.port, call.pid, requests, video, clients=1)
-    finished = [i for i, answer in enumerate(together) if answer is not None and alone[i] is not None]
-    differ = [i for i in finished if together[i] != alone[i]]
+def parting(together, alone):
+    """How much likelier, in nats, the server that answers one at a time found its own token where the answers part; 0 if they do not."""
+    for (token, _), (wanted, likely) in zip(together, alone):
+        if token != wanted:
+            return likely[wanted] - likely.get(token, min(likely.values()))
+    return 0.0
+
+
+def check_memory(memory, count):
     early, late = max(memory[: max(8, count // 5)]), max(memory[count // 5 :])
-    print(f"{count} requests (seed {seed}, {preset}): {len(finished)} answers, {len(differ)} differ from those given one at a time; "
-          f"resident {early >> 20} MiB after the first fifth, {late >> 20} MiB at most afterwards")
-    for i in differ[:3]:
-        print(f"  {requests[i][0]} {i}: {together[i]!r} and {alone[i]!r}")
-    assert len(finished) >= count // 2, "too few answers"
-    share = EQUAL_SHARE.get(preset, PACKED_EQUAL_SHARE)
-    assert len(differ) <= (1 - share) * len(finished), "answers differ"
+    halves = [statistics.median(memory[: count // 2]), statistics.median(memory[count // 2 :])]
+    print(f"  resident: {early / 2**20:.0f} MiB at most in the first fifth, {late / 2**20:.0f} afterwards; "
+          f"median of the first half {halves[0] / 2**20:.1f}, of the second {halves[1] / 2**20:.1f}")
     assert late - early <= GROWTH, "memory grows"
+
+
+def check_answers(together, alone, preset, requests):
+    finished = [i for i, answer in enumerate(together) if answer is not None]
+    differ = [i for i in finished if [t for t, _ in together[i]] != [t for t, _ in alone[i]]]
+    apart = [i for i in differ if parting(together[i], alone[i]) > NEARLY_AS_LIKELY]
+    print(f"  {len(finished)} answers: {len(finished) - len(differ)} equal those given one at a time, {len(differ) - len(apart)} part where two tokens "
+          f"are within {NEARLY_AS_LIKELY} nats, {len(apart)} elsewhere")
+    for i in apart[:5]:
+        texts = ["".join(t for t, _ in answer) for answer in (together[i], alone[i])]
+        print(f"    {requests[i][0]} {i}: {texts[0]!r} and {texts[1]!r}, {parting(together[i], alone[i]):.2f} nats")
+    assert len(finished) >= len(together) // 2, "too few answers"
+    assert len(apart) <= (1 - PACKED_ALIKE_SHARE) * len(finished), "answers differ"
+    assert len(differ) <= (1 - EQUAL_SHARE.get(preset, 0)) * len(finished), "answers differ"
+
+
+def soak(count, seed, preset, media):
+    requests = make_requests(random.Random(seed), count, media)
+    model, mmproj = stock_tools.video_model()
+    common = ["-m", model, "--mmproj", mmproj, "-c", 8192, "--video-timestamp-interval", 0]
+    begun = time.monotonic()
+    with stock_tools.server(*common, "--cache-ram", 16, preset=preset) as call:
+        together, memory = run(call, requests, clients=6)
+    seconds = time.monotonic() - begun
+    with stock_tools.server(*common, "-np", 1, "--cache-ram", 0, preset=preset) as call:
+        alone, _ = run(call, [("plain" if kind == "cancel" else kind, body) for kind, body in requests if kind != "cancel"], clients=1)
+    rest = iter(alone)
+    alone = [None if kind == "cancel" else next(rest) for kind, _ in requests]
+    kinds = ", ".join(f"{sum(kind == each for kind, _ in requests)} {each}" for each in KINDS)
+    client = f"openai {openai.__version__}" if openai else "plain HTTP"
+    print(f"{preset}, {count} requests (seed {seed}, {client}, {seconds:.0f} s): {kinds}", flush=True)
+    check_answers(together, alone, preset, requests)
+    check_memory(memory, count)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=60)
+    parser.add_argument("--requests", type=int, default=int(os.environ.get("VIDKV_SOAK_REQUESTS") or 24))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--preset", action="append", help="default: f16 and t1.65")
     given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        all_media = make_media(made)
     for name in given.preset or ["f16", "t1.65"]:
-        soak(given.requests, given.seed, name)
+        soak(given.requests, given.seed, name, all_media)

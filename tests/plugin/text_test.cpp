@@ -2,13 +2,16 @@
 // cache, and what saving and restoring them costs.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <string>
 
+#include "ggml.h"
 #include "session.h"
 
 namespace vidkv_test {
@@ -133,35 +136,81 @@ TEST_F(RealModel, ConversationsInOneCacheCostNoMoreThanApart) {
     }
 }
 
-void restore(Session & s, int sequence) {
+std::vector<uint8_t> state_of(Session & s, int sequence) {
     std::vector<uint8_t> state(llama_state_seq_get_size(s.context(), sequence));
-    ASSERT_EQ(llama_state_seq_get_data(s.context(), state.data(), state.size(), sequence), state.size());
+    EXPECT_EQ(llama_state_seq_get_data(s.context(), state.data(), state.size(), sequence), state.size());
+    return state;
+}
+
+void restore(Session & s, int sequence) {
+    const std::vector<uint8_t> state = state_of(s, sequence);
     ASSERT_TRUE(llama_memory_seq_rm(s.memory(), sequence, -1, -1));
     ASSERT_EQ(llama_state_seq_set_data(s.context(), state.data(), state.size(), sequence), state.size());
 }
 
-// llama-server writes idle conversations out as f16 and reads them back: packed again and again, they stay what they are.
-TEST_F(RealModel, SwapsDoNotWearAConversation) {
+// Relative error of the keys and values in a state; what else is in it reads as halves near zero.
+double state_drift(const std::vector<uint8_t> & before, const std::vector<uint8_t> & after) {
+    EXPECT_EQ(after.size(), before.size());
+    double difference = 0, energy = 0;
+    for (size_t i = 0; i + 1 < std::min(before.size(), after.size()); i += 2) {
+        uint16_t a, b;
+        std::memcpy(&a, &before[i], 2);
+        std::memcpy(&b, &after[i], 2);
+        const double x = ggml_fp16_to_fp32(a), y = ggml_fp16_to_fp32(b);
+        difference += (x - y) * (x - y);
+        energy += x * x;
+    }
+    return std::sqrt(difference / energy);
+}
+
+struct Drift {
+    double rows; // relative error of keys and values against those before the first swap
+    double divergence;
+};
+
+// A conversation that is saved as f16 and read back, beside one that stays, and goes on after each time.
+std::vector<Drift> swap(const std::string & preset, int swaps) {
     constexpr int kept = 400;
-    for (const auto & [preset, most] : {std::pair{"k1.5v1.58", 0.01}, {"t1.65", 0.01}}) {
-        Session session(setting("VIDKV_TEXT_MODEL"), options_for(preset));
-        const std::vector<Tokens> all = read_texts(session);
-        Scores unused(texts), first(texts);
-        feed(session, all, {0, 1}, 0, kept, unused);
-        feed(session, all, {0}, kept, length, first);
-        std::printf("  %s: KL after 1 .. 6 swaps:", preset);
-        double drift = 0;
-        for (int swap = 1; swap <= 6; ++swap) {
-            ASSERT_TRUE(llama_memory_seq_rm(session.memory(), 0, kept, -1));
-            restore(session, 0);
-            Scores again(texts);
-            feed(session, all, {0}, kept, length, again);
-            drift = divergence(first, again);
-            std::printf(" %.5f", drift);
-            std::fflush(stdout);
-        }
+    Session session(setting("VIDKV_TEXT_MODEL"), options_for(preset));
+    const std::vector<Tokens> all = read_texts(session);
+    Scores unused(texts), first(texts);
+    feed(session, all, {0, 1}, 0, kept, unused);
+    feed(session, all, {0}, kept, length, first);
+    EXPECT_TRUE(llama_memory_seq_rm(session.memory(), 0, kept, -1));
+    const std::vector<uint8_t> before = state_of(session, 0);
+    std::vector<Drift> out;
+    for (int done = 0; done < swaps; ++done) {
+        restore(session, 0);
+        const double rows = state_drift(before, state_of(session, 0));
+        Scores again(texts);
+        feed(session, all, {0}, kept, length, again);
+        EXPECT_TRUE(llama_memory_seq_rm(session.memory(), 0, kept, -1));
+        out.push_back({rows, divergence(first, again)});
+    }
+    return out;
+}
+
+// llama-server writes idle conversations out as f16 and reads them back: packed again and again, they stay what they are. What the f16
+// preset shows comes from cells that lie elsewhere: sums in another order, which the rounding of activations amplifies.
+TEST_F(RealModel, SwapsDoNotWearAConversation) {
+    const std::string given = setting("VIDKV_SWAPS");
+    const int swaps = given.empty() ? 2 : std::stoi(given);
+    std::vector<std::string> presets = {"f16", "t1.65", "k1.5v1.58"};
+    if (!given.empty()) presets = {"f16", "t2.2", "t1.65", "t1.15", "k2v2", "k1.5v2", "k1.5v1.58"};
+    double unpacked = 0;
+    for (const std::string & preset : presets) {
+        const std::vector<Drift> drifts = swap(preset, swaps);
+        std::printf("  %s: after 1 .. %d swaps, rows off by", preset.c_str(), swaps);
+        for (const Drift & each : drifts) std::printf(" %.5f", each.rows);
+        std::printf("; KL");
+        for (const Drift & each : drifts) std::printf(" %.5f", each.divergence);
         std::printf("\n");
-        EXPECT_LT(drift, most) << preset;
+        std::fflush(stdout);
+        for (const Drift & each : drifts) {
+            if (preset == "f16") unpacked = std::max(unpacked, each.divergence);
+        }
+        EXPECT_LT(drifts.back().rows, preset == "f16" ? 1e-9 : 0.002) << preset;
+        EXPECT_LT(drifts.back().divergence, unpacked + 0.004) << preset;
     }
 }
 
