@@ -9,12 +9,14 @@
 namespace vidkv {
 
 vidkv_status Cache::save_sequence(FileWriter & file, int as, int sequence) const {
-    for (size_t layer = 0; layer < layers_.size(); ++layer) {
-        for (const Store * store : {layers_[layer].keys.get(), layers_[layer].values.get()}) {
-            if (vidkv_status status = file.add_store(static_cast<int>(layer), as, *store, sequence, nullptr)) return status;
+    return file.all_or_none([&] {
+        for (size_t i = 0; i < layers_.size(); ++i) {
+            for (const Store * store : {layers_[i].keys.get(), layers_[i].values.get()}) {
+                if (vidkv_status status = file.add_store(static_cast<int>(i), as, *store, sequence, nullptr)) return status;
+            }
         }
-    }
-    return VIDKV_OK;
+        return VIDKV_OK;
+    });
 }
 
 vidkv_status Cache::save(const char * path) const {

@@ -110,6 +110,16 @@ vidkv_status FileWriter::write(const void * data, size_t bytes) {
     return VIDKV_OK;
 }
 
+void FileWriter::take_back(uint64_t written, size_t entries) {
+    const uint64_t flushed = written_ - buffer_.size();
+    buffer_.resize(written > flushed ? written - flushed : 0);
+    if (written < flushed)
+        failed_ = ::ftruncate(file_, static_cast<off_t>(written)) != 0 ||
+                  ::lseek(file_, static_cast<off_t>(written), SEEK_SET) < 0 || failed_;
+    written_ = written;
+    entries_.resize(entries);
+}
+
 vidkv_status FileWriter::begin(FileRange & range) {
     if (vidkv_status status = write(zeros, aligned(written_) - written_)) return status;
     range.at = written_;

@@ -24,7 +24,20 @@ class FileWriter {
     vidkv_status add_store(int layer, int as, const Store & store, int sequence, const std::vector<int64_t> * pages);
     vidkv_status finish();
 
+    // Runs add(), which adds several stores; if it fails for want of memory, none of them was added.
+    template <typename Add> vidkv_status all_or_none(Add add) {
+        const uint64_t before = written_;
+        const size_t entries = entries_.size();
+        try {
+            return add();
+        } catch (...) {
+            take_back(before, entries);
+            throw;
+        }
+    }
+
   private:
+    void take_back(uint64_t written, size_t entries);
     vidkv_status check_open() const;
     vidkv_status lock_part();
     vidkv_status write(const void * data, size_t bytes);

@@ -90,16 +90,17 @@ class VidKVCache(Cache):
         for layer in self.packed_layers:
             layer.protect(row, positions)
 
-    def save(self, path, tokens: torch.Tensor | None = None, facts: Mapping | None = None) -> None:
+    def save(self, path, tokens: torch.Tensor | None = None, facts: Mapping | None = None, model: torch.nn.Module | None = None) -> None:
         """Writes the cache to a .vidkv file: beside it first, so that what was there stays until all is written.
 
         tokens: the ids of what it holds [batch, n], if they are to come back with it (as `tokens`). facts: more to be said about it, as
-        JSON takes it (`vidkv show` prints it). Only a cache on the CPU can be saved."""
-        saved.save(self, path, tokens, facts)
+        JSON takes it (`vidkv show` prints it). model: needed by models that count positions of pictures (Qwen2-VL and its kin), here and
+        for `load`: they keep a number beside the cache. Only a cache on the CPU can be saved."""
+        saved.save(self, path, tokens, facts, model)
 
     @classmethod
     def load(cls, path, config: PreTrainedConfig, preset: str | Params | None = None, max_length: int | None = None, force_torch: bool = False,
-             device: torch.device | str = "cpu") -> "VidKVCache":
+             device: torch.device | str = "cpu", model: torch.nn.Module | None = None) -> "VidKVCache":
         """The cache that `save` wrote, for the same model (`model.config`); generation goes on bit for bit. ValueError, in one line, for
         another model, another preset than the one asked for, or a file that is cut off or altered."""
         file, manifest = saved.open_file(path, config)
@@ -107,7 +108,7 @@ class VidKVCache(Cache):
             raise ValueError(f"VidKVCache.load: '{path}' was saved with {manifest.get('preset') or file.params}, not {preset}: leave preset out")
         cache = cls(config, file.params, max_length=max_length, force_torch=force_torch)
         cache.preset = manifest.get("preset")
-        saved.fill(cache, path, file, manifest, torch.device(device))
+        saved.fill(cache, path, file, manifest, torch.device(device), model)
         return cache
 
     def offload(self, layer_idx: int, only_non_sliding: bool = True) -> None:

@@ -21,6 +21,11 @@ def describe_model(config):
     return json.loads(json.dumps({name: text[name] for name in SAME if text.get(name) is not None}, default=str))
 
 
+def _with_rope_deltas(model):
+    """Models that count positions of pictures (M-RoPE) keep the difference from the number of tokens beside the cache."""
+    return [] if model is None else [module for module in model.modules() if hasattr(module, "rope_deltas")]
+
+
 def _tensor_bytes(tensor):
     tensor = tensor.detach().cpu().contiguous()
     return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy().tobytes()
@@ -33,10 +38,12 @@ def _dtype_name(dtype):
 # ---- saving
 
 
-def save(cache, path, tokens=None, facts=None):
+def save(cache, path, tokens=None, facts=None, model=None):
     packed = {id(layer) for layer in cache.packed_layers}
     manifest = {"kind": "transformers", "vidkv": version(), "transformers": transformers.__version__, "preset": cache.preset,
                 "model": cache.model, "layers": [], **(facts or {})}
+    for module in _with_rope_deltas(model):
+        manifest["rope_deltas"] = None if module.rope_deltas is None else module.rope_deltas.tolist()
     for layer in cache.packed_layers:
         if isinstance(layer.storage, TorchStorage):
             raise ValueError(f"VidKVCache.save: the cache's codes lie on {layer.device} as torch tensors: only a cache on the CPU "
@@ -95,7 +102,7 @@ def open_file(path, config):
     return file, manifest
 
 
-def fill(cache, path, file, manifest, device):
+def fill(cache, path, file, manifest, device, model=None):
     """Fills a new cache of the same model with what the file holds."""
     if len(manifest["layers"]) != len(cache.layers):
         raise ValueError(f"VidKVCache.load: '{path}' has {len(manifest['layers'])} layers, the model {len(cache.layers)}")
@@ -107,6 +114,9 @@ def fill(cache, path, file, manifest, device):
         if "tokens" in manifest:
             tokens = np.frombuffer(file.section("tokens"), np.int32).reshape(manifest["tokens"])
             cache.tokens = torch.from_numpy(tokens.astype(np.int64)).to(device)
+        if manifest.get("rope_deltas") is not None:
+            for module in _with_rope_deltas(model):
+                module.rope_deltas = torch.tensor(manifest["rope_deltas"], device=next(module.parameters()).device)
     except (KeyError, TypeError, AttributeError) as failure:
         raise ValueError(f"VidKVCache.load: '{path}' says too little about itself ({failure}): save it again") from failure
 
