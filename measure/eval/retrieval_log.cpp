@@ -56,7 +56,7 @@ void RetrievalLog::read(const Json & settings) {
     const size_t whole = all.rfind('\n') + 1; // 0 if not even the settings are whole
     for (size_t at = 0, number = 1; at < whole; at = all.find('\n', at) + 1, ++number) {
         const Json line = Json::parse(all.substr(at, all.find('\n', at) - at), nullptr, false);
-        if (number == 1 && line != settings)
+        if (number == 1 && !(line == settings)) // what is no JSON is neither equal nor unequal
             throw Error("'" + path_ + "' is of a run with other settings, or no log: name another file with --log");
         try {
             if (number > 1) results_.push_back(from_json(line));
