@@ -6,6 +6,7 @@
 
 #include "error.h"
 #include "interrupt.h"
+#include "video/gif.h"
 
 namespace vidkv::cli {
 
@@ -83,6 +84,9 @@ void Demuxer::open(const Source & source) {
 }
 
 void Demuxer::refuse(const Source & source, int error) const {
+    if (source.kind == Source::URL && first_complaint().find("certificate") != std::string::npos)
+        throw Error("'" + name_ + "': the server's certificate is not trusted" + because(error) +
+                    ": name the certificates to trust in SSL_CERT_FILE, or install ca-certificates");
     if (source.kind == Source::URL && !spool_ && error != AVERROR_INVALIDDATA)
         throw Error("'" + name_ + "' cannot be opened" + because(error) + ": check the address");
     if (error == AVERROR(ENOMEM)) throw std::bad_alloc();
@@ -123,6 +127,7 @@ void Demuxer::note_end(int error) {
     if (error == AVERROR_EOF && format_->pb && format_->pb->error < 0) error = format_->pb->error;
     const std::string complaint = first_complaint();
     if (error != AVERROR_EOF) failed_ = complaint.empty() ? error_words(error) : complaint;
+    if (failed_.empty() && is_gif() && !is_whole_gif(*format_->pb)) failed_ = "it has no end";
     if (!failed_.empty() || jumps_mean_nothing()) return;
     if (last_is_cut_) failed_ = "its last frame is incomplete";
     const int entries = avformat_index_get_entries_count(stream_);
@@ -130,6 +135,8 @@ void Demuxer::note_end(int error) {
     if (last && last_dts_ != AV_NOPTS_VALUE && last->timestamp > last_dts_)
         failed_ = "its index names frames that are not there";
 }
+
+bool Demuxer::is_gif() const { return can_seek() && std::strcmp(format_->iformat->name, "gif") == 0; }
 
 bool Demuxer::seek(double seconds) {
     const double stamp = (seconds + start_.value_or(0)) / av_q2d(stream_->time_base);

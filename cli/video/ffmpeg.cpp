@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdarg>
 #include <cstdio>
+#include <cstdlib>
 #include <mutex>
 #include <new>
 
@@ -42,6 +43,9 @@ template <typename T> T * existing(T * object) {
 void set_open_options(Dictionary & options) {
     options.set("rw_timeout", SERVER_TIMEOUT);
     options.set("rtsp_transport", "tcp"); // datagrams get lost
+    options.set("tls_verify", "1");       // as curl does; FFmpeg would take any server for the one that is named
+    const char * authorities = std::getenv("SSL_CERT_FILE");
+    if (authorities && *authorities) options.set("ca_file", authorities);
 }
 
 AVIOInterruptCB interrupt_of_ffmpeg() {

@@ -92,6 +92,7 @@ void add_bench(CLI::App & app, Command & run) {
     add_bench_model(*bench, run);
     add_bench_memory(*bench, run);
     add_bench_file(*bench, run);
+    add_bench_video(*bench, run);
 }
 
 } // namespace vidkv::cli

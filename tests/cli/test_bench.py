@@ -148,6 +148,15 @@ class Memory(Bench):
         self.assertGreater(packed["saving_peak"], 4)
 
 
+class Video(Bench):
+    def test_few_frames_of_a_long_video(self):
+        report = self.report(bench("video", "--size", "192x108", "--minutes", "20", "--frames", "16", "--json"))
+        self.assertEqual((report["minutes"], report["frames"]), (20, 16))
+        self.assertLess(report["packets_decoded"], 16 * 60)  # of 30,000
+        self.assertLess(report["processor_seconds"], report["processor_seconds_of_all"])
+        self.assert_fails(bench("video", "--size", "wide"), "ffmpeg failed", 1)
+
+
 class Model(Bench):
     def test_json(self):
         report = self.report(bench("model", "-m", TINY, "--kv", "stock,k2v2", "-d", "0,256", "-p", "64", "-n", "4", "--repeat", "2", "--json"))

@@ -88,7 +88,18 @@ class Environment(Clips):
 
     def test_threads_do_not_spin_for_long(self):
         """libgomp reads its settings before main: the process must have been started with them."""
-        self.assertEqual(self.environment_of_a_run().get("GOMP_SPINCOUNT"), "1000")
+        self.assertIn(self.environment_of_a_run().get("GOMP_SPINCOUNT"), ("1000", "0"))
+
+    def test_beside_other_tasks_threads_sleep_at_once(self):
+        others = [subprocess.Popen([sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE) for _ in range(os.cpu_count())]
+        try:
+            for other in others:
+                other.stdout.readline()
+            self.assertEqual(self.environment_of_a_run().get("GOMP_SPINCOUNT"), "0")
+        finally:
+            for other in others:
+                other.kill()
+                other.communicate()
 
     def test_what_the_user_says_about_spinning_counts(self):
         self.assertEqual(self.environment_of_a_run(GOMP_SPINCOUNT="77").get("GOMP_SPINCOUNT"), "77")

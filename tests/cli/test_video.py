@@ -2,12 +2,16 @@
 
 The test picture is red for two seconds, then green, then blue, at 10 frames per second, with a white square that moves one pixel per
 frame and says by its place which frame it is."""
+import contextlib
 import http.server
 import json
 import os
 import shutil
 import signal
+import socket
 import socketserver
+import ssl
+import struct
 import subprocess
 import tempfile
 import threading
@@ -365,7 +369,9 @@ class Streams(Videos):
         self.assertEqual(len(self.times(pipe, "--frames", "6")), 6)
         writer.wait()
 
-    def test_http(self):
+    @contextlib.contextmanager
+    def served(self, family=socket.AF_INET, tls=None):
+        """The port of a web server for the folder."""
         folder = self.folder
 
         class Handler(http.server.SimpleHTTPRequestHandler):
@@ -375,20 +381,94 @@ class Streams(Videos):
             def log_message(self, *arguments):
                 pass
 
+        class Server(socketserver.ThreadingTCPServer):
+            address_family = family
+
+            def handle_error(self, *arguments):
+                pass  # a client that does not trust the certificate
+
+        with Server(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0), Handler) as server:
+            if tls:
+                server.socket = tls.wrap_socket(server.socket, server_side=True)
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield server.server_address[1]
+            server.shutdown()
+
+    def test_http(self):
         self.make("served.ts", "-c", "copy", source=self.h264)
         self.make("list.m3u8", "-c", "copy", "-hls_time", "1", "-hls_list_size", "0", source=self.h264)
-        with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            address = f"http://127.0.0.1:{server.server_address[1]}/"
+        with self.served() as port:
+            address = f"http://127.0.0.1:{port}/"
             for name in ("h264.mp4", "served.ts", "list.m3u8"):  # the index of h264.mp4 is at its end, and this server sends no ranges
                 with self.subTest(name):
                     frames = self.frames(address + name, "--frames", "6")
                     self.assertEqual(len(frames), 6)
                     self.assert_colours(frames, 6)
             self.assert_fails("404", "frames", address + "none.mp4")
-            server.shutdown()
         self.assert_fails("cannot be opened", "frames", address + "h264.mp4")
         self.assert_fails("does not know", "frames", "nonsense://x/y.mp4")
+
+    def test_ipv6(self):
+        try:
+            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        except OSError as error:
+            self.skipTest(f"no IPv6 on the loopback: {error}")
+        with self.served(socket.AF_INET6) as port:
+            self.assert_colours(self.frames(f"http://[::1]:{port}/h264.mp4", "--frames", "6"), 6)
+
+    def test_https(self):
+        key, certificate = self.path("key.pem"), self.path("certificate.pem")
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext",
+                        "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout", key, "-out", certificate], check=True, capture_output=True)
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate, key)
+        with self.served(tls=tls) as port:
+            address = f"https://localhost:{port}/h264.mp4"
+            trusting = {**os.environ, "SSL_CERT_FILE": certificate}
+            self.assert_colours(self.frames(address, "--frames", "6", env=trusting), 6)
+            self.assert_fails("certificate is not trusted", "frames", address)
+
+    def test_rtsp(self):
+        ts = self.make("rtsp.ts", "-c:v", "libx264", "-g", "10", "-bf", "0")
+        with open(ts, "rb") as f:
+            content = f.read()
+
+        class Camera(socketserver.StreamRequestHandler):
+            """MPEG-TS in RTP packets within the connection (RFC 2326, section 10.12)."""
+            DESCRIPTION = b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=test\r\nt=0 0\r\nm=video 0 RTP/AVP 33\r\na=control:track\r\n"
+
+            def handle(self):
+                while request := self.request_lines():
+                    method = request[0].split()[0]
+                    more, body = b"", self.DESCRIPTION if method == b"DESCRIBE" else b""
+                    if method == b"DESCRIBE":
+                        more = b"Content-Type: application/sdp\r\nContent-Length: %d\r\n" % len(body)
+                    if method == b"SETUP":
+                        more = b"Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\n"
+                    sequence = next(line for line in request if line.lower().startswith(b"cseq"))
+                    self.wfile.write(b"RTSP/1.0 200 OK\r\n" + sequence + b"\r\nSession: 1\r\n" + more + b"\r\n" + body)
+                    if method == b"PLAY":
+                        return self.play()
+                return None
+
+            def request_lines(self):
+                lines = []
+                while (line := self.rfile.readline()) not in (b"\r\n", b""):
+                    lines.append(line.strip())
+                return lines
+
+            def play(self):
+                packet = 7 * 188
+                for n, start in enumerate(range(0, len(content), packet)):
+                    rtp = struct.pack(">BBHII", 0x80, 33, n & 0xffff, n * 900, 1) + content[start:start + packet]
+                    self.wfile.write(struct.pack(">cBH", b"$", 0, len(rtp)) + rtp)
+
+        with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Camera) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            frames = self.frames(f"rtsp://127.0.0.1:{server.server_address[1]}/camera", "--fps", "1")
+            server.shutdown()
+        self.assertGreaterEqual(len(frames), SECONDS - 1)
+        self.assert_colours(frames, 12)
 
     def test_stream_that_comes_once(self):
         self.make("once-only.ts", "-c:v", "libx264", "-g", "10")
@@ -446,7 +526,7 @@ class Streams(Videos):
 class Damaged(Videos):
     def test_cut(self):
         for name, options in (("cut.mp4", ["-c:v", "libx264", "-movflags", "faststart"]), ("cut.mkv", ["-c:v", "ffv1"]), ("cut.webm", ["-c:v", "libvpx"]),
-                              ("cut.flv", ["-c:v", "flv"]), ("late-cut.mp4", ["-c:v", "libx264"])):
+                              ("cut.flv", ["-c:v", "flv"]), ("late-cut.mp4", ["-c:v", "libx264"]), ("cut.gif", [])):
             video = self.make(name, *options)
             with open(video, "rb") as f:
                 whole = f.read()
