@@ -31,7 +31,7 @@ WORDS = "red green blue circle square moves left right up down first then last o
 KINDS = {"plain": 6, "stream": 3, "cancel": 2, "video": 1, "image": 1}
 EQUAL_SHARE = {"f16": 0.98}  # of the answers; products of more rows are rounded otherwise
 NEARLY_AS_LIKELY = 0.5  # nats
-PACKED_ALIKE_SHARE = 0.95
+PACKED_ALIKE_SHARE = 0.85  # these prompts of random words mean nothing to the small model
 GROWTH = 32 << 20
 
 
