@@ -1,7 +1,5 @@
 #include "video/llava_onevision.h"
 
-#include <algorithm>
-
 #include "engine/logs.h"
 #include "error.h"
 #include "interrupt.h"
@@ -19,19 +17,6 @@ struct ChunksDeleter {
 };
 using Chunks = std::unique_ptr<mtmd_input_chunks, ChunksDeleter>;
 
-// Where a pooled pixel lies between two others.
-struct Between {
-    size_t low, high;
-    float share; // of high
-};
-
-Between between(size_t i, size_t from, size_t to) {
-    const float scale = static_cast<float>(from) / static_cast<float>(to);
-    const float place = std::max(0.0f, (static_cast<float>(i) + 0.5f) * scale - 0.5f);
-    const size_t low = std::min(static_cast<size_t>(place), from - 1);
-    return {low, std::min(low + 1, from - 1), place - static_cast<float>(low)};
-}
-
 // The frame as libmtmd takes it: one chunk.
 Chunks to_chunks(const Model & model, const Frame & frame) {
     const std::unique_ptr<mtmd_bitmap, BitmapDeleter> bitmap(mtmd_bitmap_init(frame.width, frame.height, frame.rgb.data()));
@@ -45,25 +30,6 @@ Chunks to_chunks(const Model & model, const Frame & frame) {
 }
 
 } // namespace
-
-std::vector<float> pool_bilinear(const float * embeddings, size_t from, size_t to, size_t width) {
-    std::vector<float> pooled(to * to * width);
-    for (size_t y = 0; y < to; ++y) {
-        const Between row = between(y, from, to);
-        for (size_t x = 0; x < to; ++x) {
-            const Between column = between(x, from, to);
-            const auto at = [&](size_t r, size_t c) { return embeddings + (r * from + c) * width; };
-            const float *a = at(row.low, column.low), *b = at(row.low, column.high), *c = at(row.high, column.low),
-                        *d = at(row.high, column.high);
-            float * out = &pooled[(y * to + x) * width];
-            for (size_t i = 0; i < width; ++i) {
-                const float upper = a[i] + (b[i] - a[i]) * column.share, lower = c[i] + (d[i] - c[i]) * column.share;
-                out[i] = upper + (lower - upper) * row.share;
-            }
-        }
-    }
-    return pooled;
-}
 
 LlavaOnevisionEncoder::LlavaOnevisionEncoder(const Model & model) : model_(model), own_(*model.llava_onevision()) {
     Piece start;
@@ -82,17 +48,42 @@ void LlavaOnevisionEncoder::add_embeddings(std::vector<float> rows) {
     video_.pieces.push_back(std::move(piece));
 }
 
-void LlavaOnevisionEncoder::add_frame(const Frame & frame) {
-    const Chunks chunks = to_chunks(model_, resize_bicubic(frame, own_.frame_pixels, own_.frame_pixels));
+Map LlavaOnevisionEncoder::encode(const Frame & square) const {
+    const Chunks chunks = to_chunks(model_, square);
     const mtmd_input_chunk * chunk = mtmd_input_chunks_get(chunks.get(), 0);
-    if (mtmd_input_chunk_get_n_tokens(chunk) != size_t(own_.frame_side) * own_.frame_side)
+    const size_t side = own_.frame_side, width = static_cast<size_t>(llama_model_n_embd_inp(model_.text()));
+    if (mtmd_input_chunk_get_n_tokens(chunk) != side * side)
         throw Error("the vision tower gives " + std::to_string(mtmd_input_chunk_get_n_tokens(chunk)) +
-                    " embeddings a frame, not " + std::to_string(own_.frame_side) + " x " +
-                    std::to_string(own_.frame_side) + ": convert the mmproj anew with models/convert_llava_onevision");
+                    " embeddings a frame, not " + std::to_string(side) + " x " + std::to_string(side) +
+                    ": convert the mmproj anew with models/convert_llava_onevision");
     if (mtmd_encode_chunk(model_.vision(), chunk) != 0)
         throw Error("the vision tower failed on a frame: " + logged_error());
-    add_embeddings(pool_bilinear(mtmd_get_output_embd(model_.vision()), own_.frame_side, own_.pooled_side,
-                                 static_cast<size_t>(llama_model_n_embd_inp(model_.text()))));
+    const float * embeddings = mtmd_get_output_embd(model_.vision());
+    return {side, side, width, {embeddings, embeddings + side * side * width}};
+}
+
+void LlavaOnevisionEncoder::add_frame(const Frame & frame) {
+    const Map map = encode(resize_bicubic(frame, own_.frame_pixels, own_.frame_pixels));
+    add_embeddings(resized(map, own_.pooled_side, own_.pooled_side).values);
+    ++video_.frames;
+}
+
+void LlavaOnevisionEncoder::add_picture(const Frame & picture) {
+    const Size grid = best_grid(picture, own_.grids);
+    std::vector<Map> tiles;
+    for (const Frame & tile : tiles_of(picture, grid, own_.frame_pixels)) {
+        check_interrupt();
+        tiles.push_back(encode(tile));
+    }
+    const size_t side = own_.frame_side;
+    const Map map = at_most(without_margins(joined(tiles, grid.width / own_.frame_pixels), {picture.height, picture.width}),
+                            own_.most_tiles * side * side);
+    std::vector<float> rows = encode(resize_bicubic(picture, own_.frame_pixels, own_.frame_pixels)).values;
+    for (size_t y = 0; y < map.height; ++y) {
+        rows.insert(rows.end(), map.at(y, 0), map.at(y, 0) + map.width * map.channels);
+        rows.insert(rows.end(), own_.newline.begin(), own_.newline.end());
+    }
+    add_embeddings(std::move(rows));
     ++video_.frames;
 }
 
@@ -100,9 +91,15 @@ void LlavaOnevisionEncoder::end_video() { add_embeddings(own_.newline); }
 
 EncodedVideo encode_llava_onevision(const Model & model, const Readers & readers, Progress & progress) {
     LlavaOnevisionEncoder encoder(model);
+    const bool tiled = readers.size() == 1 && readers.front()->is_image() && !model.llava_onevision()->grids.empty();
     for (const auto & reader : readers) {
         int64_t frames = 0;
-        while (const std::optional<Frame> frame = reader->next()) {
+        std::optional<Frame> frame = reader->next(), next = frame ? reader->next() : std::nullopt;
+        if (tiled && frame && !next) {
+            encoder.add_picture(*frame);
+            return encoder.take();
+        }
+        for (; frame; frame = std::move(next), next = frame ? reader->next() : std::nullopt) {
             check_interrupt();
             encoder.add_frame(*frame);
             progress.show("reading video", ++frames, reader->expected(), "frames");

@@ -1,13 +1,12 @@
-// How LLaVA-OneVision sees a video: each frame squeezed into a square, its embeddings pooled to a quarter, one newline at the end.
+// How LLaVA-OneVision sees a video: each frame squeezed into a square, its embeddings pooled to a quarter, one newline at the
+// end; and one picture: whole and in tiles, nothing pooled, a newline after each row.
 #pragma once
 
 #include "engine/llava_onevision.h"
+#include "video/anyres.h"
 #include "video/encode.h"
 
 namespace vidkv::cli {
-
-// [from][from][width] -> [to][to][width], bilinear between the centres of pixels.
-std::vector<float> pool_bilinear(const float * embeddings, size_t from, size_t to, size_t width);
 
 // Puts videos together frame by frame: the start of the prompt, then what is added.
 class LlavaOnevisionEncoder {
@@ -17,9 +16,12 @@ class LlavaOnevisionEncoder {
 
     void add_frame(const Frame & frame);
     void end_video();
+    // One picture, and nothing else.
+    void add_picture(const Frame & picture);
     EncodedVideo take() { return std::move(video_); }
 
   private:
+    Map encode(const Frame & square) const;
     void add_embeddings(std::vector<float> rows);
 
     const Model & model_;

@@ -25,6 +25,8 @@ class FrameReader {
     std::optional<Frame> next();
     // Frames to come in all, as far as is known; 0 if it is not.
     int64_t expected() const { return expected_; }
+    // A file of one picture, or of a few that move, by its name.
+    bool is_image() const { return source_.kind == Source::FILE && is_image_name(source_.name); }
     const std::string & name() const { return source_.name; }
     // Packets that were decoded for the frames.
     int64_t decoded() const { return pictures_->decoded(); }

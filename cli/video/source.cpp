@@ -20,13 +20,13 @@ namespace fs = std::filesystem;
 
 namespace vidkv::cli {
 
-namespace {
-
-// Images by FFmpeg's own list of endings.
+// By FFmpeg's own list of endings.
 bool is_image_name(const std::string & name) {
     const AVOutputFormat * images = av_guess_format("image2", nullptr, nullptr);
     return images && images->extensions && av_match_ext(name.c_str(), (std::string(images->extensions) + ",webp").c_str());
 }
+
+namespace {
 
 bool is_image(const fs::path & path) {
     std::error_code failed;

@@ -21,6 +21,8 @@ Source find_source(const std::string & argument);
 bool is_url(const std::string & argument);
 // A pattern with * or ? or [...] that names of files fit.
 bool fits_files(const std::string & argument);
+// Ends as pictures do: .png and the like.
+bool is_image_name(const std::string & name);
 // Ends as files that FFmpeg reads do: .mp4 and the like.
 bool has_media_ending(const std::string & argument);
 

@@ -168,6 +168,20 @@ class Checkpoint:
         side = re.search(r"-(\d{3})$", tower)
         return {**({"image_size": int(side[1])} if side else {}), **(stated or {})}
 
+    def tiles(self, side):
+        """([(height, width)] in pixels of the grids that a picture is cut into, how many tiles it may keep); none where it says nothing."""
+        stated = self.config.get("image_grid_pinpoints") or []
+        if isinstance(stated, str):  # lmms-lab's "(1x1),...,(6x6)": all between, in tiles
+            ends = [int(n) for n in re.findall(r"\d+", stated)]
+            if len(ends) != 4:
+                raise BadFolder(f"image_grid_pinpoints {stated!r} of '{self.folder}' is no range of grids, as in (1x1),...,(6x6)")
+            stated = [(side * i, side * j) for i in range(ends[0], ends[2] + 1) for j in range(ends[1], ends[3] + 1)]
+        if any(len(grid) != 2 or min(grid) <= 0 or grid[0] % side or grid[1] % side for grid in stated):
+            raise BadFolder(f"image_grid_pinpoints of '{self.folder}' are not in tiles of {side} pixels")
+        kind = str(self.config.get("vision_aspect_ratio") or self.config.get("image_aspect_ratio") or "anyres_max_9")
+        most = re.fullmatch(r"anyres_max_(\d+)", kind)
+        return (stated, int(most[1])) if most and int(most[1]) else ([], 0)
+
     def feature_layers(self):
         """Numbers of the SigLIP layers whose outputs the projector takes; 0 would be the input of the first."""
         held = self.layers("vision.encoder.layers.")

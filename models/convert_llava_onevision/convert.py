@@ -152,8 +152,8 @@ def add_vision_keys(writer, checkpoint, layers):
     writer.add_vision_image_std(deviation)
 
 
-def add_own_keys(writer, checkpoint, vocabulary):
-    """What libmtmd does not know: how frames are pooled, and the prompt."""
+def add_own_keys(gguf, writer, checkpoint, vocabulary):
+    """What libmtmd does not know: how frames are pooled and pictures cut into tiles, and the prompt."""
     number = checkpoint.config.get("video_token_index", checkpoint.config.get("video_token_id"))
     before, between, after = prompt(checkpoint.folder, vocabulary.tokens.get(number, "<video>"))
     vision = checkpoint.vision
@@ -162,6 +162,10 @@ def add_own_keys(writer, checkpoint, vocabulary):
     writer.add_uint32(KEY + "frame_pixels", vision["image_size"])
     writer.add_uint32(KEY + "frame_side", side)
     writer.add_uint32(KEY + "pooled_side", (side + 1) // 2)
+    grids, most = checkpoint.tiles(vision["image_size"])
+    if grids:
+        writer.add_key_value(KEY + "grids", [n for grid in grids for n in grid], gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32)
+        writer.add_uint32(KEY + "most_tiles", most)
     writer.add_string(KEY + "prompt_before", before)
     writer.add_string(KEY + "prompt_between", between)
     writer.add_string(KEY + "prompt_after", after)
@@ -181,7 +185,7 @@ def write_vision(gguf, checkpoint, vocabulary, path, half, name):
     out = Output(gguf, path, "clip", half)
     out.writer.add_name(name)
     add_vision_keys(out.writer, checkpoint, checkpoint.layers("vision.encoder.layers."))
-    add_own_keys(out.writer, checkpoint, vocabulary)
+    add_own_keys(gguf, out.writer, checkpoint, vocabulary)
     swapped = checkpoint.vision["intermediate_size"] == checkpoint.vision["hidden_size"]
     named = {source: vision_name(source, swapped) for source in checkpoint.names("vision.")}
     named.update({f"projector.{i}.{kind}": f"mm.{2 * i - 2}.{kind}" for i in (1, 2) for kind in ("weight", "bias")})

@@ -1,10 +1,12 @@
 """LLaVA-OneVision with random weights: converted from both published layouts, and the same as in transformers: the embeddings of
 frames, the logits, the greedy answer, the tokens that a question protects."""
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
+import types
 
 from common import ROOT, VIDKV, ask, make_set, skip
 
@@ -14,6 +16,7 @@ try:
     import transformers
 
     import random_llava
+    from transformers.image_processing_utils import select_best_resolution
 except ImportError as missing:
     skip(f"{missing} (scripts/test installs tests/e2e/requirements.txt)")
 
@@ -23,6 +26,7 @@ CONVERT = os.path.join(ROOT, "models", "convert_llava_onevision", "convert.py")
 STAGE = os.environ.get("VIDKV_STAGE", "")  # the Python package, where it was built
 SEED = int(os.environ.get("VIDKV_TEST_SEED", "20261125"))
 QUESTION, ANSWER, SHARE = "What colour is the circle?", 12, 0.2
+SYSTEM, NEXT = "You count shapes.", "And the square?"
 # Inputs of matrix products are rounded to f16 as well as weights, and so are keys and values: noise of about the same size each.
 MORE_NOISE = 4
 
@@ -43,17 +47,26 @@ def smooth_frames(count, width, height, seed):
 
 
 class Ours:
-    """What the command makes of frames."""
+    """What the command makes of frames; talk: a system prompt and a second question, for a conversation, or "picture"."""
 
-    def __init__(self, text, mmproj, frames, width):
+    def __init__(self, text, mmproj, frames, width, talk=()):
         with tempfile.TemporaryDirectory() as work:
             frames.tofile(f"{work}/frames")
             size = [str(frames.shape[2]), str(frames.shape[1])]
-            subprocess.run([ENCODE_FRAMES, text, mmproj, f"{work}/frames", *size, QUESTION, str(ANSWER), str(SHARE), f"{work}/out"], check=True)
+            subprocess.run([ENCODE_FRAMES, text, mmproj, f"{work}/frames", *size, QUESTION, str(ANSWER), str(SHARE), f"{work}/out", *talk], check=True)
             self.embeddings = np.fromfile(f"{work}/out.embeddings", np.float32).reshape(-1, width)
             self.tokens = np.fromfile(f"{work}/out.tokens", np.int32).tolist()
             self.logprobs = np.fromfile(f"{work}/out.logprobs", np.float32).reshape(1 + len(self.tokens), -1)
             self.salient = np.fromfile(f"{work}/out.salient", np.int64).tolist()
+            self.turns = [np.fromfile(f"{work}/out.{turn}", np.int32).tolist() for turn in ("first", "second") if len(talk) == 2]
+
+
+def fitted(size, grid):
+    """(height, width) as large as fits into a grid: transformers' get_patch_output_size, which wants Pillow."""
+    high, wide = (there / here for there, here in zip(grid, size))
+    if wide < high:
+        return min(math.ceil(size[0] * wide), grid[0]), grid[1]
+    return grid[0], min(math.ceil(size[1] * high), grid[1])
 
 
 class Reference:
@@ -78,18 +91,45 @@ class Reference:
         with torch.no_grad():
             return self.model.get_video_features(self.pixels(frames), vision_feature_layer=-1, vision_feature_select_strategy="full").pooler_output[0].numpy()
 
-    def prompt(self, visual):
-        talk = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": QUESTION}]}]
+    def tiles(self, picture):
+        """As LlavaOnevisionImageProcessor does it: the whole, then the tiles: [1, 1 + tiles, 3, 384, 384]."""
+        height, width = picture.shape[:2]
+        planes = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
+        grid = select_best_resolution((height, width), self.model.config.image_grid_pinpoints)
+        size = fitted((height, width), grid)
+        larger = torch.nn.functional.interpolate(planes, size, mode="bicubic", antialias=True)
+        (above, below), (left, right) = ((free // 2, free - free // 2) for free in (grid[0] - size[0], grid[1] - size[1]))
+        whole = torch.nn.functional.pad(larger, (left, right, above, below))[0]
+        cut = [whole[:, y:y + 384, x:x + 384] for y in range(0, grid[0], 384) for x in range(0, grid[1], 384)]
+        square = torch.nn.functional.interpolate(planes, (384, 384), mode="bicubic", antialias=True)[0]
+        return ((torch.stack([square, *cut]).float() / 255 - 0.5) / 0.5)[None]
+
+    def picture(self, picture):
+        with torch.no_grad():
+            return self.model.get_image_features(self.tiles(picture), torch.tensor([picture.shape[:2]])).pooler_output[0].numpy()
+
+    def prompt(self, visual, system=""):
+        talk = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
+        talk.append({"role": "user", "content": [{"type": "video"}, {"type": "text", "text": QUESTION}]})
         text = self.tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
         return torch.tensor([self.tokenizer.encode(text.replace("<video>", "<video>" * visual), add_special_tokens=False)])
 
     def logprobs(self, frames, visual, answer):
         """Of the answer's tokens and the one after: [1 + tokens, vocabulary]."""
-        ids = self.prompt(visual)
+        return self.logprobs_after(frames, self.prompt(visual), answer)
+
+    def logprobs_after(self, frames, ids, answer):
         whole = torch.cat([ids, torch.tensor([answer], dtype=ids.dtype)], 1)
         with torch.no_grad():
             logits = self.model(input_ids=whole, attention_mask=torch.ones_like(whole), pixel_values_videos=self.pixels(frames)).logits
         return torch.log_softmax(logits[0, ids.shape[1] - 1:].float(), -1).numpy()
+
+    def conversation(self, visual, system, turns):
+        """Ids up to each answer of a conversation; a later turn has no video."""
+        ids = self.prompt(visual, system)
+        again = "<|im_end|><|im_start|>user \n" + NEXT + "<|im_end|><|im_start|>assistant\n"
+        more = turns[0] + self.tokenizer.encode(again, add_special_tokens=False)
+        return ids, torch.cat([ids, torch.tensor([more], dtype=ids.dtype)], 1)
 
     def salient(self, embeddings, share):
         """Cells of the `share` of visual tokens nearest to the question."""
@@ -135,7 +175,6 @@ def compare(name, folder, files, frames):
 
 
 def same_tensors(first, second):
-    sys.path.insert(0, os.path.join(LLAMA_CPP, "gguf-py"))
     from gguf import GGUFReader
     one, two = ({t.name: (t.tensor_type, t.data.tobytes()) for t in GGUFReader(path).tensors} for path in (first, second))
     return one == two
@@ -147,6 +186,7 @@ def check_layouts(work):
     lmms = random_llava.make_lmms(hf, f"{work}/lmms")
     for one, two in zip(convert(hf), convert(lmms)):
         assert same_tensors(one, two), (one, two)
+        assert keys_of(one, "vidkv.") == keys_of(two, "vidkv."), (one, two)
     tied = random_llava.make_hf(f"{work}/tied", SEED, random_llava.SMALL, tied=True, shard_size="300KB")
     assert os.path.exists(f"{tied}/model.safetensors.index.json")
     frames = smooth_frames(1, 384, 384, SEED)
@@ -223,6 +263,82 @@ def check_sizes(work):
     compare("f32 files", small, convert(small, f"{work}/f32", "--outtype", "f32"), frames)
 
 
+GRIDS = [[384 * i, 384 * j] for i in range(1, 4) for j in range(1, 4)]
+
+
+def check_pictures(work):
+    """One picture is seen whole and in tiles, as published: wide, high, small, and with more tiles than are kept."""
+    small = random_llava.make_hf(f"{work}/small", SEED + 3, random_llava.SMALL)
+    edit_json(f"{small}/config.json", image_grid_pinpoints=GRIDS, vision_aspect_ratio="anyres_max_3")
+    files, reference, width = convert(small), Reference(small), random_llava.SMALL["text"]["hidden_size"]
+    for size in ((700, 300), (301, 777), (150, 100), (1000, 1100)):
+        picture = smooth_frames(1, *size, SEED)
+        wanted, ours = reference.picture(picture[0]), Ours(*files, picture, width, talk=("picture",))
+        assert ours.embeddings.shape == wanted.shape, (size, ours.embeddings.shape, wanted.shape)
+        error = relative(ours.embeddings, wanted)
+        print(f"a picture of {size[0]}x{size[1]}: {len(wanted)} embeddings, {error:.1e} off")
+        assert error < 2e-3, error  # pixels of enlarged pictures are a level apart here and there
+    check_picture_file(work, files, smooth_frames(1, 700, 300, SEED), len(reference.picture(smooth_frames(1, 700, 300, SEED)[0])))
+    edit_json(f"{small}/config.json", image_grid_pinpoints=[[384, 100]])
+    assert "not in tiles of 384 pixels" in convert(small, code=1)
+
+
+def check_picture_file(work, files, frames, tokens):
+    """The command takes a picture by itself so, and among others as a frame."""
+    size = f"{frames.shape[2]}x{frames.shape[1]}"
+    subprocess.run(["ffmpeg", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-i", "-", f"{work}/picture.png"],
+                   input=frames.tobytes(), check=True)
+    options = ("-m", files[0], "--mmproj", files[1], "--kv", "t1.65", "-n", "2")
+    assert ask(f"{work}/picture.png", [QUESTION], *options)["visual_tokens"] == tokens
+    two = subprocess.run([VIDKV, "ask", f"{work}/picture.png", f"{work}/picture.png", QUESTION, "--json", *options], capture_output=True, check=True)
+    assert json.loads(two.stdout)["visual_tokens"] == 2 * 197
+
+
+def check_conversation(work):
+    """`vidkv chat`, after a system prompt: both answers are the likeliest tokens in transformers; and the command answers so."""
+    small = random_llava.make_hf(f"{work}/small", SEED + 2, random_llava.SMALL)
+    files, frames = convert(small), smooth_frames(2, 384, 384, SEED)
+    reference, rounded, visual = Reference(small), Reference(small, half=True), 2 * 196 + 1
+    ours = Ours(*files, frames, random_llava.SMALL["text"]["hidden_size"], talk=(SYSTEM, NEXT))
+    for ids, answer in zip(reference.conversation(visual, SYSTEM, ours.turns), ours.turns):
+        logprobs = reference.logprobs_after(frames, ids, answer)
+        noise = float(np.std(rounded.logprobs_after(frames, ids, answer) - logprobs))
+        assert len(answer) >= ANSWER // 2
+        check_same_answer(types.SimpleNamespace(tokens=answer), logprobs, MORE_NOISE * noise)
+    assert ours.turns[0] == ours.tokens, "the first turn is not what ask answers"
+    owner, clips = make_set("short", SEED, 1)
+    with owner:
+        options = ["-m", files[0], "--mmproj", files[1], "--kv", "t1.65", "--frames", "4", "-n", "4", "--system", SYSTEM]
+        asked = subprocess.run([VIDKV, "ask", clips[0][0], QUESTION, *options], capture_output=True, check=True).stdout
+        lines = "\n".join([QUESTION, NEXT, "/clear", QUESTION, ""])
+        done = subprocess.run([VIDKV, "chat", clips[0][0], *options], input=lines.encode(), capture_output=True, check=False)
+    assert done.returncode == 0 and asked.strip(), done.stderr
+    assert done.stdout.startswith(asked) and done.stdout.endswith(asked) and len(done.stdout) > 2 * len(asked), (asked, done.stdout)
+
+
+def check_vocabulary_in_parts(work):
+    """vocab.json, merges.txt and added_tokens.json in the place of tokenizer.json: the same vocabulary."""
+    whole = random_llava.make_hf(f"{work}/whole", SEED, random_llava.SMALL)
+    parts = f"{work}/parts"
+    subprocess.run(["cp", "-r", whole, parts], check=True)
+    with open(f"{parts}/tokenizer.json", encoding="utf-8") as f:
+        tokenizer = json.load(f)
+    os.remove(f"{parts}/tokenizer.json")
+    random_llava.write(parts, "vocab.json", tokenizer["model"]["vocab"])
+    random_llava.write(parts, "added_tokens.json", {token["content"]: token["id"] for token in tokenizer["added_tokens"]})
+    with open(f"{parts}/merges.txt", "w", encoding="utf-8") as f:
+        f.write("#version: 0.2\n" + "".join(" ".join(merge) + "\n" for merge in tokenizer["model"]["merges"]))
+    one, two = (keys_of(convert(folder)[0], "tokenizer.ggml.") for folder in (whole, parts))
+    assert one == two and len(one["tokenizer.ggml.merges"]) > 100
+    os.remove(f"{parts}/merges.txt")
+    assert "merges.txt is in" in convert(parts, code=1)
+
+
+def keys_of(path, start):
+    from gguf import GGUFReader
+    return {name: field.contents() for name, field in GGUFReader(path).fields.items() if name.startswith(start)}
+
+
 def check_real_widths(work):
     real = random_llava.make_hf(f"{work}/real", SEED, random_llava.REAL_WIDTHS)
     compare("the widths of 0.5B, 2 layers each", real, convert(real), smooth_frames(2, 384, 384, SEED))
@@ -263,9 +379,13 @@ def check_video_files(work):
 def main():
     if not os.path.isdir(os.path.join(LLAMA_CPP, "gguf-py")):
         skip("no source of llama.cpp (LLAMA_CPP): its gguf package is needed")
+    sys.path.insert(0, os.path.join(LLAMA_CPP, "gguf-py"))
     transformers.utils.logging.disable_progress_bar()
     print(f"seed {SEED}")
-    for check in (check_bad_folders, check_layouts, check_sizes, check_real_widths, check_video_files):
+    checks = (check_bad_folders, check_vocabulary_in_parts, check_layouts, check_sizes, check_pictures, check_conversation, check_real_widths, check_video_files)
+    for check in checks:
+        if check.__name__ not in sys.argv[1:] and sys.argv[1:]:
+            continue
         with tempfile.TemporaryDirectory(prefix="vidkv-llava-") as work:
             check(work)
 

@@ -100,7 +100,8 @@ def make_lmms(hf, folder):
         config = json.load(f)
     write(folder, "config.json", {**config["text_config"], "model_type": "llava", "architectures": ["LlavaQwenForCausalLM"],
                                   "mm_projector_type": "mlp2x_gelu", "mm_vision_tower": "tower-patch14-384", "mm_vision_select_layer": -2,
-                                  "mm_hidden_size": config["vision_config"]["hidden_size"], "mm_spatial_pool_mode": "bilinear"})
+                                  "mm_hidden_size": config["vision_config"]["hidden_size"], "mm_spatial_pool_mode": "bilinear",
+                                  "image_grid_pinpoints": "(1x1),...,(2x2)", "image_aspect_ratio": "anyres_max_9"})
     os.makedirs(os.path.join(folder, "tower-patch14-384"))
     layers = config["vision_config"]["num_hidden_layers"] + 1
     write(os.path.join(folder, "tower-patch14-384"), "config.json", {"vision_config": {**config["vision_config"], "num_hidden_layers": layers}})
