@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "arrays.h"
+#include "blocks.h"
 #include "file.h"
 #include "store.h"
 
@@ -152,6 +153,7 @@ NB_MODULE(_core, m) {
     bind_store(m);
     bind_cache(m);
     bind_files(m);
+    bind_blocks(m);
     m.def(
         "attention", &attention, "keys"_a, "values"_a, "q"_a, "out"_a, nb::kw_only(), "cells"_a, "sequence"_a = 0,
         "mask"_a = nb::none(), "causal"_a = false, "scale"_a, "softcap"_a = 0.0f, "sinks"_a = nb::none(), "threads"_a = 1,

@@ -15,15 +15,6 @@ namespace {
 
 vidkv_status refuse(std::string message) { return fail(VIDKV_E_ARGUMENT, "attention: " + std::move(message)); }
 
-// All threads or one. A job of fewer multiply-adds than this is done before a sleeping thread has begun; a part of the
-// host's team is never asked for, because an OpenMP runtime may end the threads that are left out.
-int worthwhile_threads(const vidkv_attention_args & args, int dims) {
-    constexpr double work_for_two = 1 << 21;
-    const double work =
-        static_cast<double>(args.tokens) * args.heads * static_cast<double>(args.cells) * dims; // may exceed any int
-    return work >= work_for_two ? args.threads : 1;
-}
-
 vidkv_status check_stores(const Store & keys, const Store & values) {
     if (keys.side() != VIDKV_KEYS || values.side() != VIDKV_VALUES) {
         return refuse("the first store must hold keys and the second values");
@@ -74,6 +65,15 @@ vidkv_status check_memory(const Store & keys, const Store & values, const vidkv_
 }
 
 } // namespace
+
+// All threads or one. A job of fewer multiply-adds than this is done before a sleeping thread has begun; a part of the
+// host's team is never asked for, because an OpenMP runtime may end the threads that are left out.
+int worthwhile_threads(const vidkv_attention_args & args, int dims) {
+    constexpr double work_for_two = 1 << 21;
+    const double work =
+        static_cast<double>(args.tokens) * args.heads * static_cast<double>(args.cells) * dims; // may exceed any int
+    return work >= work_for_two ? args.threads : 1;
+}
 
 vidkv_status check_attention(const Store & keys, const Store & values, const vidkv_attention_args & args) {
     if (vidkv_status status = check_stores(keys, values)) return status;

@@ -9,6 +9,7 @@
 
 #include "attention/tiles.h"
 #include "attention/scratch.h"
+#include "attention/store_pages.h"
 #include "base/softmax_math.h"
 #include "base/half.h"
 #include "base/thread_pool.h"
@@ -69,24 +70,31 @@ float dot(const float * x, const float * y, int n) {
     return ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]));
 }
 
-bool any_sealed(const Store & store, int sequence, int64_t pages) {
-    if (is_f16(store.params(), store.side())) return false;
+bool any_sealed(const PageSource & source, int64_t pages) {
+    if (!source.shape.packs) return false;
     for (int64_t page = 0; page < pages; ++page) {
-        if (store.view(sequence, page, 0).state == PageState::sealed) return true;
+        if (source.view(page, 0).state == PageState::sealed) return true;
     }
     return false;
 }
 
+// Queries of a block in the domain of sealed keys: [row][query_stride], and what every element adds to each row's score.
+struct PlannedQueries {
+    const float * rows;
+    const float * bases;
+};
+
 class Attention {
   public:
-    Attention(const Store & keys, const Store & values, const vidkv_attention_args & args, const Kernels & kernels);
+    Attention(const PageSource & keys, const PageSource & values, const vidkv_attention_args & args,
+              const Kernels & kernels);
     ~Attention() { workspace_.end(); }
     void run();
 
   private:
     Block block_at(int64_t index) const;
     void prepare(int64_t slot);
-    void plan_queries(const Block & block, int64_t slot, int set);
+    void plan_queries(const ChannelPlan & plan, int64_t slot, int rows, float * planned, float * bases) const;
     int threads_for(int64_t rows) const { return rows > few_rows ? args_.threads : 1; }
     int64_t share_of_items(int64_t items) const;
     void accumulate(int64_t slot, int64_t chunk, bool cold);
@@ -97,8 +105,10 @@ class Attention {
     Prefetch fetch_next(int64_t page, int kv_head, int rows) const;
     int load_bias(const Block & block, int64_t first_cell, int count, Scratch & scratch) const;
     bool sees_something(int first_row, int rows, const Scratch & scratch) const;
-    void score(int64_t slot, int first_row, int rows, const PageView & view, const KeyTile * tile, int count,
-               Prefetch & soon, Scratch & scratch) const;
+    PlannedQueries planned_for(const Block & block, int64_t slot, int64_t page, const PageView & view,
+                               Scratch & scratch) const;
+    void score(int64_t slot, int first_row, int rows, const PageView & view, const KeyTile * tile,
+               const PlannedQueries & planned, int count, Prefetch & soon, Scratch & scratch) const;
     void weigh(const Block & block, int first_row, int rows, SoftmaxState * states, const ValueSums & sums,
                Scratch & scratch) const;
     void add_open(int rows, const PageView & view, int count, const ValueSums & sums, Scratch & scratch) const;
@@ -119,8 +129,8 @@ class Attention {
         return {used.natural ? natural_ + at : nullptr, used.rotated ? rotated_ + at : nullptr, sum_stride_};
     }
 
-    const Store & keys_;
-    const Store & values_;
+    const PageSource & keys_;
+    const PageSource & values_;
     const vidkv_attention_args & args_;
     const Kernels & kernels_;
     const int key_dim_, value_dim_;
@@ -147,23 +157,24 @@ class Attention {
     ScratchPool * scratch_ = nullptr;
 };
 
-Attention::Attention(const Store & keys, const Store & values, const vidkv_attention_args & args, const Kernels & kernels)
-    : keys_(keys), values_(values), args_(args), kernels_(kernels), key_dim_(keys.head_dim()),
-      value_dim_(values.head_dim()), query_stride_(round_up(key_dim_, 64)), sum_stride_(round_up(value_dim_, 16)),
-      heads_per_kv_head_(args.heads / keys.kv_heads()), pages_((args.cells + page_tokens - 1) / page_tokens),
+Attention::Attention(const PageSource & keys, const PageSource & values, const vidkv_attention_args & args,
+              const Kernels & kernels)
+    : keys_(keys), values_(values), args_(args), kernels_(kernels), key_dim_(keys.shape.head_dim),
+      value_dim_(values.shape.head_dim), query_stride_(round_up(key_dim_, 64)), sum_stride_(round_up(value_dim_, 16)),
+      heads_per_kv_head_(args.heads / keys.shape.kv_heads), pages_((args.cells + page_tokens - 1) / page_tokens),
       block_tokens_(
           static_cast<int>(std::clamp<int64_t>(rows_per_block / heads_per_kv_head_, 1, std::max<int64_t>(args.tokens, 1)))),
       block_rows_(block_tokens_ * heads_per_kv_head_),
       state_stride_(round_up(block_rows_, 64 / static_cast<int>(sizeof(SoftmaxState)))),
-      token_blocks_((args.tokens + block_tokens_ - 1) / block_tokens_), blocks_(token_blocks_ * keys.kv_heads()),
+      token_blocks_((args.tokens + block_tokens_ - 1) / block_tokens_), blocks_(token_blocks_ * keys.shape.kv_heads),
       batch_(std::min(blocks_, blocks_per_batch)) {
     slopes_ = alibi_slopes(args.heads, args.max_bias);
     if (blocks_ == 0) return;
-    has_sealed_keys_ = any_sealed(keys, args.sequence, pages_);
-    if (has_sealed_keys_) plan_sets_ = keys.plan_sets(args.sequence);
-    if (has_sealed_keys_ && keys.key_layout().narrow > 0)
-        real_dft(keys.key_layout().narrow); // allocates here, not in a task
-    if (any_sealed(values, args.value_sequence, pages_) && values.value_layout().codec == VIDKV_CODEC_TRELLIS) {
+    has_sealed_keys_ = any_sealed(keys, pages_);
+    if (has_sealed_keys_) plan_sets_ = keys.plan_sets();
+    if (has_sealed_keys_ && keys.shape.key_layout->narrow > 0)
+        real_dft(keys.shape.key_layout->narrow); // allocates here, not in a task
+    if (any_sealed(values, pages_) && values.shape.value_layout->codec == VIDKV_CODEC_TRELLIS) {
         rotation_ = rotation(value_dim_);
     }
 
@@ -186,7 +197,7 @@ Attention::Attention(const Store & keys, const Store & values, const vidkv_atten
     used_ = workspace_.take<SumsUsed>(parts);
     states_ = workspace_.take<SoftmaxState>(parts * static_cast<size_t>(state_stride_));
     scratch_ = &workspace_.scratch(static_cast<size_t>(std::min<int64_t>(args.threads, batch_ * chunks_)),
-                                   ScratchShape{key_dim_, value_dim_, block_rows_, block_tokens_});
+                                   ScratchShape{key_dim_, value_dim_, block_rows_, block_tokens_, plan_sets_ == 0});
 }
 
 void Attention::run() {
@@ -232,22 +243,33 @@ void Attention::prepare(int64_t slot) {
         for (int c = 0; c < key_dim_; ++c) query[c] = q[c] * factor;
         std::fill(query + key_dim_, query + query_stride_, 0.0f);
     }
-    for (int set = 0; has_sealed_keys_ && set < plan_sets_; ++set) plan_queries(block, slot, set);
+    for (int set = 0; has_sealed_keys_ && set < plan_sets_; ++set)
+        plan_queries(keys_.plan(block.kv_head, set), slot, block.rows, planned(slot, set), bases(slot, set));
 }
 
-void Attention::plan_queries(const Block & block, int64_t slot, int set) {
-    const ChannelPlan & plan = keys_.plan(args_.sequence, block.kv_head, set);
+// The block's queries in the domain of a plan.
+void Attention::plan_queries(const ChannelPlan & plan, int64_t slot, int rows, float * planned, float * bases) const {
     alignas(64) float mean[largest_head_dim];
     const int means = static_cast<int>(plan.mean.size());
     if (means > 0) kernels_.load_halves(reinterpret_cast<const uint8_t *>(plan.mean.data()), means, mean);
-    for (int r = 0; r < block.rows; ++r) {
+    for (int r = 0; r < rows; ++r) {
         const float * query = queries(slot) + r * query_stride_;
-        float *in_plan = planned(slot, set) + r * query_stride_, &base = bases(slot, set)[r];
-        base = all_finite(query, key_dim_) ? 0.0f : std::numeric_limits<float>::quiet_NaN();
-        plan_query(keys_.key_layout(), plan, query, in_plan);
+        float * in_plan = planned + r * query_stride_;
+        bases[r] = all_finite(query, key_dim_) ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+        plan_query(*keys_.shape.key_layout, plan, query, in_plan);
         std::fill(in_plan + key_dim_, in_plan + query_stride_, 0.0f);
-        base += dot(in_plan, mean, means);
+        bases[r] += dot(in_plan, mean, means);
     }
+}
+
+// What a key page is multiplied with: as `prepare` left it, or brought to the page's own plan.
+PlannedQueries Attention::planned_for(const Block & block, int64_t slot, int64_t page, const PageView & view,
+                                      Scratch & scratch) const {
+    if (view.state != PageState::sealed) return {nullptr, nullptr};
+    if (plan_sets_ > 0) return {planned(slot, view.plan), bases(slot, view.plan)};
+    keys_.page_plan(page, block.kv_head, scratch.plan);
+    plan_queries(scratch.plan, slot, block.rows, scratch.planned.get(), scratch.bases.get());
+    return {scratch.planned.get(), scratch.bases.get()};
 }
 
 // How many neighbouring items a thread takes at once: each item fetches the first page of the next one, and the threads should
@@ -271,7 +293,7 @@ void Attention::accumulate(int64_t slot, int64_t chunk, bool cold) {
 void Attention::open_sums(const Block & block, int64_t slot, int64_t chunk, const PageView & values) const {
     SumsUsed & used = used_[slot * chunks_ + chunk];
     const bool sealed = values.state == PageState::sealed,
-               rotated = sealed && values_.value_layout().codec == VIDKV_CODEC_TRELLIS;
+               rotated = sealed && values_.shape.value_layout->codec == VIDKV_CODEC_TRELLIS;
     const bool natural = values.state == PageState::open || (sealed && (!rotated || values.sink_count > 0));
     const int64_t at = first_row(slot, chunk) * sum_stride_, count = block.rows * sum_stride_;
     if (natural && !used.natural) std::fill_n(natural_ + at, count, 0.0f);
@@ -285,25 +307,26 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, in
     const int cells = static_cast<int>(std::min<int64_t>(page_tokens, args_.cells - first_cell));
     const int count = load_bias(block, first_cell, cells, scratch); // no row of the block sees the cells behind these
     if (count == 0) return;
-    const PageView keys = keys_.view(args_.sequence, page, block.kv_head);
-    const PageView values = values_.view(args_.value_sequence, page, block.kv_head);
+    const PageView keys = keys_.view(page, block.kv_head);
+    const PageView values = values_.view(page, block.kv_head);
     open_sums(block, slot, chunk, values);
     Prefetch soon = fetch_next(page + 1, block.kv_head, block.rows);
     std::optional<KeyTile> key_tile;
     if (keys.state == PageState::sealed) {
-        key_tile.emplace(kernels_, keys_.key_layout(), key_page(keys_.key_layout(), keys.page, block.kv_head), block.rows,
+        key_tile.emplace(kernels_, *keys_.shape.key_layout, key_page(*keys_.shape.key_layout, keys.page, block.kv_head), block.rows,
                          scratch);
     }
     std::optional<ValueTile> value_tile;
     if (values.state == PageState::sealed) {
-        value_tile.emplace(kernels_, values_.value_layout(), value_page(values_.value_layout(), values.page, block.kv_head),
+        value_tile.emplace(kernels_, *values_.shape.value_layout, value_page(*values_.shape.value_layout, values.page, block.kv_head),
                            block.rows, scratch);
     }
+    const PlannedQueries planned = planned_for(block, slot, page, keys, scratch);
     for (int first = 0; first < block.rows; first += row_block) {
         const int rows = std::min(row_block, block.rows - first);
         if (!sees_something(first, rows, scratch)) continue;
         const ValueSums to = sums(slot, chunk, first);
-        score(slot, first, rows, keys, key_tile ? &*key_tile : nullptr, count, soon, scratch);
+        score(slot, first, rows, keys, key_tile ? &*key_tile : nullptr, planned, count, soon, scratch);
         weigh(block, first, rows, states(slot, chunk) + first, to, scratch);
         add_open(rows, values, count, to, scratch);
         if (value_tile) value_tile->pack(rows, scratch.weights[first / row_block]);
@@ -320,21 +343,21 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, in
 // The bytes of the next page, to be fetched while `rows` query rows are computed on this one.
 Prefetch Attention::fetch_next(int64_t page, int kv_head, int rows) const {
     Prefetch soon;
-    const PageView keys = page < pages_ ? keys_.view(args_.sequence, page, kv_head) : PageView{};
+    const PageView keys = page < pages_ ? keys_.view(page, kv_head) : PageView{};
     if (keys.state == PageState::sealed) {
-        const KeyLayout & layout = keys_.key_layout();
+        const KeyLayout & layout = *keys_.shape.key_layout;
         const KeyPage at = key_page(layout, keys.page, kv_head);
         const bool shared = layout.codec == VIDKV_CODEC_TRELLIS; // all heads' codes together: take a head's share
         soon.add(at.meta, layout.head_meta);
         soon.add(at.codes, shared ? layout.head_codes / static_cast<size_t>(layout.kv_heads) : layout.head_codes);
     }
     if (page + 1 < pages_) { // where the head's codes start is read when the page after it is looked up
-        const PageView later = keys_.view(args_.sequence, page + 1, kv_head);
-        if (later.state == PageState::sealed) __builtin_prefetch(key_code_start(keys_.key_layout(), later.page, kv_head));
+        const PageView later = keys_.view(page + 1, kv_head);
+        if (later.state == PageState::sealed) __builtin_prefetch(key_code_start(*keys_.shape.key_layout, later.page, kv_head));
     }
-    const PageView values = page < pages_ ? values_.view(args_.value_sequence, page, kv_head) : PageView{};
+    const PageView values = page < pages_ ? values_.view(page, kv_head) : PageView{};
     if (values.state == PageState::sealed) {
-        const ValueLayout & layout = values_.value_layout();
+        const ValueLayout & layout = *values_.shape.value_layout;
         const ValuePage at = value_page(layout, values.page, kv_head);
         soon.add(at.meta, layout.head_meta(at.protected_units));
         soon.add(at.codes, layout.head_codes(at.protected_units));
@@ -377,24 +400,22 @@ bool Attention::sees_something(int first_row, int rows, const Scratch & scratch)
 }
 
 // scratch.scores = query . key. Sink cells of a sealed page are read from their f16 rows, with the query in natural order.
-void Attention::score(int64_t slot, int first_row, int rows, const PageView & view, const KeyTile * tile, int count,
-                      Prefetch & soon, Scratch & scratch) const {
+void Attention::score(int64_t slot, int first_row, int rows, const PageView & view, const KeyTile * tile,
+                      const PlannedQueries & planned, int count, Prefetch & soon, Scratch & scratch) const {
     float * scores = scratch.scores.get();
     const float * natural = queries(slot) + first_row * query_stride_;
     const int open = std::min(count, view.held); // 0 unless the page is open
     if (tile) {
-        tile->score(
-            {planned(slot, view.plan) + first_row * query_stride_, query_stride_, rows, bases(slot, view.plan) + first_row},
-            soon);
+        tile->score({planned.rows + first_row * query_stride_, query_stride_, rows, planned.bases + first_row}, soon);
     } else if (open < page_tokens) {
         std::fill_n(scores, rows * page_tokens, 0.0f);
     }
     if (open > 0) {
-        kernels_.score_halves(natural, query_stride_, rows, {view.rows, keys_.channels(), open, key_dim_}, scores);
+        kernels_.score_halves(natural, query_stride_, rows, {view.rows, keys_.shape.channels(), open, key_dim_}, scores);
     }
     if (tile && view.sink_count > 0) {
         alignas(64) float sinks[row_block * page_tokens];
-        kernels_.score_halves(natural, query_stride_, rows, {view.sink_rows, keys_.channels(), view.sink_count, key_dim_},
+        kernels_.score_halves(natural, query_stride_, rows, {view.sink_rows, keys_.shape.channels(), view.sink_count, key_dim_},
                               sinks);
         for (int r = 0; r < rows; ++r) std::copy_n(sinks + r * page_tokens, view.sink_count, scores + r * page_tokens);
     }
@@ -425,7 +446,7 @@ void Attention::add_open(int rows, const PageView & view, int count, const Value
     const int n = std::min(sealed ? view.sink_count : view.held, count);
     if (n == 0) return;
     float * weights = scratch.scores.get();
-    kernels_.add_halves(weights, rows, {sealed ? view.sink_rows : view.rows, values_.channels(), n, value_dim_},
+    kernels_.add_halves(weights, rows, {sealed ? view.sink_rows : view.rows, values_.shape.channels(), n, value_dim_},
                         sums.natural, sums.stride);
     if (!sealed) return;
     for (int r = 0; r < rows; ++r) std::fill_n(weights + r * page_tokens, n, 0.0f);
@@ -466,6 +487,11 @@ void Attention::merge_row(int64_t slot, int row, int head, float * out) const {
 } // namespace
 
 void attend(const Store & keys, const Store & values, const vidkv_attention_args & args, const Kernels & kernels) {
+    attend(StorePages(keys, args.sequence), StorePages(values, args.value_sequence), args, kernels);
+}
+
+void attend(const PageSource & keys, const PageSource & values, const vidkv_attention_args & args,
+            const Kernels & kernels) {
     Attention(keys, values, args, kernels).run();
 }
 

@@ -9,6 +9,7 @@
 #include <memory>
 #include <new>
 
+#include "codec/channel_plan.h"
 #include "kernels/kernels.h"
 
 namespace vidkv {
@@ -24,7 +25,8 @@ template <typename T> AlignedArray<T> uninitialized(size_t n) {
 
 struct ScratchShape {
     int key_dim, value_dim;
-    int rows, tokens; // of the largest query block
+    int rows, tokens;       // of the largest query block
+    bool own_plans = false; // every key page has a channel plan of its own
     bool operator==(const ScratchShape &) const = default;
 };
 
@@ -54,6 +56,8 @@ struct Scratch {
     AlignedArray<PackedWeights> weights;          // [row blocks]
     AlignedArray<float> bias;                     // [tokens][page_tokens]: mask, -inf past the end
     AlignedArray<MaskKind> mask;                  // [tokens]: what the token sees of this page
+    AlignedArray<float> planned, bases;           // own plans: [rows][key_dim rounded up to 64] and [rows], of this page
+    ChannelPlan plan;                             // own plans: this page's
 };
 
 inline Scratch::Scratch(const ScratchShape & s)
@@ -65,7 +69,13 @@ inline Scratch::Scratch(const ScratchShape & s)
       scores(uninitialized<float>(static_cast<size_t>(row_block * page_tokens))),
       weights(uninitialized<PackedWeights>(static_cast<size_t>((s.rows + row_block - 1) / row_block))),
       bias(uninitialized<float>(static_cast<size_t>(s.tokens * page_tokens))),
-      mask(uninitialized<MaskKind>(static_cast<size_t>(s.tokens))) {
+      mask(uninitialized<MaskKind>(static_cast<size_t>(s.tokens))),
+      planned(uninitialized<float>(s.own_plans ? static_cast<size_t>(s.rows * round_up(s.key_dim, 64)) : 0)),
+      bases(uninitialized<float>(s.own_plans ? static_cast<size_t>(s.rows) : 0)) {
+    if (s.own_plans) {
+        plan.order.reserve(static_cast<size_t>(s.key_dim));
+        plan.mean.reserve(static_cast<size_t>(s.key_dim));
+    }
     std::fill_n(value_meta.get(), value_meta_size(s.value_dim), 0.0f); // kernels read on to a multiple of 16
 }
 

@@ -1,0 +1,39 @@
+"""Registers what VidKV brings to vLLM."""
+import functools
+import logging
+
+logger = logging.getLogger("vllm.vidkv")
+
+
+def register():
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+    from vllm.platforms import current_platform
+
+    if "VidKVConnector" not in KVConnectorFactory._registry:
+        KVConnectorFactory.register_connector("VidKVConnector", "vidkv.vllm.connector", "VidKVConnector")
+    if not current_platform.is_cpu():
+        return
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+    register_backend(AttentionBackendEnum.CPU_ATTN, "vidkv.vllm.backend.VidKVAttentionBackend")
+    register_backend(AttentionBackendEnum.CPU_MLA, "vidkv.vllm.mla.UnpackedMLABackend")
+    _count_what_lies_beside()
+
+
+def _count_what_lies_beside():
+    """vLLM's memory for the KV cache also holds the f16 rows beside the packed blocks: so much is taken off before blocks are counted."""
+    from vllm.v1.worker.cpu_worker import CPUWorker
+
+    original = CPUWorker.determine_available_memory
+    if getattr(original, "counts_vidkv", False):
+        return
+
+    @functools.wraps(original)
+    def determine_available_memory(self):
+        from . import options
+
+        available = original(self)
+        return available - options.reserve(self.vllm_config, available)
+
+    determine_available_memory.counts_vidkv = True
+    CPUWorker.determine_available_memory = determine_available_memory
