@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "api/sized.h"
 #include "attention/attention.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
@@ -32,7 +33,8 @@ PageShape shape_of(const BlockLayout & layout, vidkv_side side) {
 class BlockPages : public PageSource {
   public:
     BlockPages(const Blocks & blocks, vidkv_side side, const int32_t * table, int64_t first_open)
-        : PageSource(shape_of(blocks.layout(), side)), blocks_(blocks), side_(side), table_(table), first_open_(first_open) {}
+        : PageSource(shape_of(blocks.layout(), side)), blocks_(blocks), side_(side), table_(table),
+          first_open_(first_open) {}
     PageView view(int64_t page, int kv_head) const override {
         return blocks_.view(side_, table_[page], kv_head, page >= first_open_);
     }
@@ -58,7 +60,8 @@ struct Piece {
 // One call of vidkv_blocks_attend.
 class Batch {
   public:
-    Batch(Blocks & blocks, const vidkv_blocks_batch & args, int residual) : blocks_(blocks), args_(args), residual_(residual) {}
+    Batch(Blocks & blocks, const vidkv_blocks_batch & args, int residual)
+        : blocks_(blocks), args_(args), residual_(residual) {}
 
     vidkv_status check() const {
         if (args_.texts < 0 || args_.heads < 1 || args_.heads % blocks_.layout().kv_heads != 0)
@@ -81,7 +84,8 @@ class Batch {
         std::vector<Piece> pieces;
         for (int r = 0; r < args_.texts; ++r) cut(r, pieces);
         for (const Piece & piece : pieces) {
-            if (vidkv_status status = blocks_.prepare(piece.block, piece.cell, begins_[static_cast<size_t>(&piece - pieces.data())]))
+            if (vidkv_status status =
+                    blocks_.prepare(piece.block, piece.cell, begins_[static_cast<size_t>(&piece - pieces.data())]))
                 return status;
         }
         const int threads = pieces.size() > 1 ? args_.threads : 1;
@@ -103,8 +107,8 @@ class Batch {
                 const int64_t wanted = std::min<int64_t>(page_tokens, args_.lengths[r] - page * page_tokens);
                 if (tokens(r) > 0 && blocks_.filled(block(r, page)) < wanted)
                     return refuse("block " + std::to_string(block(r, page)) + " holds " +
-                                  std::to_string(blocks_.filled(block(r, page))) + " tokens of the " + std::to_string(wanted) +
-                                  " that are asked for");
+                                  std::to_string(blocks_.filled(block(r, page))) + " tokens of the " +
+                                  std::to_string(wanted) + " that are asked for");
             }
         }
         return VIDKV_OK;
@@ -151,8 +155,13 @@ class Batch {
     }
 
     void fill(const Piece & piece) {
-        const TokenRows rows{args_.k + piece.token * args_.k_stride, args_.v + piece.token * args_.v_stride,
-                             args_.q + piece.token * args_.q_stride, args_.k_stride, args_.v_stride, args_.q_stride, args_.heads};
+        const TokenRows rows{args_.k + piece.token * args_.k_stride,
+                             args_.v + piece.token * args_.v_stride,
+                             args_.q ? args_.q + piece.token * args_.q_stride : nullptr,
+                             args_.k_stride,
+                             args_.v_stride,
+                             args_.q_stride,
+                             args_.heads};
         blocks_.fill(piece.block, piece.cell, piece.count, rows);
     }
 
@@ -174,8 +183,8 @@ class Batch {
         const int64_t before = args_.lengths[r] - tokens(r);
         const int64_t first_open = std::max<int64_t>(before - residual_, 0) / page_tokens;
         const int32_t * table = args_.table + r * args_.table_stride;
-        attend(BlockPages(blocks_, VIDKV_KEYS, table, first_open), BlockPages(blocks_, VIDKV_VALUES, table, first_open), call,
-               active_kernels());
+        attend(BlockPages(blocks_, VIDKV_KEYS, table, first_open), BlockPages(blocks_, VIDKV_VALUES, table, first_open),
+               call, active_kernels());
     }
 
     Blocks & blocks_;
@@ -202,43 +211,57 @@ vidkv_status null_pointer() { return refuse("a pointer that must not be null is 
 
 using namespace vidkv;
 
-uint64_t vidkv_block_bytes(const vidkv_params * params, int32_t kv_heads, int32_t head_dim) {
+uint64_t vidkv_block_bytes_sized(const vidkv_params * params, size_t params_size, int32_t kv_heads, int32_t head_dim) {
     if (!params) return 0;
     vidkv_blocks_shape shape{};
     shape.kv_heads = kv_heads, shape.head_dim = head_dim;
     uint64_t bytes = 0;
     guarded([&] {
-        if (vidkv_status status = check_blocks(shape, *params)) return status;
-        bytes = BlockLayout(*params, kv_heads, head_dim).bytes;
+        vidkv_params own;
+        if (vidkv_status status = copy_in(params, params_size, own)) return status;
+        if (vidkv_status status = check_blocks(shape, own)) return status;
+        bytes = BlockLayout(own, kv_heads, head_dim).bytes;
         return VIDKV_OK;
     });
     return bytes;
 }
 
-vidkv_status vidkv_blocks_create(const vidkv_blocks_shape * shape, const vidkv_params * params, vidkv_blocks ** out) {
+vidkv_status vidkv_blocks_create_sized(const vidkv_blocks_shape * shape, size_t shape_size, const vidkv_params * params,
+                                       size_t params_size, vidkv_blocks ** out) {
     if (!shape || !params || !out) return null_pointer();
     return guarded([&] {
-        if (vidkv_status status = check_blocks(*shape, *params)) return status;
-        const size_t bytes = BlockLayout(*params, shape->kv_heads, shape->head_dim).bytes;
-        if (shape->blocks < 1 || shape->blocks > INT32_MAX || !shape->memory) return refuse("there must be blocks, and memory for them");
-        if (shape->stride % 64 != 0 || shape->stride < bytes || reinterpret_cast<uintptr_t>(shape->memory) % 64 != 0)
-            return refuse("memory and stride must be multiples of 64, the stride at least " + std::to_string(bytes) + " bytes");
-        *out = reinterpret_cast<vidkv_blocks *>(new Blocks(*shape, *params));
+        vidkv_params own;
+        vidkv_blocks_shape wanted;
+        if (vidkv_status status = copy_in(params, params_size, own)) return status;
+        if (vidkv_status status = copy_in(shape, shape_size, wanted)) return status;
+        if (vidkv_status status = check_blocks(wanted, own)) return status;
+        const size_t bytes = BlockLayout(own, wanted.kv_heads, wanted.head_dim).bytes;
+        if (wanted.blocks < 1 || wanted.blocks > INT32_MAX || !wanted.memory)
+            return refuse("there must be blocks, and memory for them");
+        if (wanted.stride % 64 != 0 || wanted.stride < bytes || reinterpret_cast<uintptr_t>(wanted.memory) % 64 != 0)
+            return refuse("memory and stride must be multiples of 64, the stride at least " + std::to_string(bytes) +
+                          " bytes");
+        *out = reinterpret_cast<vidkv_blocks *>(new Blocks(wanted, own));
         return VIDKV_OK;
     });
 }
 
 void vidkv_blocks_free(vidkv_blocks * blocks) { delete unwrap(blocks); }
 
-vidkv_status vidkv_blocks_attend(vidkv_blocks * blocks, const vidkv_blocks_batch * batch) {
-    if (!blocks || !batch || !batch->q || !batch->out || !batch->query_start || !batch->lengths || !batch->table)
-        return null_pointer();
+vidkv_status vidkv_blocks_attend_sized(vidkv_blocks * blocks, const vidkv_blocks_batch * batch, size_t batch_size) {
+    if (!blocks || !batch) return null_pointer();
     return guarded([&] {
-        Batch call(*unwrap(blocks), *batch, unwrap(blocks)->residual());
+        vidkv_blocks_batch own;
+        if (vidkv_status status = copy_in(batch, batch_size, own)) return status;
+        if (!own.query_start || !own.lengths || !own.table || !own.q != !own.out || (!own.q && !own.k))
+            return null_pointer();
+        Batch call(*unwrap(blocks), own, unwrap(blocks)->residual());
         if (vidkv_status status = call.check()) return status;
         if (vidkv_status status = call.write()) return status;
-        if (vidkv_status status = call.check_filled()) return status;
-        call.attend_all();
+        if (own.q) {
+            if (vidkv_status status = call.check_filled()) return status;
+            call.attend_all();
+        }
         call.pack();
         return VIDKV_OK;
     });
@@ -267,6 +290,6 @@ vidkv_status vidkv_blocks_read_f16(const vidkv_blocks * blocks, vidkv_side side,
     });
 }
 
-void vidkv_blocks_get_stats(const vidkv_blocks * blocks, vidkv_blocks_stats * out) {
-    if (blocks && out) *out = unwrap(blocks)->stats();
+void vidkv_blocks_get_stats_sized(const vidkv_blocks * blocks, vidkv_blocks_stats * out, size_t stats_size) {
+    if (blocks && out) copy_out(unwrap(blocks)->stats(), out, stats_size);
 }

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "vidkv/blocks.h"
 #include "vidkv/vidkv.h"
 
 namespace vidkv {
@@ -18,6 +19,8 @@ VIDKV_FIRST_SIZE(vidkv_store_shape, sequences);
 VIDKV_FIRST_SIZE(vidkv_cache_shape, sequences);
 VIDKV_FIRST_SIZE(vidkv_seal_request, scale);
 VIDKV_FIRST_SIZE(vidkv_attention_args, threads);
+VIDKV_FIRST_SIZE(vidkv_blocks_shape, spare);
+VIDKV_FIRST_SIZE(vidkv_blocks_batch, threads);
 #undef VIDKV_FIRST_SIZE
 
 // Fields that the caller does not know are 0; those that are not known here must be.

@@ -55,7 +55,8 @@ vidkv_status check_blocks(const vidkv_blocks_shape & shape, const vidkv_params &
         const vidkv_store_shape one{side, shape.kv_heads * shape.head_dim, shape.head_dim, page_tokens, 1};
         if (vidkv_status status = check_store(one, params)) return status;
     }
-    if (params.protect > 0.0f) return refuse("presets that protect tokens (-stp) make pages of unequal size: use one without");
+    if (params.protect > 0.0f)
+        return refuse("presets that protect tokens (-stp) make pages of unequal size: use one without");
     return VIDKV_OK;
 }
 
@@ -130,7 +131,7 @@ void Blocks::fill(int64_t index, int cell, int n, const TokenRows & tokens) {
         }
     }
     // One by one: the statistics must not depend on how the tokens came in batches.
-    for (int t = 0; t < n && block.queries; ++t) {
+    for (int t = 0; t < n && block.queries && tokens.q; ++t) {
         block.queries->observe(tokens.q + t * tokens.q_stride, 1, tokens.heads, tokens.q_stride, layout_.head_dim);
     }
     block.filled = static_cast<uint8_t>(cell + n);
@@ -206,7 +207,8 @@ void Blocks::keep_sinks(Block & block) {
     const size_t elements = static_cast<size_t>(layout_.sinks) * static_cast<size_t>(layout_.channels());
     auto sinks = std::make_unique<uint16_t[]>(2 * elements);
     for (const vidkv_side side : {VIDKV_KEYS, VIDKV_VALUES}) {
-        if (layout_.packs(side)) std::copy_n(rows_of(block, side), elements, sinks.get() + (side == VIDKV_KEYS ? 0 : elements));
+        if (layout_.packs(side))
+            std::copy_n(rows_of(block, side), elements, sinks.get() + (side == VIDKV_KEYS ? 0 : elements));
     }
     block.sinks = std::move(sinks);
 }
@@ -316,7 +318,8 @@ void Blocks::export_to(int64_t index, uint8_t * out) const {
 // Whether bytes of unknown origin can be read: codes lie inside, orders are orders, numbers are finite.
 bool Blocks::is_sound_block(const uint8_t * bytes) const {
     if (layout_.packs_keys && !is_sound(layout_.keys, bytes, layout_.keys.page_bytes)) return false;
-    if (layout_.packs_values && !is_sound(layout_.values, bytes + layout_.values_at, layout_.values.page_bytes(0))) return false;
+    if (layout_.packs_values && !is_sound(layout_.values, bytes + layout_.values_at, layout_.values.page_bytes(0)))
+        return false;
     ChannelPlan plan_of_head;
     for (int head = 0; head < layout_.kv_heads && layout_.packs_keys; ++head) {
         plan_in(bytes, head, plan_of_head);
@@ -327,7 +330,9 @@ bool Blocks::is_sound_block(const uint8_t * bytes) const {
 }
 
 vidkv_status Blocks::import_from(int64_t index, const uint8_t * bytes, size_t size) {
-    const auto altered = [] { return fail(VIDKV_E_FORMAT, "blocks: these are not the bytes of a block of this shape and preset"); };
+    const auto altered = [] {
+        return fail(VIDKV_E_FORMAT, "blocks: these are not the bytes of a block of this shape and preset");
+    };
     if (size < header_bytes + layout_.bytes || load_at<uint32_t>(bytes) != magic || bytes[4] > 1) return altered();
     const bool begins = bytes[4] == 1;
     const size_t sinks = begins && rows_bytes() != 0 ? static_cast<size_t>(layout_.sinks) * sink_row_bytes() : 0;

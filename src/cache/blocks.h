@@ -16,8 +16,10 @@ struct BlockLayout {
     BlockLayout(const vidkv_params & params, int heads, int dim);
     bool packs(vidkv_side side) const { return side == VIDKV_KEYS ? packs_keys : packs_values; }
     int channels() const { return kv_heads * head_dim; }
-    size_t row_elements() const { return static_cast<size_t>(page_tokens) * static_cast<size_t>(channels()); } // of one side
-    size_t order_bytes() const { return head_dim <= 256 ? 1 : 2; }                                             // of a channel
+    size_t row_elements() const {
+        return static_cast<size_t>(page_tokens) * static_cast<size_t>(channels());
+    }                                                              // of one side
+    size_t order_bytes() const { return head_dim <= 256 ? 1 : 2; } // of a channel
 
     int kv_heads, head_dim, sinks;
     bool packs_keys, packs_values, has_means;

@@ -1,0 +1,115 @@
+"""Entries and stores of vidkv.vllm that need no vLLM: what is altered, foreign, cut off, too old or too much."""
+import os
+import shutil
+import socket
+import subprocess
+import time
+
+import pytest
+
+from vidkv.vllm import entries, keys
+from vidkv.vllm.store import Folder, open_store
+
+ABOUT = {"preset": "t1.65", "layers": 2}
+PARTS = [b"first layer" * 50, b"second layer" * 40]
+
+
+def test_an_entry_comes_back_as_it_was():
+    data = entries.write("name", ABOUT, PARTS)
+    assert entries.read(data, "name", ABOUT) == PARTS
+
+
+@pytest.mark.parametrize("other", [("another", ABOUT), ("name", {**ABOUT, "preset": "t2.2"}), ("name", {**ABOUT, "layers": 3})])
+def test_foreign_entries_are_no_hit(other):
+    assert entries.read(entries.write("name", ABOUT, PARTS), *other) is None
+
+
+def test_altered_and_cut_entries_are_no_hit():
+    data = entries.write("name", ABOUT, PARTS)
+    for at in range(0, len(data), 7):
+        spoiled = bytearray(data)
+        spoiled[at] ^= 4
+        assert entries.read(bytes(spoiled), "name", ABOUT) is None
+        assert entries.read(data[:at], "name", ABOUT) is None
+    assert entries.read(data + b"x", "name", ABOUT) is None
+    assert entries.read(None, "name", ABOUT) is None
+
+
+class Request:
+    def __init__(self, tokens, extra=None):
+        self.all_token_ids, self.extra = tokens, extra
+
+
+def extra_keys(request, first, end, media):
+    return request.extra, media
+
+
+def test_keys_depend_on_all_tokens_before_and_on_what_is_not_tokens():
+    tokens = list(range(512))
+    base = keys.of_request(Request(tokens), 4, extra_keys)
+    assert len(set(base)) == 4
+    other = keys.of_request(Request([7, *tokens[1:]]), 4, extra_keys)
+    assert not set(base) & set(other)
+    late = keys.of_request(Request(tokens[:300] + [9] + tokens[301:]), 4, extra_keys)
+    assert late[:2] == base[:2] and not set(late[2:]) & set(base)
+    assert not set(base) & set(keys.of_request(Request(tokens, ("salt",)), 4, extra_keys))
+    roots = {keys.root(f, p, [2, 2, 64], r, n) for f in ("a", "b") for p in ("t1.65", "t2.2") for r, n in ((0, 1), (0, 2), (1, 2))}
+    assert len(roots) == 12
+
+
+def test_a_folder_forgets_the_least_recently_used_and_the_old(tmp_path):
+    store = Folder(str(tmp_path), ttl=100, max_bytes=5000)
+    names = [f"{i:02}" + "0" * 30 for i in range(8)]
+    for i, name in enumerate(names):
+        assert store.put(name, bytes([i]) * 1000)
+        os.utime(store._path(name), (time.time() - 50 + i, time.time() - 50 + i))
+        if i == 3:
+            assert store.get(names[0]) is not None  # used again: it stays
+    held = [name for name in names if store.has(name)]
+    assert len(held) <= 5 and names[0] in held and names[7] in held and names[1] not in held
+    os.utime(store._path(names[7]), (1, 1))
+    assert not store.has(names[7]) and store.get(names[7]) is None
+    assert not store.put("ff" + "0" * 30, b"x" * 6000)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, caplog):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    store = Folder(str(blocked / "inside"))
+    assert not store.put("ab" + "0" * 30, b"data") and store.get("ab" + "0" * 30) is None
+    assert len([r for r in caplog.records if "going on without it" in r.message]) == 1
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_redis_comes_and_goes(tmp_path, caplog):
+    pytest.importorskip("redis", reason="the package redis is not installed")
+    if not shutil.which("redis-server"):
+        pytest.skip("Debian's redis-server is not installed")
+    port = free_port()
+    store = open_store(f"redis://127.0.0.1:{port}/0", ttl=100)
+    assert store.get("name") is None and not store.put("name", b"data")
+    assert len([r for r in caplog.records if "going on without it" in r.message]) == 1
+    server = subprocess.Popen(["redis-server", "--port", str(port), "--save", "", "--dir", str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        for line in server.stdout:
+            if "Ready to accept" in line:
+                break
+        store._down_until = 0
+        assert store.put("name", b"data") and store.has("name") and store.get("name") == b"data"
+        assert store._client.ttl(b"vidkv:name") > 90
+        server.kill()
+        server.wait()
+        assert store.get("name") is None and not store.has("name")
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_bad_places_are_refused():
+    with pytest.raises(ValueError, match="max_bytes is for folders"):
+        open_store("redis://127.0.0.1:1/0", max_bytes=5)
