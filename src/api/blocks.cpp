@@ -40,7 +40,9 @@ class BlockPages : public PageSource {
     }
     int plan_sets() const override { return 0; }
     const ChannelPlan & plan(int, int) const override { return no_plan_; }
-    void page_plan(int64_t page, int kv_head, ChannelPlan & out) const override { blocks_.plan(table_[page], kv_head, out); }
+    void page_plan(int64_t page, int kv_head, ChannelPlan & out) const override {
+        blocks_.plan(table_[page], kv_head, out);
+    }
 
   private:
     const Blocks & blocks_;

@@ -158,7 +158,7 @@ class Attention {
 };
 
 Attention::Attention(const PageSource & keys, const PageSource & values, const vidkv_attention_args & args,
-              const Kernels & kernels)
+                     const Kernels & kernels)
     : keys_(keys), values_(values), args_(args), kernels_(kernels), key_dim_(keys.shape.head_dim),
       value_dim_(values.shape.head_dim), query_stride_(round_up(key_dim_, 64)), sum_stride_(round_up(value_dim_, 16)),
       heads_per_kv_head_(args.heads / keys.shape.kv_heads), pages_((args.cells + page_tokens - 1) / page_tokens),
@@ -313,13 +313,13 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, in
     Prefetch soon = fetch_next(page + 1, block.kv_head, block.rows);
     std::optional<KeyTile> key_tile;
     if (keys.state == PageState::sealed) {
-        key_tile.emplace(kernels_, *keys_.shape.key_layout, key_page(*keys_.shape.key_layout, keys.page, block.kv_head), block.rows,
-                         scratch);
+        key_tile.emplace(kernels_, *keys_.shape.key_layout, key_page(*keys_.shape.key_layout, keys.page, block.kv_head),
+                         block.rows, scratch);
     }
     std::optional<ValueTile> value_tile;
     if (values.state == PageState::sealed) {
-        value_tile.emplace(kernels_, *values_.shape.value_layout, value_page(*values_.shape.value_layout, values.page, block.kv_head),
-                           block.rows, scratch);
+        value_tile.emplace(kernels_, *values_.shape.value_layout,
+                           value_page(*values_.shape.value_layout, values.page, block.kv_head), block.rows, scratch);
     }
     const PlannedQueries planned = planned_for(block, slot, page, keys, scratch);
     for (int first = 0; first < block.rows; first += row_block) {
@@ -353,7 +353,8 @@ Prefetch Attention::fetch_next(int64_t page, int kv_head, int rows) const {
     }
     if (page + 1 < pages_) { // where the head's codes start is read when the page after it is looked up
         const PageView later = keys_.view(page + 1, kv_head);
-        if (later.state == PageState::sealed) __builtin_prefetch(key_code_start(*keys_.shape.key_layout, later.page, kv_head));
+        if (later.state == PageState::sealed)
+            __builtin_prefetch(key_code_start(*keys_.shape.key_layout, later.page, kv_head));
     }
     const PageView values = page < pages_ ? values_.view(page, kv_head) : PageView{};
     if (values.state == PageState::sealed) {
@@ -415,8 +416,8 @@ void Attention::score(int64_t slot, int first_row, int rows, const PageView & vi
     }
     if (tile && view.sink_count > 0) {
         alignas(64) float sinks[row_block * page_tokens];
-        kernels_.score_halves(natural, query_stride_, rows, {view.sink_rows, keys_.shape.channels(), view.sink_count, key_dim_},
-                              sinks);
+        kernels_.score_halves(natural, query_stride_, rows,
+                              {view.sink_rows, keys_.shape.channels(), view.sink_count, key_dim_}, sinks);
         for (int r = 0; r < rows; ++r) std::copy_n(sinks + r * page_tokens, view.sink_count, scores + r * page_tokens);
     }
 }

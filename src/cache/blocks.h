@@ -73,8 +73,8 @@ class Blocks {
 
   private:
     struct Block {
-        AlignedBytes rows;                           // f16 rows of the sides that are packed, keys first; null: packed alone
-        std::unique_ptr<uint16_t[]> sinks;        // f16 rows of the sink tokens, keys first; packed blocks that begin a text
+        AlignedBytes rows;                 // f16 rows of the sides that are packed, keys first; null: packed alone
+        std::unique_ptr<uint16_t[]> sinks; // f16 rows of the sink tokens, keys first; packed blocks that begin a text
         std::unique_ptr<QueryStatistics> queries; // while it fills
         int64_t used = 0;                         // the clock when its rows were last wanted
         uint8_t filled = 0;                       // cells written, from the first on
