@@ -67,8 +67,10 @@ void VideoEncoder::add_image(const mtmd_input_chunk * chunk) {
 
 void VideoEncoder::add_frames(const std::vector<Bitmap> & frames) {
     std::vector<mtmd_input_part> parts;
+    parts.reserve(frames.size());
     for (const Bitmap & frame : frames) parts.push_back({nullptr, frame.get()});
     std::vector<const mtmd_input_part *> pointers;
+    pointers.reserve(parts.size());
     for (const mtmd_input_part & part : parts) pointers.push_back(&part);
     const std::unique_ptr<mtmd_input_chunks, ChunksDeleter> chunks(mtmd_input_chunks_init());
     if (mtmd_tokenize_from_parts(model_.vision(), chunks.get(), pointers.data(), pointers.size(), false) != 0)

@@ -92,6 +92,7 @@ std::vector<int64_t> salient_cells(const Model & model, const EncodedVideo & vid
     std::ranges::stable_sort(tokens, [](const Salient & a, const Salient & b) { return a.saliency > b.saliency; });
     tokens.resize(static_cast<size_t>(std::llround(share * static_cast<double>(tokens.size()))));
     std::vector<int64_t> cells;
+    cells.reserve(tokens.size());
     for (const Salient & token : tokens) cells.push_back(token.cell);
     std::ranges::sort(cells);
     return cells;

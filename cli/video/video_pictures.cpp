@@ -164,7 +164,7 @@ std::string VideoPictures::damage() const {
     if (!earlier_damage_.empty()) return earlier_damage_;
     if (!demuxer_->failed().empty()) return demuxer_->failed();
     if (shown_ == 0) return demuxer_->opening_complaint();
-    const std::string complaint = first_complaint();
+    std::string complaint = first_complaint();
     if (!complaint.empty()) return complaint;
     return corrupt_ || decoder_.damaged() ? "a frame cannot be decoded" : "";
 }

@@ -100,7 +100,7 @@ CellMap::Changes CellMap::place(const int64_t * cells, int64_t n, const MaskView
 CellMap::Changes CellMap::restore(const int64_t * cells, int64_t n, bool begins) {
     Changes changes;
     for (int64_t i = 0; i < n; ++i) forget(cells[i], changes);
-    if (begins || !texts_.count(restored_text_)) {
+    if (begins || !texts_.contains(restored_text_)) {
         begin_batch();
         restored_text_ = next_text_++;
     }

@@ -72,7 +72,7 @@ void finish_batch(ggml_backend_t backend) {
     if (context.read.empty()) return;
     try {
         for (Placement * placement : Placement::live()) { // others are gone with their cache
-            if (!context.read.count(placement) || !placement->is_batch_attended()) continue;
+            if (!context.read.contains(placement) || !placement->is_batch_attended()) continue;
             placement->seal(context.cpu.threads());
             context.read.erase(placement);
         }
