@@ -212,8 +212,8 @@ class VidKVConnector(KVConnectorBase_V1):
             return
         for key, block, begins in self._get_connector_metadata().saves:
             name = self._name(key, self._rank)
-            if self._store.has(name):
-                continue
+            if entries.read(self._store.get(name), name, self._about) is not None:
+                continue  # another process was earlier; a damaged entry is replaced
             parts = [self._layer(layer)[0](block, begins) for layer in self._order]
             if all(part is not None for part in parts):
                 self._store.put(name, entries.write(name, self._about, parts))

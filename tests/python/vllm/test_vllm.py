@@ -1,6 +1,7 @@
 """vLLM with packed pages, run as a user would run it: one engine in a process of its own for each configuration.
 
 With scripts/vllm-environment's interpreter; a visible skip elsewhere."""
+import hashlib
 import json
 import os
 import subprocess
@@ -46,8 +47,7 @@ def test_preset_f16_gives_the_tokens_of_vllm(folder, stock):
 
 
 def test_packed_blocks_hold_more_and_are_shared(folder, stock):
-    one = [{"lengths": [700, 300, 1100, 64]}, {"lengths": [700, 300, 1100, 64]}, {"seed": 5, "prefix": 600, "lengths": [40]}, {"seed": 6, "prefix": 600, "lengths": [30]}]
-    packed, said = run(folder, "t1.65", one)
+    packed, said = run(folder, "t1.65", [{}, {}, {"seed": 5, "prefix": 600, "lengths": [40]}, {"seed": 6, "prefix": 600, "lengths": [30]}])
     assert "times less than f16" in said and "KV cache size" in said
     assert packed["capacity"] > 6 * 2 * stock["capacity"]  # stock holds float32 here, half as much as f16
     assert [a["cached"] for a in packed["answers"][1]] == [640, 256, 1024, 0]
@@ -57,9 +57,8 @@ def test_packed_blocks_hold_more_and_are_shared(folder, stock):
 
 
 def test_four_at_once_are_four_one_by_one(folder):
-    at_once, _ = run(folder, "t1.65", [{}], enable_prefix_caching=False)
-    alone, _ = run(folder, "t1.65", [{"one_by_one": True}], enable_prefix_caching=False)
-    assert tokens(at_once["answers"][0]) == tokens(alone["answers"][0])
+    asked, _ = run(folder, "t1.65", ASK, enable_prefix_caching=False, max_num_batched_tokens=4096)
+    assert tokens(asked["answers"][0]) == tokens(asked["answers"][1])
 
 
 def connector(store, **extra):
@@ -77,7 +76,8 @@ def test_a_second_process_reads_what_the_first_has_packed(folder, tmp_path, pres
     second, _ = run(folder, preset, ask, kv_transfer_config=connector(tmp_path))
     cached = [a["cached"] for a in second["answers"][0]]
     assert sum(cached) in range(128, 640 + 256) and all(c % 128 == 0 for c in cached)
-    assert files[0].read_bytes() == spoiled or sum(cached) > 0
+    mended = files[0].read_bytes()
+    assert hashlib.sha256(mended[:-32]).digest() == mended[-32:]
 
 
 @pytest.mark.parametrize(
