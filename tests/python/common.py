@@ -92,7 +92,49 @@ def vision_model(kind):
                                            boi_token_index=START, eoi_token_index=END)
         inputs = images_inputs(20, 16, torch.randn(20, 3, 112, 112))
         return seeded(lambda: transformers.Gemma3ForConditionalGeneration(config)), dict(inputs, token_type_ids=(inputs["input_ids"] == IMAGE).int())
+    if kind in ("glm4v", "glm4v_moe", "glm_ocr"):
+        return glm_model(kind, ids)
+    if kind == "qwen3_vl_moe":
+        rope = {"rope_type": "default", "mrope_section": [6, 5, 5], "mrope_interleaved": True, "rope_theta": 1e4}
+        vision = dict(_qwen_vision(), intermediate_size=128, out_hidden_size=128, deepstack_visual_indexes=[0], num_position_embeddings=144)
+        text = dict(TEXT, head_dim=32, rope_parameters=rope, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64)
+        config = transformers.Qwen3VLMoeConfig(text_config=text, vision_config=vision, **ids)
+        return seeded(lambda: transformers.Qwen3VLMoeForConditionalGeneration(config)), images_inputs(9, 36, torch.randn(9 * 144, 1176), 12)
+    if kind == "mistral3":  # Pixtral's vision tower
+        vision = dict(model_type="pixtral", hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, head_dim=32,
+                      image_size=112, patch_size=14)
+        config = transformers.Mistral3Config(text_config=dict(TEXT, model_type="mistral", sliding_window=None), vision_config=vision,
+                                             image_token_index=IMAGE, spatial_merge_size=2)
+        inputs = dict(images_inputs(20, 16, torch.randn(20, 3, 112, 112)), image_sizes=torch.tensor([[112, 112]] * 20))
+        return seeded(lambda: transformers.Mistral3ForConditionalGeneration(config)), inputs
+    if kind == "gemma4_vl":  # windows, layers that share keys, another head_dim where attention is full
+        vision = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=32,
+                      patch_size=14, position_embedding_size=1024)
+        text = dict(WINDOWS, global_head_dim=128, num_hidden_layers=6, layer_types=["sliding_attention", "full_attention"] * 3,
+                    num_kv_shared_layers=2, hidden_size_per_layer_input=16, vocab_size_per_layer_input=300)
+        config = transformers.Gemma4Config(text_config=dict(TEXT, **text), vision_config=vision, audio_config=None, image_token_id=IMAGE,
+                                           video_token_id=VIDEO, boi_token_id=START, eoi_token_id=END)
+        places = torch.cartesian_prod(torch.arange(12), torch.arange(12)).flip(-1)
+        inputs = dict(images_inputs(20, 16, torch.rand(20, 144, 3 * 14 * 14)), image_position_ids=places.expand(20, -1, -1))
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).int()
+        return seeded(lambda: transformers.Gemma4ForConditionalGeneration(config)), inputs
     raise ValueError(kind)
+
+
+def glm_model(kind, ids):
+    """GLM-4.1V, GLM-4.5V (experts) and GLM-OCR."""
+    rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e4}
+    if kind == "glm4v_moe":
+        rope.update(mrope_section=[2, 3, 3], partial_rotary_factor=0.5)
+    vision = dict(_qwen_vision(), intermediate_size=128, out_hidden_size=128, image_size=168)
+    experts = dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, n_shared_experts=1, first_k_dense_replace=1, n_group=1,
+                   topk_group=1)
+    text = dict(TEXT, head_dim=32, rope_parameters=rope, **(experts if kind == "glm4v_moe" else {}))
+    configs = {"glm4v": transformers.Glm4vConfig, "glm4v_moe": transformers.Glm4vMoeConfig, "glm_ocr": transformers.GlmOcrConfig}
+    config = configs[kind](text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=VIDEO, image_start_token_id=START,
+                           image_end_token_id=END, video_start_token_id=294, video_end_token_id=295)
+    inputs = images_inputs(9, 36, torch.randn(9 * 144, 1176), 12)
+    return seeded(lambda: transformers.AutoModelForImageTextToText.from_config(config)), inputs
 
 
 def prompt(*visual_runs):
@@ -140,7 +182,8 @@ def smolvlm_inputs():
 TEXT_MODELS = ["llama", "qwen2", "qwen3", "gemma3"]
 OTHER_MODELS = [kind for kind in TEXT_CONFIGS if kind not in TEXT_MODELS]
 VISION_MODELS = ["qwen2_5_vl", "qwen2_vl", "llava_onevision", "smolvlm2"]
-OTHER_VISION_MODELS = ["qwen3_vl", "internvl", "gemma3_vl"]
+OTHER_VISION_MODELS = ["qwen3_vl", "internvl", "gemma3_vl", "glm4v"]
+NIGHTLY_VISION_MODELS = ["gemma4_vl", "glm4v_moe", "glm_ocr", "qwen3_vl_moe", "mistral3"]  # VIDKV_NIGHTLY=1
 
 
 @pytest.fixture(scope="module", params=["vidkv", "sdpa", "eager"])

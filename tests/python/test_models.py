@@ -1,9 +1,12 @@
 """Each model in its real structure with random weights: what it generates with a VidKVCache, and what the cache holds."""
+import os
+import re
+
 import pytest
 import torch
-from common import (IMAGE, OTHER_MODELS, OTHER_VISION_MODELS, PRESETS, PUBLISHED, TEXT_MODELS, VIDEO, VISION_MODELS, text_model,
-                    vision_model)
-
+import transformers
+from common import (IMAGE, NIGHTLY_VISION_MODELS, OTHER_MODELS, OTHER_VISION_MODELS, PRESETS, PUBLISHED, ROOT, TEXT_MODELS, VIDEO,
+                    VISION_MODELS, text_model, vision_model)
 from transformers import DynamicCache
 from vidkv.transformers import VidKVCache
 from vidkv.transformers.names import as_arguments, cache_of
@@ -68,7 +71,11 @@ def test_text_models_with_codes(kind, preset):
     assert 0 < error < 0.25, f"relative error {error:.3f}"
 
 
-@pytest.mark.parametrize("kind", VISION_MODELS + OTHER_VISION_MODELS)
+nightly = pytest.mark.skipif(not os.environ.get("VIDKV_NIGHTLY"), reason="takes a minute: VIDKV_NIGHTLY=1 runs it")
+AT_NIGHT = [pytest.param(kind, marks=nightly) for kind in NIGHTLY_VISION_MODELS]
+
+
+@pytest.mark.parametrize("kind", VISION_MODELS + OTHER_VISION_MODELS + AT_NIGHT)
 def test_vision_models_with_f16_rows_are_exact(kind):
     model, inputs = vision_model(kind)
     want, _ = generated_scores(model, inputs, cache=DynamicCache(config=model.config))
@@ -78,9 +85,32 @@ def test_vision_models_with_f16_rows_are_exact(kind):
         assert (got - want).abs().max() < 5e-3 * want.abs().max(), attention
 
 
+# Rows of docs/models.md: what runs here under which name, and what is refused for which kind of layer.
+RUNS = {"Qwen2-VL": "qwen2_vl", "Qwen2.5-VL": "qwen2_5_vl", "Qwen3-VL": "qwen3_vl", "Qwen3-VL, experts": "qwen3_vl_moe", "SmolVLM2": "smolvlm2",
+        "InternVL 3": "internvl", "Gemma 3": "gemma3_vl", "Gemma 4": "gemma4_vl", "GLM-4.1V": "glm4v", "GLM-4.5V, experts": "glm4v_moe",
+        "GLM-OCR": "glm_ocr", "Mistral Small 3.1 (Pixtral)": "mistral3"}
+REFUSED = {"Qwen3.5": ("Qwen3_5Config", "linear_attention"), "MiniCPM-V 4.6": ("MiniCPMV4_6Config", "linear_attention"),
+           "LFM2-VL": ("Lfm2Config", "conv")}  # its language model
+NOT_TRIED = {"Llama 4": "not tried"}
+
+
+def test_the_table_of_models():
+    with open(os.path.join(ROOT, "docs", "models.md"), encoding="utf-8") as file:
+        rows = dict(re.findall(r"^\| ([^|`]+) \| `.*\| ([^|]+) \|$", file.read(), re.MULTILINE))
+    assert set(RUNS.values()) | {"llava_onevision"} == set(VISION_MODELS + OTHER_VISION_MODELS + NIGHTLY_VISION_MODELS)
+    assert rows == {**dict.fromkeys(RUNS, "runs"), **{name: f"refused: `{layer}` layers" for name, (_, layer) in REFUSED.items()}, **NOT_TRIED}
+
+
+@pytest.mark.parametrize("config, layer", REFUSED.values())
+def test_models_that_are_refused(config, layer):
+    with pytest.raises(ValueError, match=f"layer type '{layer}' is not supported"):
+        VidKVCache(getattr(transformers, config)(**({"layer_types": ["conv"] * 32} if layer == "conv" else {})))
+
+
 @pytest.mark.parametrize("kind, backend", [
     *((kind, backend) for kind in VISION_MODELS for backend in ("QuantizedCacheLM", "QuantizedCacheVLM", "QuantizedCacheVLMSTP")),
-    *((kind, "QuantizedCacheVLMSTP") for kind in OTHER_VISION_MODELS)])
+    *((kind, "QuantizedCacheVLMSTP") for kind in OTHER_VISION_MODELS),
+    *(pytest.param(kind, "QuantizedCacheVLMSTP", marks=nightly) for kind in NIGHTLY_VISION_MODELS)])
 def test_published_calls(kind, backend, monkeypatch):
     model, inputs = vision_model(kind)
     protected = []
