@@ -135,7 +135,8 @@ std::optional<Frame> FrameReader::take_next() {
         const bool fresh = picture && (!last_taken_ || picture->seconds > *last_taken_);
         times_.advance();
         if (fresh) return take(*picture);
-        if (after_) times_.advance_to(after_->seconds - times_.interval() / 2);
+        if (!after_) break; // the last picture is taken, however long it may be shown
+        times_.advance_to(after_->seconds - times_.interval() / 2);
     }
     check_complete();
     return std::nullopt;

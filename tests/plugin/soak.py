@@ -87,7 +87,8 @@ def http_replies(port, body):
 
 @contextlib.contextmanager
 def openai_replies(port, body):
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=3600, max_retries=0)
+    # Asks again where a connection breaks, as it does by default.
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=3600)
     reply = client.chat.completions.create(**body)
     try:
         yield (part.model_dump() for part in reply) if body.get("stream") else reply.model_dump()
@@ -145,6 +146,8 @@ def run(call, requests, clients):
             except Exception as error:  # noqa: BLE001: told by the main thread
                 failures.append(f"request {index}: {error!r}")
             memory.append(resident(call.pid))
+            if len(memory) % 100 == 0:
+                print(f"  {len(memory)} requests, resident {memory[-1] / 2**20:.0f} MiB", flush=True)
 
     threads = [threading.Thread(target=client) for _ in range(clients)]
     for thread in threads:

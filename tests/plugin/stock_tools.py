@@ -287,6 +287,10 @@ def server(*arguments, preset, device=DEVICE):
         yield call
         if process.poll() is not None:
             raise AssertionError(f"llama-server ended with {process.returncode}\n{log_end()}")
+    except Exception as error:
+        if process.poll() is None:
+            raise
+        raise AssertionError(f"llama-server ended with {process.returncode}: {error}\n{log_end()}") from error
     finally:
         process.terminate()
         process.wait()
