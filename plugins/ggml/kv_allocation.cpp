@@ -96,8 +96,7 @@ Latest latest;
 bool is_sliding_window(const KvCache & cache) {
     const std::lock_guard lock(latest_mutex);
     if (!latest.buffer || cache.cells() >= latest.cells) return false;
-    return std::none_of(cache.layers.begin(), cache.layers.end(),
-                        [](int layer) { return latest.layers.contains(layer); });
+    return std::none_of(cache.layers.begin(), cache.layers.end(), [](int layer) { return latest.layers.contains(layer); });
 }
 
 void remember_kv_buffer(ggml_backend_buffer_t buffer, const KvCache & cache) {
