@@ -200,14 +200,14 @@ VIDKV_API vidkv_status vidkv_store_protect_by_queries(vidkv_store * values, cons
  * aged anew. */
 VIDKV_API vidkv_status vidkv_store_truncate(vidkv_store * store, int32_t sequence, int64_t first_cell);
 
-/* Makes `to` an exact copy of `from` (codes included). */
+/* Makes `to` an exact copy of `from`: their pages are shared until one of them writes to them. */
 VIDKV_API vidkv_status vidkv_store_copy_sequence(vidkv_store * store, int32_t from, int32_t to);
 
 /* Changes the capacity, in cells per sequence and in sequences; what is kept stays bit for bit. Cells that would be lost must
  * not have been written; sequences beyond the new number are forgotten. */
 VIDKV_API vidkv_status vidkv_store_resize(vidkv_store * store, int64_t cells, int32_t sequences);
 
-/* A new store that is an exact copy (codes included). */
+/* A new store that is an exact copy: pages are shared likewise. */
 VIDKV_API vidkv_status vidkv_store_clone(const vidkv_store * store, vidkv_store ** out);
 
 /* A sealed page as it is stored (docs/format.md), for readers that decode by themselves: NULL and 0 if that page is not sealed.
@@ -322,9 +322,9 @@ static inline void vidkv_cache_get_stats(const vidkv_cache * cache, vidkv_store_
     vidkv_cache_get_stats_sized(cache, out, sizeof(*out));
 }
 
-/* Writes the whole cache (sealed pages bit for bit) to a file: beside it first, then renamed, so a failure leaves the
- * old file. Loading fills a cache of the same shape and parameters; on failure the cache is as it was. Stores that were asked
- * for before a load (vidkv_cache_keys, vidkv_cache_values) are gone after it: ask for them again. */
+/* Writes the whole cache (sealed pages bit for bit) to a file, as vidkv/file.h does: beside it first, then renamed, so a failure
+ * leaves the old file. Loading fills a cache of the same layers, heads and parameters with room for it, in place of what it held; on
+ * failure the cache is as it was. Stores that were asked for before (vidkv_cache_keys, vidkv_cache_values) stay good. */
 VIDKV_API vidkv_status vidkv_cache_save(const vidkv_cache * cache, const char * path);
 VIDKV_API vidkv_status vidkv_cache_load(vidkv_cache * cache, const char * path);
 

@@ -45,11 +45,12 @@ vidkv_file_store_info describe(const FileReader & file, const FileEntry & entry)
     info.bytes = entry.data.bytes + entry.pages.bytes;
     for (uint64_t i = 0; i < header.pages; ++i) {
         const vidkv::FilePage page = file.page(entry, i);
+        if (page.number < 0 || page.number >= INT32_MAX) continue; // forged: no store takes it
+        const int end = vidkv::end_of(page.written);
         info.pages = std::max(info.pages, page.number + 1);
         info.pages_sealed += page.state == vidkv::PageState::sealed;
         info.cells_written += std::popcount(page.written[0]) + std::popcount(page.written[1]);
-        const int end = vidkv::end_of(page.written);
-        if (end > 0 && page.number < INT32_MAX) info.cells = std::max(info.cells, page.number * VIDKV_PAGE + end);
+        if (end > 0) info.cells = std::max(info.cells, page.number * VIDKV_PAGE + end);
     }
     return info;
 }

@@ -171,5 +171,19 @@ class Model(Bench):
         self.assert_fails(bench("model"), "--model", 2)
 
 
+class Files(Bench):
+    def test_a_file_is_no_larger_than_the_cache_and_a_fork_is_free(self):
+        report = self.report(bench("file", "--shape", "9/3/64", "--layers", "2", "--tokens", "2k", "--kv", "t1.65,f16", "--json"))
+        self.assertEqual([row["name"] for row in report["rows"]], ["t1.65", "f16"])
+        for row in report["rows"]:
+            self.assertLessEqual(row["file_to_held"], 1.03)
+            self.assertLess(row["fork_share"], 0.01)
+            self.assertGreater(min(row[name] for name in ("save_s", "open_ms", "restore_ms", "verify_ms", "fork_ms")), 0)
+
+    def test_bad_input(self):
+        self.assert_fails(bench("file", "--kv", "k9"), "k9", 2)
+        self.assert_fails(bench("file", "--folder", "/no/such/folder"), "/no/such/folder", 1)
+
+
 if __name__ == "__main__":
     unittest.main()
