@@ -224,6 +224,16 @@ VIDKV_API vidkv_status vidkv_store_channel_plan(const vidkv_store * store, int32
  * sequence keeps its channel plan for as long as any page is sealed or released. */
 VIDKV_API vidkv_status vidkv_store_release_page(vidkv_store * store, int32_t sequence, int64_t page);
 
+/* A sealed page with all that is needed to read it in another store of the same side, preset and shape: `data` has room for
+ * *bytes, which then says how many they are (NULL: that alone). Rows of its first *sinks cells are not in them. */
+VIDKV_API vidkv_status vidkv_store_export_page(const vidkv_store * store, int32_t sequence, int64_t page, uint8_t * data,
+                                               uint64_t * bytes, int32_t * sinks);
+
+/* Packs a page that is open, and holds the rows of all its cells, with the codes of an exported one: nothing is quantized, and
+ * the page keeps its channel plan. VIDKV_E_FORMAT, and nothing has changed, where the bytes are of another preset or altered. */
+VIDKV_API vidkv_status vidkv_store_import_page(vidkv_store * store, int32_t sequence, int64_t page, const uint8_t * data,
+                                               uint64_t bytes);
+
 VIDKV_API void vidkv_store_clear(vidkv_store * store);
 
 /* What a store holds at this moment. bytes counts every allocation: codes, metadata, f16 rows, sinks, channel plans and

@@ -97,25 +97,45 @@ CellMap::Changes CellMap::place(const int64_t * cells, int64_t n, const MaskView
     return changes;
 }
 
-CellMap::Changes CellMap::restore(const int64_t * cells, int64_t n, bool begins) {
+CellMap::Changes CellMap::restore(const int64_t * cells, int64_t n, bool begins, const FormerPlace * former) {
     Changes changes;
     for (int64_t i = 0; i < n; ++i) forget(cells[i], changes);
     if (begins || !texts_.contains(restored_text_)) {
         begin_batch();
         restored_text_ = next_text_++;
+        former_pages_.clear();
     }
     for (int64_t i = 0; i < n; ++i) {
         if (where(cells[i]) >= 0) continue;
         const auto text = texts_.find(restored_text_);
-        put(cells[i], restored_text_, text == texts_.end() ? 0 : text->second.last_rank + 1, changes);
+        put(cells[i], restored_text_, text == texts_.end() ? 0 : text->second.last_rank + 1, changes,
+            former ? former[i] : FormerPlace{});
     }
     return changes;
 }
 
-void CellMap::put(int64_t cell, int64_t id, int64_t rank, Changes & changes) {
+int64_t CellMap::former_place(int64_t id, const FormerPlace & former, Changes & changes) {
+    if (former.page < 0) return -1;
+    const auto [known, is_new] = former_pages_.try_emplace(former.page, -1);
+    if (is_new) {
+        known->second = free_page();
+        Page & page = pages_[known->second];
+        page.text = id;
+        page.former = true;
+        texts_[id].open.push_back(known->second);
+        ++texts_[id].pages;
+        if (former.sinks > 0) changes.begun.push_back(known->second);
+    }
+    const Page & page = pages_[known->second];
+    const bool is_free = page.text == id && page.former && !page.packed && page.cells[former.token] < 0;
+    return is_free ? known->second * page_cells + former.token : -1;
+}
+
+void CellMap::put(int64_t cell, int64_t id, int64_t rank, Changes & changes, const FormerPlace & former) {
+    int64_t place = former_place(id, former, changes);
     Text & text = texts_[id];
     if (std::exchange(text.packed_early, false)) most_open_texts_ = std::min(most_open_texts_ + 1, most_open_texts);
-    const int64_t place = open_place(text, id, changes, rank == 0 && text.pages == 0);
+    if (place < 0) place = open_place(text, id, changes, rank == 0 && text.pages == 0);
     Page & page = pages_[place / page_cells];
     page.cells[place % page_cells] = static_cast<int32_t>(cell);
     ++page.live;
@@ -138,19 +158,24 @@ void CellMap::put(int64_t cell, int64_t id, int64_t rank, Changes & changes) {
 int64_t CellMap::open_place(Text & text, int64_t id, Changes & changes, bool begins) {
     for (const int64_t index : text.open) {
         const Page & page = pages_[index];
-        if (page.live == page_cells) continue;
+        if (page.live == page_cells || page.former) continue;
         return index * page_cells + (std::find(page.cells.begin(), page.cells.end(), -1) - page.cells.begin());
     }
+    const int64_t index = free_page();
+    pages_[index].text = id;
+    text.open.push_back(index);
+    ++text.pages;
+    if (begins) changes.begun.push_back(index);
+    return index * page_cells;
+}
+
+int64_t CellMap::free_page() {
     size_t index = 0;
     while (index < pages_.size() && pages_[index].text >= 0) ++index;
     if (index == pages_.size()) pages_.emplace_back();
     pages_[index] = Page();
     pages_[index].cells.fill(-1);
-    pages_[index].text = id;
-    text.open.push_back(static_cast<int64_t>(index));
-    ++text.pages;
-    if (begins) changes.begun.push_back(static_cast<int64_t>(index));
-    return static_cast<int64_t>(index) * page_cells;
+    return static_cast<int64_t>(index);
 }
 
 int64_t CellMap::open_texts() const {

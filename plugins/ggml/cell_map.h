@@ -12,6 +12,36 @@
 
 namespace vidkv_ggml {
 
+// How cells of the host lie among their pages, for a file. Pages are counted from 0, in the order of their places.
+struct SavedCells {
+    // Cells that follow each other, in the order of the host, in place (128 * page + token), rank and order of writing.
+    struct Run {
+        int64_t cells, place, rank, order;
+    };
+    struct Text {
+        int64_t batch_tokens, first_rank, last_rank; // as in CellMap
+        int64_t last_cell;                           // in the order of the host; -1: not among them
+        std::vector<int64_t> open;                   // pages that are not packed; the last one is being filled
+    };
+    std::vector<int64_t> text_of_page;
+    std::vector<Text> texts;
+    std::vector<Run> runs;
+
+    int64_t cells() const;
+    int64_t pages() const { return static_cast<int64_t>(text_of_page.size()); }
+    // False where no map could have made it: it may come from a stranger's file.
+    bool is_sound() const;
+    std::vector<int64_t> numbers() const;
+    static SavedCells from_numbers(const int64_t * numbers, size_t n); // throws std::out_of_range
+};
+
+// Where a restored cell lay in its text before: in page `page` of those, which begins with `sinks` sink cells. page -1: it is not
+// known.
+struct FormerPlace {
+    int64_t page = -1;
+    int token = 0, sinks = 0;
+};
+
 // Which cells each token of a batch attends to: [tokens][cells] in f16 or f32, -inf hides. Without rows, every token sees
 // the one before it.
 struct MaskView {
@@ -44,11 +74,19 @@ class CellMap {
     // Gives the cells of a batch new places. Each token continues the text of the newest cell that it sees.
     Changes place(const int64_t * cells, int64_t n, const MaskView & mask);
     // Cells that come without a mask (a saved state): a text of its own, or more of the one placed so last.
-    Changes restore(const int64_t * cells, int64_t n, bool begins);
+    // former: one for each cell, or null; those of one page go together into one again.
+    Changes restore(const int64_t * cells, int64_t n, bool begins, const FormerPlace * former = nullptr);
+
+    // Where these cells lie; `pages`: the pages that hold them, in the order of the saved ones. All must lie somewhere.
+    SavedCells save(const std::vector<int64_t> & cells, std::vector<int64_t> & pages) const;
+    // Gives as many cells the places of saved ones, in pages of their own, which `pages` names. saved is sound, and cells are
+    // each another one.
+    Changes take(const SavedCells & saved, const std::vector<int64_t> & cells, std::vector<int64_t> & pages);
 
     int64_t where(int64_t cell) const { return where_[static_cast<size_t>(cell)]; } // -1: nowhere
     bool is_identity() const { return moved_ == 0; } // every cell that lies anywhere lies at its own number
     int64_t places() const { return static_cast<int64_t>(pages_.size()) * page_cells; }
+    bool is_full(int64_t page) const { return pages_[static_cast<size_t>(page)].live == page_cells; }
     bool is_packed(int64_t page) const { return pages_[static_cast<size_t>(page)].packed; }
     int64_t open_texts() const; // that have pages which are not packed
     // A mask row over cells as one over places(); n: cells of the row.
@@ -66,6 +104,7 @@ class CellMap {
         int64_t text = -1; // -1: free
         int live = 0;
         bool packed = false;
+        bool former = false;                   // of cells that lay together before: no others are put there
         std::array<int32_t, page_cells> cells; // whose row lies there; -1: nobody's
     };
     struct Text {
@@ -87,8 +126,10 @@ class CellMap {
     void forget_beyond(int64_t cells, Changes & changes);
     int64_t newest_seen(int64_t token, const int64_t * cells, const MaskView & mask) const; // -1: none
     int64_t continued_text(int64_t parent, int64_t token, const MaskView & mask, bool & begins);
-    void put(int64_t cell, int64_t text, int64_t rank, Changes & changes);
+    void put(int64_t cell, int64_t text, int64_t rank, Changes & changes, const FormerPlace & former = {});
+    int64_t former_place(int64_t text, const FormerPlace & former, Changes & changes); // -1: taken, or not known
     int64_t open_place(Text & text, int64_t id, Changes & changes, bool begins);
+    int64_t free_page();
     int64_t text_of(int64_t cell) const { return pages_[static_cast<size_t>(where(cell) / page_cells)].text; }
     int64_t newest_rank(const Page & page) const;
     void take_due(Text & text, std::vector<int64_t> & due);
@@ -100,6 +141,7 @@ class CellMap {
     std::vector<Page> pages_;
     std::map<int64_t, Text> texts_;
     int64_t next_text_ = 0, restored_text_ = -1;
+    std::map<int64_t, int64_t> former_pages_; // of the restored text: the page that it is now
     int64_t batch_ = 0, serial_ = 0;
     int64_t newest_cell_ = -1; // written last of all
     int64_t moved_ = 0;

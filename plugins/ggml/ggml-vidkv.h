@@ -79,6 +79,49 @@ typedef struct vidkv_inspector {
 } vidkv_inspector;
 typedef const vidkv_inspector * (*vidkv_inspector_t)(void);
 
+/* ---- saving a sequence as it is ---------------------------------------------------------------------------------
+ *
+ * llama_state_seq_get_data and _set_data pass through f16. A host that wants the packed pages themselves reads the state into a
+ * mapping that takes no memory (mmap with MAP_NORESERVE, of llama_state_seq_get_size bytes) while the rows are left alone, keeps
+ * all bytes of it but those of left_alone(), and saves the pages beside them:
+ *
+ *     state->rows(VIDKV_ROWS_LEFT_ON_SAVE);
+ *     llama_state_seq_get_data(context, mapping, size, 0);
+ *     ... the bytes between those of state->left_alone() go into a section ...
+ *     const char * error = state->save(path, sections, n);
+ *     state->rows(VIDKV_ROWS_AS_USUAL);
+ *
+ * and the other way with VIDKV_ROWS_LEFT_ON_LOAD, llama_state_seq_set_data and load(). One sequence, one thread, and nothing else
+ * may be done with any context meanwhile. */
+typedef struct vidkv_bytes {
+    const void * data;
+    uint64_t bytes;
+} vidkv_bytes;
+
+typedef struct vidkv_named_bytes {
+    const char * name;
+    const void * data;
+    uint64_t bytes;
+} vidkv_named_bytes;
+
+enum { VIDKV_ROWS_AS_USUAL = 0, VIDKV_ROWS_LEFT_ON_SAVE = 1, VIDKV_ROWS_LEFT_ON_LOAD = 2 };
+
+#define VIDKV_PROC_STATE "vidkv_state"
+typedef struct vidkv_state {
+    /* What becomes of the rows of packed caches that the host reads or writes from now on. Forgets which were left alone. */
+    void (*rows)(int32_t what);
+    /* Where the host has the bytes of the rows that were left alone; returns how many such pieces there are. */
+    int64_t (*left_alone)(vidkv_bytes * out, int64_t most);
+    /* Writes a .vidkv file (vidkv_file_create) of the sequence whose rows were left alone: pages, and how its cells lie in them
+     * (section "cells"), after the sections given. Returns NULL, or one line. */
+    const char * (*save)(const char * path, const vidkv_named_bytes * sections, int64_t n);
+    /* Gives the cells that the host has just filled the pages of such a file. manifest: of the file that the state is of; another
+     * one is refused. copy: as in vidkv_file_open. Returns NULL, or one line: the cells are then without rows, and have to be
+     * removed. */
+    const char * (*load)(const char * path, int32_t copy, const void * manifest, uint64_t bytes);
+} vidkv_state;
+typedef const vidkv_state * (*vidkv_state_t)(void);
+
 #ifdef __cplusplus
 }
 #endif

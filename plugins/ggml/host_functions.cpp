@@ -10,6 +10,7 @@
 #include "ggml-vidkv.h"
 #include "kv_store.h"
 #include "placement.h"
+#include "saved_state.h"
 #include "settings.h"
 
 namespace vidkv_ggml {
@@ -140,6 +141,7 @@ void * host_function(const char * name) {
         {VIDKV_PROC_HOLD_SEALING, reinterpret_cast<void *>(hold_sealing)},
         {VIDKV_PROC_SEAL_NOW, reinterpret_cast<void *>(seal_now)},
         {VIDKV_PROC_PROTECT, reinterpret_cast<void *>(protect)},
+        {VIDKV_PROC_STATE, reinterpret_cast<void *>(state_functions)},
         {VIDKV_PROC_INSPECTOR, reinterpret_cast<void *>(inspector)},
     };
     for (const HostFunction & function : functions) {

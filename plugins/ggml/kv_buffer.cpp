@@ -2,12 +2,14 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <new>
 #include <numeric>
 
 #include "kv_allocation.h"
+#include "saved_state.h"
 
 namespace vidkv_ggml {
 
@@ -33,19 +35,53 @@ void free_buffer(ggml_backend_buffer_t buffer) {
 
 void * get_base(ggml_backend_buffer_t buffer) { return kv_buffer(buffer)->base(); }
 
-// Restoring a state writes whole rows, store after store. They are packed as they come: no query waits for them.
-bool write_tensor(KvStore & store, size_t offset, size_t size, const void * data) {
-    Placement * placement = store.placement();
-    const auto row = static_cast<int64_t>(offset / store.row_bytes());
-    const auto n = static_cast<int64_t>((offset % store.row_bytes() + size + store.row_bytes() - 1) / store.row_bytes());
-    const bool whole_rows = offset % store.row_bytes() == 0 && size % store.row_bytes() == 0;
+constexpr int64_t rows_at_once = 256;
+
+// Restoring a state writes whole rows, store after store. They are packed as they come, if they do not carry their packed pages:
+// no query waits for them.
+bool restore(KvStore & store, int64_t row, int64_t n, const uint8_t * data) {
+    Placement & placement = *store.placement();
     std::vector<int64_t> ids(static_cast<size_t>(n));
     std::iota(ids.begin(), ids.end(), row);
-    if (placement && whole_rows && !placement->begin_restore(store, ids.data(), n)) return false;
-    return store.write_bytes(offset, size, data) && (!placement || placement->end_restore(store, row, n, seal_threads));
+    std::vector<uint16_t> rows(static_cast<size_t>(n * store.channels()));
+    std::memcpy(rows.data(), data, rows.size() * 2);
+    const auto tags = tags_of(rows.data(), n, store.channels());
+    return placement.begin_restore(store, ids.data(), n, former_places(tags)) &&
+           store.write_restored(ids.data(), n, rows.data(), tags);
+}
+
+bool write_tensor(KvStore & store, size_t offset, size_t size, const void * data) {
+    Placement * placement = store.placement();
+    const size_t row_bytes = store.row_bytes();
+    const auto row = static_cast<int64_t>(offset / row_bytes);
+    const auto n = static_cast<int64_t>((offset % row_bytes + size + row_bytes - 1) / row_bytes);
+    const bool whole_rows = offset % row_bytes == 0 && size % row_bytes == 0;
+    if (!placement || !whole_rows)
+        return store.write_bytes(offset, size, data) && (!placement || placement->end_restore(store, row, n, seal_threads));
+    for (int64_t done = 0; done < n; done += rows_at_once) {
+        const int64_t some = std::min(rows_at_once, n - done);
+        const auto * from = static_cast<const uint8_t *>(data) + done * static_cast<int64_t>(row_bytes);
+        if (!restore(store, row + done, some, from)) return false;
+    }
+    return placement->end_restore(store, row, n, seal_threads);
+}
+
+bool read_tensor(const KvStore & store, size_t offset, size_t size, uint8_t * data) {
+    const size_t row_bytes = store.row_bytes();
+    if (offset % row_bytes != 0 || size % row_bytes != 0) return store.read_bytes(offset, size, data);
+    std::vector<uint16_t> rows;
+    const auto row = static_cast<int64_t>(offset / row_bytes), n = static_cast<int64_t>(size / row_bytes);
+    for (int64_t done = 0; done < n; done += rows_at_once) {
+        const int64_t some = std::min(rows_at_once, n - done);
+        rows.resize(static_cast<size_t>(some * store.channels()));
+        if (!store.read_saved(row + done, some, rows.data())) return false;
+        std::memcpy(data + done * static_cast<int64_t>(row_bytes), rows.data(), rows.size() * 2);
+    }
+    return true;
 }
 
 void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+    if (note_write(*store_of(tensor), tensor->view_offs + offset, size, data)) return;
     if (!write_tensor(*store_of(tensor), tensor->view_offs + offset, size, data)) report("writing", tensor);
 }
 
@@ -60,8 +96,9 @@ void warn_of_saving(const KvStore & store, size_t size) {
 }
 
 void get_tensor(ggml_backend_buffer_t, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
+    if (note_read(*store_of(tensor), tensor->view_offs + offset, size, data)) return;
     warn_of_saving(*store_of(tensor), size);
-    if (store_of(tensor)->read_bytes(tensor->view_offs + offset, size, data)) return;
+    if (read_tensor(*store_of(tensor), tensor->view_offs + offset, size, static_cast<uint8_t *>(data))) return;
     report("reading", tensor);
     std::memset(data, 0, size);
 }

@@ -32,6 +32,16 @@ struct ReadPage {
 };
 thread_local ReadPage read_last;
 
+// The page hidden last: its rows are saved one after the other.
+struct LastHidden {
+    uint64_t version = 0;
+    int stream = 0;
+    int64_t page = 0;
+    int first = 0;
+    HiddenPage hidden;
+};
+thread_local LastHidden hidden_last;
+
 vidkv_status write(vidkv_store * store, int stream, const int64_t * cells, int64_t n, const float * rows, int64_t stride) {
     return vidkv_store_write_f32(store, stream, cells, n, rows, stride);
 }
@@ -228,6 +238,47 @@ bool KvStore::write_bytes(size_t offset, size_t size, const void * data) {
     return true;
 }
 
+const HiddenPage * KvStore::hidden_page(int stream, int64_t page, int & first) const {
+    LastHidden & last = hidden_last;
+    if (last.version != version_ || last.stream != stream || last.page != page) {
+        last = {version_, stream, page, 0, {}};
+        uint64_t bytes = 0;
+        int32_t sinks = 0;
+        if (vidkv_store_export_page(store_, stream, page, nullptr, &bytes, &sinks) == VIDKV_OK) {
+            std::vector<uint8_t> packed(bytes);
+            vidkv_store_export_page(store_, stream, page, packed.data(), &bytes, &sinks);
+            last.first = sinks;
+            last.hidden = to_hidden(packed, shape_.channels, sinks);
+        }
+    }
+    first = last.first;
+    return last.hidden.bits > 0 ? &last.hidden : nullptr;
+}
+
+bool KvStore::read_saved(int64_t first_row, int64_t n, uint16_t * out) const {
+    return read_rows(first_row, n, out) && hide_pages(*this, first_row, n, out);
+}
+
+// Pages whose rows have all come are packed as they were.
+bool KvStore::write_restored(const int64_t * ids, int64_t n, const uint16_t * rows,
+                             const std::vector<std::optional<RowTag>> & tags) {
+    if (!write_rows(ids, n, rows, shape_.channels)) return false;
+    if (!placement_) return true;
+    found_.begin(placement_->restores());
+    for (int64_t i = 0; i < n; ++i) {
+        const int64_t place = tags[i] ? place_of(ids[i]) : -1;
+        if (place < 0 || place % VIDKV_PAGE != tags[i]->token) continue;
+        const auto stream = static_cast<int>(ids[i] / shape_.cells);
+        const auto packed = found_.take(stream, place / VIDKV_PAGE, *tags[i], rows + i * shape_.channels, shape_.channels);
+        if (!packed) continue;
+        const vidkv_status status =
+            vidkv_store_import_page(store_, stream, place / VIDKV_PAGE, packed->data(), packed->size());
+        if (status == VIDKV_E_MEMORY) return false;
+        changed(); // pages of another preset are packed anew
+    }
+    return true;
+}
+
 void KvStore::pair_with(const KvStore & keys, float scale) {
     keys_ = &keys;
     scale_ = scale;
@@ -258,6 +309,14 @@ vidkv_seal_request KvStore::seal_request(int stream, const std::vector<int64_t> 
 bool KvStore::copy_stream(int from, int to) {
     changed();
     return vidkv_store_copy_sequence(store_, from, to) == VIDKV_OK;
+}
+
+bool KvStore::take_pages(const vidkv_file * file, int stream, const std::vector<int64_t> & pages,
+                         const std::vector<int64_t> & left) {
+    changed();
+    const auto n = static_cast<int64_t>(pages.size()), n_left = static_cast<int64_t>(left.size());
+    return vidkv_file_load(file, layer_, 0, store_, stream, pages.data(), n) == VIDKV_OK &&
+           vidkv_store_erase(store_, stream, left.data(), n_left) == VIDKV_OK;
 }
 
 void KvStore::clear() {

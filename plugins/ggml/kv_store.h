@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "cell_map.h"
+#include "hidden_pages.h"
+#include "vidkv/file.h"
 #include "vidkv/vidkv.h"
 
 namespace vidkv_ggml {
@@ -23,6 +25,7 @@ class KvStore {
     KvStore & operator=(const KvStore &) = delete;
 
     const vidkv_store * store() const { return store_; }
+    const vidkv_params & params() const { return params_; }
     int layer() const { return layer_; }
     int64_t channels() const { return shape_.channels; }
     int64_t rows() const { return shape_.cells * shape_.sequences; }
@@ -56,6 +59,14 @@ class KvStore {
     bool write_bytes(size_t offset, size_t size, const void * data);
     bool read_bytes(size_t offset, size_t size, void * data) const;
 
+    // The rows of a host that saves or restores, with packed pages in their lowest bits (hidden_pages.h).
+    bool read_saved(int64_t first_row, int64_t n, uint16_t * out) const;
+    bool write_restored(const int64_t * ids, int64_t n, const uint16_t * rows,
+                        const std::vector<std::optional<RowTag>> & tags);
+    // Null: that page cannot be hidden. Good until the next call on this thread.
+    const HiddenPage * hidden_page(int stream, int64_t page, int & first) const;
+    int64_t place_of(int64_t id) const; // in its stream; -1: nowhere
+
     // Attention reads these values with those keys, scores times scale.
     void pair_with(const KvStore & keys, float scale);
     // q [tokens][heads][head_dim], strides in elements; of keys.
@@ -67,6 +78,9 @@ class KvStore {
     bool protects() const { return params_.protect > 0; }
     vidkv_seal_request seal_request(int stream, const std::vector<int64_t> & pages);
     bool copy_stream(int from, int to);
+    // The pages of a file, in its order, become these of a stream, and what lies at places `left` is forgotten.
+    bool take_pages(const vidkv_file * file, int stream, const std::vector<int64_t> & pages,
+                    const std::vector<int64_t> & left);
     void clear();
 
     vidkv_store_stats stats() const; // planned: for as many conversations as there are
@@ -75,7 +89,6 @@ class KvStore {
     static std::vector<KvStore *> live();
 
   private:
-    int64_t place_of(int64_t id) const; // in its stream; -1: nowhere
     bool read_places(int stream, int64_t first, int64_t n, uint16_t * out) const;
     void changed();
 
@@ -93,6 +106,7 @@ class KvStore {
     float scale_ = 0;                // of attention
     vidkv_store * store_ = nullptr;
     std::vector<int64_t> places_; // scratch of write_rows
+    FoundPages found_;
 };
 
 } // namespace vidkv_ggml

@@ -118,15 +118,18 @@ bool Placement::ensure(const int64_t * ids, int64_t n) {
     });
 }
 
-bool Placement::begin_restore(const KvStore & store, const int64_t * ids, int64_t n) {
+bool Placement::begin_restore(const KvStore & store, const int64_t * ids, int64_t n,
+                              const std::vector<FormerPlace> & former) {
     bool begins = !restoring_;
     restoring_ = store.number() == 0;
     if (!restoring_) return ensure(ids, n);
+    restores_ += begins;
     translated_.clear();
     if (n > 0) last_restored_ = ids[n - 1];
-    return by_stream(ids, n, [&](int stream, int64_t, const std::vector<int64_t> & cells) {
+    return by_stream(ids, n, [&](int stream, int64_t first, const std::vector<int64_t> & cells) {
         return apply(stream,
-                     maps_[stream].restore(cells.data(), static_cast<int64_t>(cells.size()), std::exchange(begins, false)));
+                     maps_[stream].restore(cells.data(), static_cast<int64_t>(cells.size()), std::exchange(begins, false),
+                                           former.empty() ? nullptr : &former[first]));
     });
 }
 
@@ -172,7 +175,10 @@ const uint16_t * Placement::translated(int stream, const uint16_t * rows, int64_
     return translated_.back().places.data();
 }
 
-bool Placement::pack(const std::vector<KvStore *> & stores, const Pages & pages, int threads) {
+// Pages that were due and have been freed since, and given to another text, are left alone.
+bool Placement::pack(const std::vector<KvStore *> & stores, Pages pages, int threads) {
+    for (size_t s = 0; s < pages.size(); ++s)
+        std::erase_if(pages[s], [&](int64_t page) { return !maps_[s].is_packed(page); });
     std::vector<vidkv_seal_request> requests;
     for (KvStore * store : stores) {
         for (size_t s = 0; s < pages.size(); ++s) {
@@ -200,6 +206,15 @@ bool Placement::seal_now(int threads) {
         restored_[s].clear();
     }
     return true;
+}
+
+bool Placement::take(int stream, const SavedCells & saved, const std::vector<int64_t> & cells,
+                     std::vector<int64_t> & pages) {
+    translated_.clear();
+    batch_.clear();
+    restoring_ = false;
+    last_restored_ = -1;
+    return apply(stream, maps_[static_cast<size_t>(stream)].take(saved, cells, pages));
 }
 
 void Placement::copy_stream(int from, int to) {

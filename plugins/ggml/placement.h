@@ -42,8 +42,9 @@ class Placement {
     // Gives places to those of the cells that lie nowhere.
     bool ensure(const int64_t * ids, int64_t n);
     // Whole rows are about to be written to a store from outside. Where this is the first store the cells are given new
-    // places: so begins the writing of a saved state, which goes on with the other stores.
-    bool begin_restore(const KvStore & store, const int64_t * ids, int64_t n);
+    // places: so begins the writing of a saved state, which goes on with the other stores. former: where each lay before.
+    bool begin_restore(const KvStore & store, const int64_t * ids, int64_t n, const std::vector<FormerPlace> & former);
+    int64_t restores() const { return restores_; } // that have begun
     // They are written: packs what is old among them.
     bool end_restore(KvStore & store, int64_t first_id, int64_t n, int threads);
     // Rows of a store were changed in their places: packs again the pages that were packed.
@@ -57,6 +58,13 @@ class Placement {
     bool seal_now(int threads);
     void copy_stream(int from, int to);
     void clear();
+
+    // For a file (saved_state.cpp): the stores of the cache, and where cells of a stream lie in them. Packs what is due first.
+    const std::vector<KvStore *> & stores() const { return stores_; }
+    int64_t cells() const { return cells_; } // of a stream
+    int streams() const { return static_cast<int>(maps_.size()); }
+    // Gives cells of a stream the places of saved ones, in pages that are empty in all stores.
+    bool take(int stream, const SavedCells & saved, const std::vector<int64_t> & cells, std::vector<int64_t> & pages);
 
     // From now on seal() does nothing, in any cache of the process; or does its work again.
     static void hold_sealing(bool hold);
@@ -73,7 +81,7 @@ class Placement {
 
     template <typename Work> bool by_stream(const int64_t * ids, int64_t n, Work work) const;
     bool apply(int stream, const CellMap::Changes & changes);
-    bool pack(const std::vector<KvStore *> & stores, const Pages & pages, int threads);
+    bool pack(const std::vector<KvStore *> & stores, Pages pages, int threads);
     void collect_due();
 
     int64_t cells_;
@@ -83,7 +91,8 @@ class Placement {
     Pages restored_;                       // since the last batch: packed store by store
     std::vector<int64_t> batch_;           // its ids
     std::vector<char> written_, attended_; // [store], by the batch
-    bool restoring_ = false;               // the first store was written last
+    int64_t restores_ = 0;
+    bool restoring_ = false; // the first store was written last
     int64_t last_restored_ = -1;
     std::vector<Translated> translated_;
 };

@@ -183,6 +183,28 @@ vidkv_status vidkv_store_clone(const vidkv_store * store, vidkv_store ** out) {
         },
         store, out);
 }
+vidkv_status vidkv_store_export_page(const vidkv_store * store, int32_t sequence, int64_t page, uint8_t * data,
+                                     uint64_t * bytes, int32_t * sinks) {
+    return guarded(
+        [&] {
+            std::vector<uint8_t> out;
+            int count = 0;
+            if (vidkv_status status = unwrap(store)->export_page(sequence, page, out, count)) return status;
+            if (data && *bytes < out.size())
+                return vidkv::fail(VIDKV_E_ARGUMENT, "the page takes " + std::to_string(out.size()) + " bytes");
+            if (data) std::copy(out.begin(), out.end(), data);
+            *bytes = out.size();
+            *sinks = count;
+            return VIDKV_OK;
+        },
+        store, bytes, sinks);
+}
+
+vidkv_status vidkv_store_import_page(vidkv_store * store, int32_t sequence, int64_t page, const uint8_t * data,
+                                     uint64_t bytes) {
+    return guarded([&] { return unwrap(store)->import_page(sequence, page, data, bytes); }, store, data);
+}
+
 const uint8_t * vidkv_store_sealed_page(const vidkv_store * store, int32_t sequence, int64_t page, uint64_t * bytes) {
     size_t size = 0;
     const uint8_t * data = nullptr;

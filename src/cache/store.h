@@ -88,6 +88,9 @@ class Store {
     const uint8_t * sealed_page(int sequence, int64_t page, size_t & bytes) const; // null if it is not sealed
     vidkv_status channel_plan(int sequence, int kv_head, uint16_t * order, uint16_t * means) const;
     vidkv_status release_page(int sequence, int64_t index);
+    // A packed page as bytes, and the page that has these rows taken from them (vidkv_store_export_page).
+    vidkv_status export_page(int sequence, int64_t index, std::vector<uint8_t> & out, int & sinks) const;
+    vidkv_status import_page(int sequence, int64_t index, const uint8_t * data, size_t size);
     void clear();
     vidkv_store_stats stats() const;
 
@@ -119,6 +122,8 @@ class Store {
         bool host_begins = false; // begin() was called: otherwise the first page begins with sink cells
     };
 
+    bool read_plans(ByteReader & in, Plans & plans) const;
+    int take_plans(Sequence & sequence, Plans plans) const;
     size_t row_bytes() const { return static_cast<size_t>(shape_.channels) * 2; }
     int rows_held(const Page & page) const { return static_cast<int>(page.bytes->size() / row_bytes()); } // of an open one
     static uint16_t * rows_of(const Page & page) { return reinterpret_cast<uint16_t *>(page.bytes->data()); }

@@ -14,15 +14,6 @@ namespace {
 
 constexpr int64_t most_writes = int64_t{1} << 62; // counting further from there does not overflow
 
-bool is_permutation(const std::vector<uint16_t> & order) {
-    std::vector<bool> seen(order.size());
-    for (const uint16_t channel : order) {
-        if (channel >= order.size() || seen[channel]) return false;
-        seen[channel] = true;
-    }
-    return true;
-}
-
 std::string number(float x) {
     std::string text = std::to_string(x);
     text.erase(text.find_last_not_of('0') + 1);

@@ -67,4 +67,13 @@ ChannelPlan choose_channels(const std::vector<const std::vector<float> *> & rows
     return plan;
 }
 
+bool is_permutation(const std::vector<uint16_t> & order) {
+    std::vector<bool> seen(order.size());
+    for (const uint16_t channel : order) {
+        if (channel >= order.size() || seen[channel]) return false;
+        seen[channel] = true;
+    }
+    return true;
+}
+
 } // namespace vidkv

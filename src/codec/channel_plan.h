@@ -22,4 +22,7 @@ struct ChannelPlan {
 ChannelPlan choose_channels(const std::vector<const std::vector<float> *> & rows, const std::vector<uint8_t> & use,
                             int head_dim, int wide);
 
+// Each channel once.
+bool is_permutation(const std::vector<uint16_t> & order);
+
 } // namespace vidkv

@@ -8,9 +8,9 @@
 #include <map>
 #include <string>
 
+#include "bench/random_model.h"
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
-#include "random_model.h"
 #include "session.h"
 
 namespace vidkv_test {

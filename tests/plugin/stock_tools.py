@@ -335,6 +335,28 @@ class Server(unittest.TestCase):
         again = call("/completion", body)
         self.assertLess(again["timings"]["prompt_n"], 20, "the restored cells were not used")
 
+    def test_a_slot_is_carried_between_servers(self):
+        """With the plug-in: the same codes, so the same probabilities to the last bit. Without: numbers that are near."""
+        model, _ = video_model()
+        prompt = "".join(f"The {n}th circle is red, and the square after it is blue. " for n in range(60))
+        body = {"prompt": prompt + "Then", "n_predict": 4, "temperature": 0, "ignore_eos": True, "id_slot": 0, "cache_prompt": True, "n_probs": 5}
+        with tempfile.TemporaryDirectory() as folder:
+            flags = ["-m", model, "-c", 4096, "-np", 1, "--slot-save-path", folder]
+            with server(*flags, preset="t1.65") as call:
+                call("/completion", {**body, "prompt": prompt})
+                saved = call("/slots/0?action=save", {"filename": "slot.bin"})
+                wanted = call("/completion", body)
+            restored = {}
+            for name, device in [("t1.65", DEVICE), ("stock", ["--device", "none"])]:
+                with server(*flags, preset=None if name == "stock" else name, device=device) as call:
+                    self.assertEqual(call("/slots/0?action=restore", {"filename": "slot.bin"})["n_restored"], saved["n_saved"])
+                    restored[name] = call("/completion", body)
+                    self.assertLess(restored[name]["timings"]["prompt_n"], 20, "the restored cells were not used")
+        self.assertEqual(restored["t1.65"]["completion_probabilities"], wanted["completion_probabilities"])
+        for want, got in zip(wanted["completion_probabilities"], restored["stock"]["completion_probabilities"]):
+            self.assertEqual(got["id"], want["id"])
+            self.assertAlmostEqual(got["logprob"], want["logprob"], delta=0.1)
+
     def test_parts_of_a_prompt_are_reused(self):
         # A piece of the prompt before is kept though what stood before it is gone: its keys are rotated to their new positions.
         kept = "The river runs through the valley, and the mill stands beside the bridge. " * 12
