@@ -32,6 +32,8 @@ constexpr const char * FOOTER = R"(EXAMPLES
   vidkv ask holiday.mp4 "Where are we?" -hf ggml-org/Qwen2.5-VL-3B-Instruct-GGUF
   vidkv ask before.mp4 after.mp4 -- "What has changed?"
   vidkv chat clip.mp4
+  vidkv videos
+  vidkv serve -m Qwen2.5-VL-7B.gguf --mmproj mmproj.gguf
   vidkv frames clip.mp4 --frames 16 --out frames
   vidkv presets
   vidkv plan --minutes 30 --fps 1
@@ -48,9 +50,12 @@ ENVIRONMENT
                       defaults of the options of that name
   VIDKV_MODEL_DIR     folder of the small video model (vidkv-tiny.gguf, mmproj-vidkv-tiny.gguf)
   VIDKV_PLUGIN        path of libggml-vidkv.so (default: beside this program)
+  VIDKV_LLAMA_SERVER  the llama-server of serve (default: beside llama.cpp's libraries, beside this program, or in PATH)
   VIDKV_PYTHON        the Python with numpy that makes clips, and with matplotlib that plots (default: python3)
   VIDKV_TEXT_MODEL    the text model of eval kl (default: SmolLM2-135M, fetched into VIDKV_CACHE_DIR)
   VIDKV_CACHE_DIR     where that is kept (default: ~/.cache/vidkv)
+  VIDKV_VIDEOS_DIR, VIDKV_VIDEOS_MAX_SIZE
+                      where watched videos are kept (default: the folder videos there), and how much of them (default 10G; 0: none)
   VIDKV_FORCE_ISA     instruction set of the codecs: scalar, avx2, avx512 or neon (default: the best there is)
   HF_TOKEN, HF_ENDPOINT, LLAMA_CACHE
                       of -hf, as llama.cpp takes them
@@ -106,6 +111,8 @@ int run(int argc, char ** argv) {
     Command command;
     add_ask(app, command);
     add_chat(app, command);
+    add_videos(app, command);
+    add_serve(app, command);
     add_frames(app, command);
     add_file(app, command);
     add_presets(app, command);

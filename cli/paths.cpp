@@ -1,7 +1,11 @@
 #include "paths.h"
 
 #include <cstdlib>
+#include <sstream>
 
+#include <dlfcn.h>
+
+#include "llama.h"
 #include "error.h"
 
 namespace fs = std::filesystem;
@@ -64,6 +68,20 @@ std::string plugin_path() {
     const fs::path program = program_folder();
     for (const fs::path & folder : {program, program / ".." / "lib", program / ".." / "lib" / "vidkv"})
         if (is_file(folder / "libggml-vidkv.so")) return (folder / "libggml-vidkv.so").lexically_normal().string();
+    return "";
+}
+
+std::string server_path() {
+    if (const char * path = std::getenv("VIDKV_LLAMA_SERVER"); path && *path) return path;
+    std::vector<fs::path> folders;
+    if (Dl_info library = {}; dladdr(reinterpret_cast<const void *>(&llama_backend_init), &library) && library.dli_fname)
+        folders.push_back(fs::path(library.dli_fname).parent_path());
+    folders.push_back(program_folder());
+    const char * path = std::getenv("PATH");
+    std::stringstream listed(path ? path : "");
+    for (std::string folder; std::getline(listed, folder, ':');) folders.emplace_back(folder);
+    for (const fs::path & folder : folders)
+        if (is_file(folder / "llama-server")) return (folder / "llama-server").string();
     return "";
 }
 

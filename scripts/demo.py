@@ -31,7 +31,7 @@ def run(command):
 
 
 def ask(vidkv, video, questions, kv):
-    report = json.loads(run([vidkv, "ask", video, *(q["question"] for q in questions), "--kv", kv, "--json", "-n", "16"]))
+    report = json.loads(run([vidkv, "ask", video, *(q["question"] for q in questions), "--kv", kv, "--no-cache", "--json", "-n", "16"]))
     for answer, question in zip(report["answers"], questions):
         answer["expected"] = question["answer"]
     return report

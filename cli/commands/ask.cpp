@@ -31,8 +31,8 @@ EXAMPLES
   curl -s https://example.org/clip.webm | vidkv ask - "What happens?"
   vidkv ask clip.mp4 "What happens?" -m Qwen2.5-VL-7B.gguf --mmproj mmproj.gguf --frames 64
   vidkv ask clip.mp4 "What happens?" -hf ggml-org/Qwen2.5-VL-3B-Instruct-GGUF:Q4_K_M
-  vidkv ask clip.mp4 "First question" --save-cache clip.cache
-  vidkv ask --load-cache clip.cache "Second question")";
+  vidkv ask clip.mp4 "First question" --save-cache clip.vidkv
+  vidkv ask --load-cache clip.vidkv "Second question")";
 
 void print_report(const Watched & watched, const Json & answers) {
     const Session & session = *watched.session;
@@ -52,6 +52,7 @@ void print_report(const Watched & watched, const Json & answers) {
                            {"tokens", session.generated()},
                            {"packed", report.packed},
                            {"peak_bytes", peak_bytes()},
+                           {"watched_before", watched.from_cache},
                            {"answers", answers}};
     std::cout << document.dump(2, ' ', false, Json::error_handler_t::replace) << "\n";
 }
@@ -94,7 +95,8 @@ void add_ask(CLI::App & app, Command & run) {
         ->type_name("QUESTION...");
     ask->add_option("-q,--question", options->questions, "a question; may be given again")->allow_extra_args(false);
     add_shared(*ask, *options);
-    ask->add_option("--save-cache", options->save, "keep the video's cache in this file, for --load-cache");
+    ask->add_option("--save-cache", options->save, "keep the video's cache in this file, for --load-cache")
+        ->type_name("FILE");
     ask->add_flag("--json", options->json, "print one JSON document instead of text");
     ask->footer(FOOTER);
     ask->callback([options, &run] { run = [options] { run_ask(*options); }; });

@@ -1,12 +1,15 @@
 #include "commands/watch.h"
 
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <fstream>
 
+#include <nlohmann/json.hpp>
 #include <sys/resource.h>
 
-#include "engine/saved_cache.h"
+#include "engine/video_cache.h"
+#include "engine/video_file.h"
 #include "error.h"
 #include "video/saliency.h"
 
@@ -34,24 +37,113 @@ bool unpacked(const KvChoice & kv, const KvReport & report) {
     return !kv.stock && kv.params.key_bits < 16 && !report.packed;
 }
 
+// Everything but the video that its cells depend on. Questions: where a share of the tokens is protected by them.
+std::string sampling_text(const AskOptions & options, const KvChoice & kv, const std::vector<std::string> & questions) {
+    const Options & common = options.common;
+    nlohmann::json facts = {{"fps", common.fps},
+                            {"frames", common.frames},
+                            {"start", common.start},
+                            {"end", std::isinf(common.end) ? -1 : common.end},
+                            {"accept_damaged", common.accept_damaged},
+                            {"frame_tokens", common.frame_tokens},
+                            {"timestamps", common.timestamps},
+                            {"system", common.system}};
+    if (!kv.stock && kv.params.protect > 0) facts["questions"] = questions;
+    return facts.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+// What was said on the command line must be what the file was taken with.
+void check_sampling(const AskOptions & options, const VideoFile & file) {
+    const Options & common = options.common;
+    const nlohmann::json saved = nlohmann::json::parse(file.manifest().sampling, nullptr, false);
+    const auto check = [&](const char * option, const char * name, double value, bool said) {
+        const bool known = saved.is_object() && saved.contains(name) && saved[name].is_number();
+        if (!said || (known && saved[name] == value)) return;
+        throw Error("the saved cache '" + file.path() + "' was taken with another " + option +
+                    ": leave it out, or read the video anew");
+    };
+    check("--fps", "fps", common.fps, common.fps > 0);
+    check("--frames", "frames", static_cast<double>(common.frames), common.frames > 0);
+    check("--start", "start", common.start, common.start > 0);
+    check("--end", "end", common.end, !std::isinf(common.end));
+    check("--frame-tokens", "frame_tokens", common.frame_tokens, common.frame_tokens > 0);
+    check("--timestamps", "timestamps", common.timestamps, common.timestamps >= 0);
+}
+
+// A session for what the file holds, empty. The vision tower has done its work.
+Watched session_for(const AskOptions & options, ModelOptions model_options, const VideoFile & file,
+                    const std::vector<std::string> & questions) {
+    Watched watched;
+    watched.manifest = file.manifest();
+    watched.kv = parse_kv(watched.manifest.kv);
+    model_options.vision = false;
+    watched.model = std::make_unique<Model>(model_options, watched.kv);
+    watched.session =
+        std::make_unique<Session>(*watched.model, watched.kv, options.common.session, watched.manifest.used, questions);
+    return watched;
+}
+
 // --load-cache: the preset is the file's.
 Watched restore(AskOptions & options, const std::vector<std::string> & questions, Progress & progress) {
     if (!options.common.system.empty())
         throw UsageError("--system is part of a saved cache: leave it out, or read the video anew");
-    Watched watched;
     const std::string asked =
         options.common.kv.empty() && options.protect == 0 ? "" : options.kv(options.common.kv_name()).name;
-    if (!std::ifstream(options.load))
-        throw Error("cannot read the saved cache '" + options.load + "': no such file, or no permission");
+    const VideoFile file(options.load, true, options.common.session.threads);
     options.common.fetch(progress);
     const ModelOptions model_options = options.common.model_options();
-    const SavedCache saved = load_cache(options.load, model_options.files, asked);
-    watched.kv = parse_kv(saved.kv);
-    watched.model = std::make_unique<Model>(model_options, watched.kv);
-    watched.session =
-        std::make_unique<Session>(*watched.model, watched.kv, options.common.session, saved.prefix.tokens, questions);
-    watched.session->restore(saved.prefix, saved.state);
+    check_origin(file, model_options.files, asked);
+    check_sampling(options, file);
+    Watched watched = session_for(options, model_options, file, questions);
+    watched.session->restore(file);
     return watched;
+}
+
+// What tells this video, as it is asked for, from others; nothing where its bytes cannot be read twice.
+std::optional<VideoKey> key_of(const AskOptions & options, const ModelOptions & model_options, const KvChoice & kv,
+                               const std::vector<std::string> & questions) {
+    VideoKey key{options.videos, manifest_of(model_options.files)};
+    key.manifest.kv = kv.name;
+    key.manifest.sampling = sampling_text(options, kv, questions);
+    for (const std::string & name : options.videos) {
+        std::optional<WatchedFile> file = look_at(name);
+        if (!file) return std::nullopt;
+        key.manifest.files.push_back(std::move(*file));
+    }
+    return key;
+}
+
+void warn(Progress & progress, const std::string & line) {
+    progress.clear();
+    std::fprintf(stderr, "vidkv: %s\n", line.c_str());
+}
+
+// Null where the video has to be watched.
+std::unique_ptr<Watched> from_cache(const AskOptions & options, const ModelOptions & model_options,
+                                    const VideoCache & cache, const VideoKey & key,
+                                    const std::vector<std::string> & questions, Progress & progress) {
+    std::string complaint;
+    const std::unique_ptr<VideoFile> file = cache.find(key, options.common.session.threads, complaint);
+    if (!complaint.empty()) warn(progress, complaint);
+    if (!file) return nullptr;
+    auto watched = std::make_unique<Watched>(session_for(options, model_options, *file, questions));
+    try {
+        watched->session->restore(*file);
+    } catch (const Error & error) {
+        warn(progress, std::string(error.what()) + "; the video is read anew");
+        return nullptr;
+    }
+    watched->from_cache = true;
+    return watched;
+}
+
+// An answer does not depend on it: where the video cannot be kept, one line says why.
+void keep(const VideoCache & cache, const VideoKey & key, const Session & session, Progress & progress) {
+    try {
+        cache.keep(key, [&](const std::string & path, const Manifest & manifest) { session.save(path, manifest); });
+    } catch (const Error & error) {
+        warn(progress, std::string("the video is not kept for the next question: ") + error.what());
+    }
 }
 
 std::string listed(const std::vector<std::string> & videos) {
@@ -74,13 +166,12 @@ uint64_t peak_bytes() {
     return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
 }
 
-Watched watch(AskOptions & options, const std::vector<std::string> & questions, Progress & progress) {
+namespace {
+
+Watched read_video(const AskOptions & options, const ModelOptions & model_options, const KvChoice & kv,
+                   const std::vector<std::string> & questions, Progress & progress) {
     Watched watched;
-    watched.kv = options.kv(options.common.kv_name());
-    if (!options.load.empty()) return restore(options, questions, progress);
-    if (!options.save.empty()) check_savable(options.save);
-    options.common.fetch(progress);
-    const ModelOptions model_options = options.common.model_options();
+    watched.kv = kv;
     const Readers readers =
         open_videos(options.videos, options.common.sampling(model_options.files)); // before the model is loaded
     watched.model = std::make_unique<Model>(model_options, watched.kv);
@@ -93,9 +184,28 @@ Watched watch(AskOptions & options, const std::vector<std::string> & questions, 
     watched.session->prefill(video, listed(options.videos), protected_cells(*watched.model, watched.kv, video, questions),
                              progress);
     progress.clear();
-    if (!options.save.empty())
-        save_cache(options.save, {watched.kv.name, watched.session->prefix(), watched.session->state()},
-                   model_options.files);
+    return watched;
+}
+
+} // namespace
+
+Watched watch(AskOptions & options, const std::vector<std::string> & questions, Progress & progress) {
+    const KvChoice kv = options.kv(options.common.kv_name());
+    if (!options.load.empty()) return restore(options, questions, progress);
+    if (!options.save.empty()) check_savable(options.save);
+    options.common.fetch(progress);
+    const ModelOptions model_options = options.common.model_options();
+    const VideoCache cache;
+    const bool packed = !kv.stock && kv.params.key_bits < 16; // others are measured against, and large
+    const std::optional<VideoKey> key = key_of(options, model_options, kv, questions);
+    const bool cached = key && cache.keeps() && packed && !options.no_cache;
+    std::unique_ptr<Watched> found =
+        cached ? from_cache(options, model_options, cache, *key, questions, progress) : nullptr;
+    Watched watched = found ? std::move(*found) : read_video(options, model_options, kv, questions, progress);
+    if (!found) watched.manifest = key ? key->manifest : manifest_of(model_options.files);
+    if (!found && !key) watched.manifest.sampling = sampling_text(options, kv, questions);
+    if (cached && !found) keep(cache, *key, *watched.session, progress);
+    if (!options.save.empty()) watched.save(options.save);
     return watched;
 }
 
@@ -108,8 +218,10 @@ void print_summary(const Watched & watched) {
                  watched.kv.name.c_str(), size_text(report.bytes).c_str(), size_text(report.bytes_f16).c_str(),
                  report.true_bits, unpacked(watched.kv, report) ? ", nothing old enough to be packed yet" : "",
                  session.tokens_per_second());
-    std::fprintf(stderr, "read %.1f s, prefill %.1f s, decode %.1f s (%lld tokens) | %s of memory at most\n",
-                 watched.read_seconds, session.prefill_seconds(), session.decode_seconds(),
+    char read[64] = "watched before (--no-cache reads it anew)";
+    if (!watched.from_cache)
+        std::snprintf(read, sizeof(read), "read %.1f s, prefill %.1f s", watched.read_seconds, session.prefill_seconds());
+    std::fprintf(stderr, "%s, decode %.1f s (%lld tokens) | %s of memory at most\n", read, session.decode_seconds(),
                  static_cast<long long>(session.generated()), size_text(peak_bytes()).c_str());
 }
 
@@ -131,7 +243,10 @@ void add_shared(CLI::App & app, AskOptions & options) {
         ->check(CLI::Range(0.0, 0.5));
     options.common.add_video(app);
     options.common.add_answer(app);
-    app.add_option("--load-cache", options.load, "take the video from a saved cache; no VIDEO is named then");
+    app.add_option("--load-cache", options.load, "take the video from a saved cache; no VIDEO is named then")
+        ->type_name("FILE");
+    app.add_flag("--no-cache", options.no_cache,
+                 "watch the video even if it was watched before, and do not keep it (vidkv videos --help)");
 }
 
 } // namespace vidkv::cli

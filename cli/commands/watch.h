@@ -21,6 +21,7 @@ struct AskOptions {
     std::string save, load;
     double protect = 0;
     bool json = false;
+    bool no_cache = false; // of watched videos
 
     // The preset of that name, with --protect.
     KvChoice kv(const std::string & name) const;
@@ -35,6 +36,10 @@ struct Watched {
     std::unique_ptr<Session> session;
     KvChoice kv;
     double read_seconds = 0; // spent on the video's frames and visual tokens
+    bool from_cache = false; // of watched videos
+    Manifest manifest;       // of the video, for another file
+
+    void save(const std::string & path) const { session->save(path, manifest); }
 };
 Watched watch(AskOptions & options, const std::vector<std::string> & questions, Progress & progress);
 

@@ -49,7 +49,9 @@ Model::Model(const ModelOptions & options, const KvChoice & kv) : options_(optio
     forget_logged_error();
     load_text(kv);
     forget_logged_error();
-    if (!options_.files.mmproj.empty()) load_vision();
+    if (options_.files.mmproj.empty()) return;
+    if (options_.vision) load_vision();
+    read_own_prompt();
 }
 
 void Model::load_text(const KvChoice & kv) {
@@ -84,6 +86,9 @@ void Model::load_vision() {
     }
     if (!mtmd_support_vision(vision_.get()))
         throw Error("'" + options_.files.mmproj + "' has no vision tower: it cannot take video");
+}
+
+void Model::read_own_prompt() {
     llava_onevision_ = read_llava_onevision(options_.files.mmproj);
     if (llava_onevision_ && llava_onevision_->newline.size() != static_cast<size_t>(llama_model_n_embd_inp(text())))
         throw Error("'" + options_.files.mmproj +

@@ -25,6 +25,7 @@ struct ModelOptions {
     std::string system; // said before the video; "": nothing
     bool small = false; // the project's own model, whose frames, sizes and timestamps are known
     int threads = 1;
+    bool vision = true;   // false: the video is in a saved cache, and no tower is loaded
     int frame_tokens = 0; // most visual tokens per frame pair or frame; 0: what the model says
 };
 
@@ -65,6 +66,7 @@ class Model {
     std::string llava_conversation(const std::vector<Exchange> & turns, const std::string & question) const;
     void load_text(const KvChoice & kv);
     void load_vision();
+    void read_own_prompt();
 
     ModelOptions options_;
     std::unique_ptr<llama_model, ModelDeleter> text_;

@@ -56,6 +56,8 @@ vidkv_store_stats plugin_stats() {
     return stats;
 }
 
+const vidkv_state & plugin_state() { return *plugin_function<vidkv_state_t>(VIDKV_PROC_STATE)(); }
+
 void seal_now(int threads) { check_plugin(plugin_function<vidkv_seal_now_t>(VIDKV_PROC_SEAL_NOW)(threads)); }
 
 void protect_cells(const std::vector<int64_t> & cells) {

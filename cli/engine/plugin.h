@@ -16,6 +16,9 @@ void configure_plugin(const vidkv_params & params);
 // What the plug-in's stores hold now.
 vidkv_store_stats plugin_stats();
 
+// Saving a sequence as it is.
+const vidkv_state & plugin_state();
+
 // Packs what is old enough, held or not.
 void seal_now(int threads);
 // These cells of all values are the ones to protect.

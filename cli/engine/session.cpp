@@ -6,6 +6,7 @@
 #include "engine/log_softmax.h"
 #include "engine/logs.h"
 #include "engine/plugin.h"
+#include "engine/sequence_state.h"
 #include "error.h"
 #include "interrupt.h"
 
@@ -50,7 +51,7 @@ llama_context_params context_params(const Model & model, const KvChoice & kv, co
     llama_context_params params = llama_context_default_params();
     params.n_ctx = static_cast<uint32_t>(cells);
     params.n_batch = params.n_ubatch = BATCH;
-    if (mtmd_decode_use_non_causal(model.vision(), nullptr)) { // an image must then fit one batch
+    if (model.vision() && mtmd_decode_use_non_causal(model.vision(), nullptr)) { // an image must then fit one batch
         params.n_batch = params.n_ubatch =
             static_cast<uint32_t>(std::max<int64_t>(BATCH, std::min<int64_t>(cells, 4 * BATCH)));
     }
@@ -159,7 +160,7 @@ void Session::prefill(const EncodedVideo & video, const std::string & name, cons
     }
     llama_synchronize(context_.get());
     prefill_seconds_ = seconds_since(start);
-    prefix_ = {name, video.frames, video.visual_tokens, video.tokens, position_};
+    prefix_ = {name, video.frames, video.visual_tokens, video.tokens, position_, video.seconds};
 }
 
 // Rolls the cache back to the end of the video.
@@ -264,23 +265,31 @@ KvReport Session::kv_report() const {
     return report;
 }
 
-std::vector<uint8_t> Session::state() const {
-    std::vector<uint8_t> bytes(llama_state_seq_get_size(context_.get(), 0));
-    const size_t written = llama_state_seq_get_data(context_.get(), bytes.data(), bytes.size(), 0);
-    if (written == 0) throw Error("llama.cpp cannot save this model's cache: " + logged_error());
-    bytes.resize(written);
-    return bytes;
+void Session::save(const std::string & path, Manifest manifest) const {
+    manifest.kv = kv_.name;
+    manifest.prefix = prefix_;
+    manifest.used = used_;
+    manifest.position = position_;
+    manifest.turns = turns_;
+    const std::string text = manifest.text();
+    try {
+        save_sequence(context_.get(), kv_.stock, path, {{"manifest", {text.begin(), text.end()}}});
+    } catch (const Error & error) {
+        throw Error(cannot_save(path, error.what()));
+    }
 }
 
-void Session::restore(const VideoPrefix & prefix, const std::vector<uint8_t> & state) {
-    if (llama_state_seq_set_data(context_.get(), state.data(), state.size(), 0) == 0)
-        throw Error("llama.cpp does not take the saved cache: " + logged_error());
+void Session::restore(const VideoFile & file) {
+    const Manifest & saved = file.manifest();
+    load_sequence(context_.get(), kv_.stock, file);
     const llama_pos last = llama_memory_seq_pos_max(llama_get_memory(context_.get()), 0);
-    if (last < 0 || last >= prefix.position || prefix.tokens > cells())
-        throw Error("the saved cache states another length than it has: save it again with --save-cache");
-    prefix_ = prefix;
-    position_ = prefix.position;
-    used_ = prefix.tokens;
+    if (last < 0 || last >= saved.position || saved.used > cells())
+        throw Error("the saved cache '" + file.path() +
+                    "' states another length than it has: save it again with --save-cache");
+    prefix_ = saved.prefix;
+    position_ = saved.position;
+    used_ = saved.used;
+    turns_ = saved.turns;
 }
 
 } // namespace vidkv::cli

@@ -9,6 +9,7 @@
 
 #include "engine/kv_choice.h"
 #include "engine/model.h"
+#include "engine/video_file.h"
 #include "progress.h"
 #include "video/encode.h"
 
@@ -24,14 +25,6 @@ struct SessionOptions {
     float top_p = 0.95f;         // and of the likeliest that have this share together
     uint32_t seed = 0;
     int threads = 1;
-};
-
-// What is in the cache besides its cells.
-struct VideoPrefix {
-    std::string video;
-    int64_t frames = 0, visual_tokens = 0;
-    int64_t tokens = 0;     // cells
-    llama_pos position = 0; // of the next token; with M-RoPE it is not the number of cells
 };
 
 class Session {
@@ -68,9 +61,10 @@ class Session {
     double decode_seconds() const { return seconds_; }
     int64_t generated() const { return generated_; } // tokens
 
-    // The video's cells, as llama.cpp saves them, and back.
-    std::vector<uint8_t> state() const;
-    void restore(const VideoPrefix & prefix, const std::vector<uint8_t> & state);
+    // All that is in the cache, turns too, into a file and back. manifest: what the session does not know. Throws Error with one
+    // line; after a failed restore the cache is empty.
+    void save(const std::string & path, Manifest manifest) const;
+    void restore(const VideoFile & file);
 
   private:
     struct ContextDeleter {

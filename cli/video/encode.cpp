@@ -135,7 +135,9 @@ Readers open_videos(const std::vector<std::string> & names, const Sampling & sam
     return readers;
 }
 
-EncodedVideo encode_videos(const Model & model, const Readers & readers, double timestamp_seconds, Progress & progress) {
+namespace {
+
+EncodedVideo encode(const Model & model, const Readers & readers, double timestamp_seconds, Progress & progress) {
     if (model.llava_onevision() && timestamp_seconds > 0)
         throw Error("LLaVA-OneVision has no time stamps in its prompt: leave --timestamps out");
     if (model.llava_onevision()) return encode_llava_onevision(model, readers, progress);
@@ -146,6 +148,14 @@ EncodedVideo encode_videos(const Model & model, const Readers & readers, double 
         encoder.add_text(video_prompt(i + 1, readers.size()), false);
         encoder.add_video(*readers[i], timestamp_seconds, progress);
     }
+    return video;
+}
+
+} // namespace
+
+EncodedVideo encode_videos(const Model & model, const Readers & readers, double timestamp_seconds, Progress & progress) {
+    EncodedVideo video = encode(model, readers, timestamp_seconds, progress);
+    for (const auto & reader : readers) video.seconds += reader->shown_seconds();
     return video;
 }
 

@@ -32,6 +32,7 @@ struct EncodedVideo {
     int64_t frames = 0;
     int64_t visual_tokens = 0; // tokens that stand for pixels
     int64_t tokens = 0;        // these, and the text around them
+    double seconds = 0;        // of each video, from its first frame to its last
 };
 
 using Readers = std::vector<std::unique_ptr<FrameReader>>;

@@ -175,6 +175,7 @@ const Picture * FrameReader::chosen(double wanted) const {
 Frame FrameReader::take(const Picture & picture) {
     Frame frame = converter_.convert(*picture.frame, pictures_->display_matrix());
     frame.seconds = picture.seconds;
+    if (!last_taken_) first_taken_ = picture.seconds;
     last_taken_ = picture.seconds;
     ++taken_;
     if (sampling_.blank) std::fill(frame.rgb.begin(), frame.rgb.end(), BLANK_LEVEL);

@@ -28,6 +28,8 @@ class FrameReader {
     // A file of one picture, or of a few that move, by its name.
     bool is_image() const { return source_.kind == Source::FILE && is_image_name(source_.name); }
     const std::string & name() const { return source_.name; }
+    // From the first frame that was taken to the last.
+    double shown_seconds() const { return last_taken_ ? *last_taken_ - first_taken_ : 0; }
     // Packets that were decoded for the frames.
     int64_t decoded() const { return pictures_->decoded(); }
 
@@ -52,7 +54,7 @@ class FrameReader {
     WantedTimes times_;
     std::optional<Picture> before_, after_; // the last picture at or before a wanted time, and the one that follows
     std::optional<double> last_taken_;
-    double claimed_ = 0, last_seen_ = 0;
+    double claimed_ = 0, last_seen_ = 0, first_taken_ = 0;
     int64_t expected_ = 0, taken_ = 0;
     bool begun_ = false, ended_ = false;
     bool evenly_at_the_end_ = false; // how long the video is shows when it has been read

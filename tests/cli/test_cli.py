@@ -414,7 +414,7 @@ class SavedCache(Clips):
         self.assert_fails(self.load(self.saved, kv="k2v2"), "was kept as f16")
 
     def test_no_cache(self):
-        self.assert_fails(self.load(self.path("words.cache", b"words" * 100)), "is not a saved cache")
+        self.assert_fails(self.load(self.path("words.cache", b"words" * 100)), "is no VidKV file")
 
     def test_full_disk_leaves_the_old_file(self):
         before = self.read(self.saved)

@@ -17,7 +17,7 @@ def skip(reason):
 
 def ask(video, questions, *options):
     """The report of `vidkv ask --json`."""
-    done = subprocess.run([VIDKV, "ask", video, *questions, "--json", *options], capture_output=True, text=True)
+    done = subprocess.run([VIDKV, "ask", video, *questions, "--no-cache", "--json", *options], capture_output=True, text=True)
     assert done.returncode == 0, f"vidkv ask failed ({done.returncode}): {done.stderr}"
     return json.loads(done.stdout)
 
