@@ -22,14 +22,6 @@ AlignedBytes make_bytes(size_t bytes) { return AlignedBytes(new (std::align_val_
 
 size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-bool is_permutation(std::vector<uint16_t> order) {
-    std::sort(order.begin(), order.end());
-    for (size_t i = 0; i < order.size(); ++i) {
-        if (order[i] != i) return false;
-    }
-    return true;
-}
-
 bool is_finite_half(uint16_t half) { return (half & 0x7c00u) != 0x7c00u; }
 
 vidkv_status refuse(const std::string & message) { return fail(VIDKV_E_ARGUMENT, "blocks: " + message); }
