@@ -122,7 +122,7 @@ void run_video(const VideoOptions & options) {
 void add_bench_video(CLI::App & bench, Command & run) {
     auto options = std::make_shared<VideoOptions>();
     CLI::App * app = bench.add_subcommand("video", "A few frames of a long video, against decoding all of it");
-    app->add_option("--minutes", options->minutes, "length of the video, which is made first, 7 MB a minute (default 60)")
+    app->add_option("--minutes", options->minutes, "length of the video, which is made first, 100 MB a minute (default 60)")
         ->check(CLI::Range(1, 1440));
     app->add_option("--size", options->size, "of its pictures (default 1920x1080)");
     app->add_option("--frames", options->frames, "frames to take, evenly (default 64)")->check(CLI::Range(1, 100000));
