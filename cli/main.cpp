@@ -55,7 +55,7 @@ ENVIRONMENT
   VIDKV_TEXT_MODEL    the text model of eval kl (default: SmolLM2-135M, fetched into VIDKV_CACHE_DIR)
   VIDKV_CACHE_DIR     where that is kept (default: ~/.cache/vidkv)
   VIDKV_VIDEOS_DIR, VIDKV_VIDEOS_MAX_SIZE
-                      where watched videos are kept (default: the folder videos there), and how much of them (default 10G; 0: none)
+                      where watched videos are kept (default: videos/ in there), and how much (default 10G; 0: none)
   VIDKV_FORCE_ISA     instruction set of the codecs: scalar, avx2, avx512 or neon (default: the best there is)
   HF_TOKEN, HF_ENDPOINT, LLAMA_CACHE
                       of -hf, as llama.cpp takes them

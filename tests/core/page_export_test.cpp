@@ -126,7 +126,7 @@ TEST(PageExport, WhatIsRefused) {
     EXPECT_EQ(import(to.get(), 99, page), VIDKV_E_ARGUMENT);
     const std::vector<uint16_t> before = read(to.get(), 1);
     EXPECT_EQ(import(to.get(), 1, std::vector<uint8_t>(page.begin(), page.end() - 1)), VIDKV_E_FORMAT);
-    EXPECT_EQ(import(to.get(), 1, {}), VIDKV_E_FORMAT);
+    EXPECT_EQ(import(to.get(), 1, {0}), VIDKV_E_FORMAT);
     std::vector<uint8_t> forged = page;
     forged[32] = 0xff; // a channel that does not exist
     forged[33] = 0xff;
