@@ -316,7 +316,7 @@ bool KvStore::take_pages(const vidkv_file * file, int stream, const std::vector<
     changed();
     const auto n = static_cast<int64_t>(pages.size()), n_left = static_cast<int64_t>(left.size());
     return vidkv_file_load(file, layer_, 0, store_, stream, pages.data(), n) == VIDKV_OK &&
-           vidkv_store_erase(store_, stream, left.data(), n_left) == VIDKV_OK;
+           (left.empty() || vidkv_store_erase(store_, stream, left.data(), n_left) == VIDKV_OK);
 }
 
 void KvStore::clear() {

@@ -115,6 +115,11 @@ TEST(SavedSequence, SameLogits) {
     }
 }
 
+TEST(SavedSequence, WholePages) {
+    expect_to_go_on(
+        model("llama"), options_of("t1.65"), [](Session & s) { s.feed(0, 512, 0); }, 512);
+}
+
 // A sliding window is kept in f16 beside the packed layers; llama.cpp saves what is within it, and puts that elsewhere: sums run
 // in another order.
 TEST(SavedSequence, SlidingWindow) {
