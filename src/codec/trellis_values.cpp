@@ -42,13 +42,11 @@ class LikeTokens {
 
     // Row: rotated, rms: of its elements. What its run has missed; all 0 if it is like no token before it.
     float * missed(const float * row, float rms) {
-        auto run = std::find_if(runs_.begin(), runs_.end(), [&](const Run & each) {
+        const auto alike = [&](const Run & each) {
             return dot(each.row.data(), row, head_dim_) > least_cosine * each.rms * rms * static_cast<float>(head_dim_);
-        });
-        if (run == runs_.end()) {
-            --run;
-            std::fill(run->missed.begin(), run->missed.end(), 0.0f);
-        }
+        };
+        const auto run = std::find_if(runs_.begin(), runs_.end() - 1, alike); // where none is alike, the last one gives way
+        if (!alike(*run)) std::fill(run->missed.begin(), run->missed.end(), 0.0f);
         std::rotate(runs_.begin(), run, run + 1); // the run used last stands first
         std::copy_n(row, head_dim_, runs_[0].row.begin());
         runs_[0].rms = rms;
