@@ -114,19 +114,32 @@ CellMap::Changes CellMap::restore(const int64_t * cells, int64_t n, bool begins,
     return changes;
 }
 
+// Where rows come one by one, the sink tokens came before anything told of their page: they began one, and lie there alone.
+int64_t CellMap::page_of_sinks(int64_t id, const FormerPlace & former) const {
+    const auto text = texts_.find(id);
+    const int64_t place = newest_cell_ < 0 ? -1 : where(newest_cell_);
+    if (former.sinks == 0 || former.token != former.sinks || place < 0 || text == texts_.end() || text->second.pages != 1)
+        return -1;
+    const Page & page = pages_[place / page_cells];
+    const bool alone =
+        page.text == id && !page.packed && page.live == former.sinks && place % page_cells == former.sinks - 1;
+    return alone ? place / page_cells : -1;
+}
+
 int64_t CellMap::former_place(int64_t id, const FormerPlace & former, Changes & changes) {
     if (former.page < 0) return -1;
     const auto [known, is_new] = former_pages_.try_emplace(former.page, -1);
-    if (is_new) {
+    if (is_new) known->second = page_of_sinks(id, former);
+    if (is_new && known->second < 0) {
         known->second = free_page();
         Page & page = pages_[known->second];
         page.text = id;
-        page.former = true;
         texts_[id].open.push_back(known->second);
         ++texts_[id].pages;
         if (former.sinks > 0) changes.begun.push_back(known->second);
     }
-    const Page & page = pages_[known->second];
+    Page & page = pages_[known->second];
+    page.former = page.former || is_new;
     const bool is_free = page.text == id && page.former && !page.packed && page.cells[former.token] < 0;
     return is_free ? known->second * page_cells + former.token : -1;
 }

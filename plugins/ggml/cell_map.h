@@ -128,6 +128,7 @@ class CellMap {
     int64_t continued_text(int64_t parent, int64_t token, const MaskView & mask, bool & begins);
     void put(int64_t cell, int64_t text, int64_t rank, Changes & changes, const FormerPlace & former = {});
     int64_t former_place(int64_t text, const FormerPlace & former, Changes & changes); // -1: taken, or not known
+    int64_t page_of_sinks(int64_t text, const FormerPlace & former) const;             // -1: none
     int64_t open_place(Text & text, int64_t id, Changes & changes, bool begins);
     int64_t free_page();
     int64_t text_of(int64_t cell) const { return pages_[static_cast<size_t>(where(cell) / page_cells)].text; }

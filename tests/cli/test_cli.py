@@ -117,7 +117,7 @@ class Reports(Clips):
             report = json.loads(done.stdout)
             self.assertEqual(list(report), ["video", "frames", "visual_tokens", "kv", "kv_bytes", "kv_bytes_f16", "true_bits", "tokens_per_s",
                                             "read_s", "prefill_s", "decode_s", "tokens", "packed", "peak_bytes",
-                                            "answers"])
+                                            "watched_before", "answers"])
             self.assertEqual((report["video"], report["kv"]), (self.twice, kv))
             self.assertEqual([a["question"] for a in report["answers"]], [QUESTION, "How many squares appear?"])
             self.assertEqual(report["visual_tokens"], report["frames"] // 2 * 9)

@@ -15,6 +15,7 @@ namespace vidkv_test {
 namespace {
 
 using vidkv_ggml::CellMap;
+using vidkv_ggml::FormerPlace;
 using vidkv_ggml::MaskView;
 
 constexpr uint16_t seen = 0, hidden = 0xfc00;
@@ -161,6 +162,21 @@ TEST(CellMap, AStateIsATextOfItsOwn) {
     EXPECT_EQ(pool.pages(300, 400).size(), 4u);
     for (const int64_t page : pool.pages(300, 400)) EXPECT_EQ(pool.pages(0, 300).count(page), 0u);
     EXPECT_EQ(pool.map.take_due(), (Pages{0, 3, 4}));
+}
+
+// Cells that lie scattered in a pool are restored one by one: the sink tokens come before any row that says where they belong.
+TEST(CellMap, RowsThatComeOneByOneFindTheirSinksPage) {
+    Pool pool(1024);
+    constexpr int sinks = 4;
+    for (int64_t i = 0; i < 200; ++i) {
+        const FormerPlace former{i / 128 == 0 ? 7 : 2, static_cast<int>(i % 128), i / 128 == 0 ? sinks : 0};
+        const int64_t cell = 300 + 2 * i;
+        const CellMap::Changes changes = pool.map.restore(&cell, 1, i == 0, i < sinks ? nullptr : &former);
+        EXPECT_EQ(changes.begun.size(), i == 0 ? 1u : 0u) << i;
+        EXPECT_EQ(pool.map.where(cell) % 128, i % 128) << i;
+    }
+    EXPECT_EQ(pool.pages(300, 128, 2).size(), 1u) << "one page, the sink tokens in it";
+    EXPECT_TRUE(pool.map.is_full(pool.map.where(300) / 128));
 }
 
 TEST(CellMap, ForgottenTextsDoNotKeepPagesOpenForEver) {
