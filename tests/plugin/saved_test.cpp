@@ -139,9 +139,7 @@ TEST(SavedSequence, SlidingWindow) {
 }
 
 TEST(SavedSequence, MRope) {
-    const char * tiny = std::getenv("VIDKV_VIDEO_MODEL");
-    ASSERT_TRUE(tiny) << "VIDKV_VIDEO_MODEL names the small video model";
-    expect_to_go_on(tiny, options_of("t1.65"), fill, 410);
+    expect_to_go_on(VIDKV_VIDEO_MODEL, options_of("t1.65"), fill, 410);
 }
 
 // Questions were asked and taken back: their rows are in the pages still, and not in the sequence.
