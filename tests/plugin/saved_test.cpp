@@ -138,9 +138,7 @@ TEST(SavedSequence, SlidingWindow) {
     for (size_t i = 0; i < 5; ++i) EXPECT_LT(relative_error(got[i], want[i]), 1e-3) << "step " << i;
 }
 
-TEST(SavedSequence, MRope) {
-    expect_to_go_on(VIDKV_VIDEO_MODEL, options_of("t1.65"), fill, 410);
-}
+TEST(SavedSequence, MRope) { expect_to_go_on(VIDKV_VIDEO_MODEL, options_of("t1.65"), fill, 410); }
 
 // Questions were asked and taken back: their rows are in the pages still, and not in the sequence.
 TEST(SavedSequence, TakenBack) {
