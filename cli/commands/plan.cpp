@@ -72,7 +72,7 @@ PairTokens tokens_of_a_pair(const Model & model, const std::pair<int, int> & siz
         mtmd_bitmap_set_mergeable(frames.back().get(), true);
         parts.push_back({nullptr, frames.back().get()});
     }
-    const mtmd_input_part * pointers[] = {&parts[0], &parts[1]};
+    const mtmd_input_part * pointers[] = {parts.data(), parts.data() + 1};
     const std::unique_ptr<mtmd_input_chunks, decltype(&mtmd_input_chunks_free)> chunks(mtmd_input_chunks_init(),
                                                                                        mtmd_input_chunks_free);
     if (mtmd_tokenize_from_parts(model.vision(), chunks.get(), pointers, 2, false) != 0)
