@@ -13,6 +13,7 @@
 #include "error.h"
 #include "options.h"
 #include "progress.h"
+#include "temporary_folder.h"
 #include "vidkv/file.h"
 
 namespace vidkv::cli {
@@ -52,37 +53,19 @@ template <typename Work> double seconds(Work work) {
     return best;
 }
 
-// A file in a folder of its own, which goes when it does.
-class Place {
-  public:
-    explicit Place(const std::string & folder) {
-        std::string pattern =
-            (folder.empty() ? std::filesystem::temp_directory_path().string() : folder) + "/vidkv-bench-XXXXXX";
-        if (!mkdtemp(pattern.data())) throw Error("cannot make a folder in '" + folder + "'");
-        folder_ = pattern;
-    }
-    ~Place() {
-        std::error_code ignored;
-        std::filesystem::remove_all(folder_, ignored);
-    }
-    std::string path(const char * name) const { return folder_ + "/" + name; }
-
-  private:
-    std::string folder_;
-};
-
 class FileBench {
   public:
     FileBench(const FileBenchOptions & options, const std::string & preset)
         : options_(options), shape_(parse_shape(options.shape)),
-          tokens_(std::max<int64_t>(BATCH, parse_tokens(options.tokens) / BATCH * BATCH)), place_(options.folder) {
+          tokens_(std::max<int64_t>(BATCH, parse_tokens(options.tokens) / BATCH * BATCH)),
+          folder_("vidkv-bench", options.folder) {
         check(vidkv_params_from_preset(preset.c_str(), &params_));
     }
 
     Json run() {
         const Cache cache = filled();
         vidkv_store_stats held = stats(cache.get());
-        const std::string path = place_.path("cache.vidkv");
+        const std::string path = folder_.file("cache.vidkv");
         const double save = seconds([&] { write(path, cache.get()); });
         const double bytes = static_cast<double>(std::filesystem::file_size(path));
         const double open_time = seconds([&] { open(path); });
@@ -137,7 +120,7 @@ class FileBench {
             check(vidkv_cache_observe_queries(layer.get(), 0, 0, queries.data(), OBSERVED_QUERIES, shape_.heads));
             check(vidkv_cache_seal(layer.get(), options_.threads));
         }
-        const std::string path = place_.path("layer.vidkv");
+        const std::string path = folder_.file("layer.vidkv");
         write(path, layer.get());
         vidkv_file * read = nullptr;
         check(vidkv_file_open(path.c_str(), 1, &read));
@@ -153,7 +136,7 @@ class FileBench {
     const FileBenchOptions & options_;
     AttentionShape shape_;
     int64_t tokens_;
-    Place place_;
+    TemporaryFolder folder_;
     vidkv_params params_;
 };
 

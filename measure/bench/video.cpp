@@ -1,18 +1,17 @@
 // vidkv bench video: what a few frames of a long video cost, against decoding all of it.
 #include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 #include <iostream>
 #include <memory>
 
 #include <sys/resource.h>
-#include <unistd.h>
 
 #include "bench/bench.h"
 #include "bench/machine.h"
 #include "error.h"
 #include "progress.h"
 #include "subprocess.h"
+#include "temporary_folder.h"
 #include "text.h"
 #include "video/reader.h"
 
@@ -27,25 +26,6 @@ struct VideoOptions {
     int minutes = 60;
     int64_t frames = 64;
     bool json = false;
-};
-
-class TemporaryFolder {
-  public:
-    TemporaryFolder() : path_((fs::temp_directory_path() / "vidkv-bench-XXXXXX").string()) {
-        if (!mkdtemp(path_.data()))
-            throw Error("cannot make a folder in '" + fs::temp_directory_path().string() + "': set TMPDIR");
-    }
-    ~TemporaryFolder() {
-        std::error_code ignored;
-        fs::remove_all(path_, ignored);
-    }
-    TemporaryFolder(const TemporaryFolder &) = delete;
-    TemporaryFolder & operator=(const TemporaryFolder &) = delete;
-
-    std::string file(const std::string & name) const { return (fs::path(path_) / name).string(); }
-
-  private:
-    std::string path_;
 };
 
 double processor_seconds(int whose) {
@@ -75,7 +55,7 @@ void make_minute(const std::string & size, const std::string & path) {
 }
 
 Json measure(const VideoOptions & options) {
-    const TemporaryFolder folder;
+    const TemporaryFolder folder("vidkv-bench");
     const std::string minute = folder.file("minute.mp4"), video = folder.file("long.mp4");
     Progress progress(options.json);
     progress.show("making a video", 0, 0, "");

@@ -4,8 +4,6 @@
 #include <fstream>
 #include <map>
 
-#include <unistd.h>
-
 #include <nlohmann/json.hpp>
 
 #include "error.h"
@@ -14,25 +12,9 @@ namespace fs = std::filesystem;
 
 namespace vidkv::cli {
 
-TemporarySet::TemporarySet(DataOptions options) {
-    std::string name = (fs::temp_directory_path() / "vidkv-eval-XXXXXX").string();
-    if (!mkdtemp(name.data()))
-        throw Error("cannot make a folder in '" + fs::temp_directory_path().string() + "': set TMPDIR");
-    folder_ = name;
-    options.out = name;
-    try {
-        generate_data(options);
-    } catch (...) {
-        remove();
-        throw;
-    }
-}
-
-TemporarySet::~TemporarySet() { remove(); }
-
-void TemporarySet::remove() const {
-    std::error_code ignored;
-    fs::remove_all(folder_, ignored);
+TemporarySet::TemporarySet(DataOptions options) : folder_("vidkv-eval") {
+    options.out = folder_.path();
+    generate_data(options);
 }
 
 std::vector<Clip> read_set(const std::string & folder) {

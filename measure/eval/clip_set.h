@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "commands/data.h"
+#include "temporary_folder.h"
 
 namespace vidkv::cli {
 
@@ -22,14 +23,10 @@ struct Clip {
 class TemporarySet {
   public:
     explicit TemporarySet(DataOptions options);
-    ~TemporarySet();
-    TemporarySet(const TemporarySet &) = delete;
-    TemporarySet & operator=(const TemporarySet &) = delete;
-    const std::string & folder() const { return folder_; }
+    const std::string & folder() const { return folder_.path(); }
 
   private:
-    void remove() const;
-    std::string folder_;
+    TemporaryFolder folder_;
 };
 
 // Throws Error if the folder holds no set.
