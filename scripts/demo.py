@@ -58,7 +58,7 @@ def print_table(split, reports):
         row("  of what f16 takes", (f"{r['kv_bytes'] / r['kv_bytes_f16']:.0%}" for r in reports))
     else:
         print(f"\n  Under {LEAST_TOKENS} tokens nothing is packed yet, or next to nothing: pages of 128 tokens are packed when they are full and\n"
-              "  128 newer tokens have followed. Until then every cache holds whole pages in f16.")
+              "  128 newer tokens have followed. Until then every cache holds them in f16.")
 
 
 def main():
