@@ -16,6 +16,7 @@ namespace vidkv::cli {
 namespace {
 
 constexpr int REMEMBERED_LINES = 500;
+constexpr char CTRL_D = 4;
 
 // One character of the terminal: 1; 0 at its end, and on Ctrl-C, which libedit would read on after.
 int read_character(EditLine *, wchar_t * out) {
@@ -24,6 +25,8 @@ int read_character(EditLine *, wchar_t * out) {
         const ssize_t got = ::read(STDIN_FILENO, &byte, 1);
         if (got < 0 && errno == EINTR && !interrupted()) continue; // the window was resized
         if (got <= 0) return 0;
+        if (byte == 0)
+            byte = CTRL_D; // typed while an answer was written: the terminal's own end of input, read as 0 in raw mode
         const size_t used = std::mbrtowc(out, &byte, 1, &state);
         if (used != static_cast<size_t>(-2)) return used == static_cast<size_t>(-1) ? 0 : 1; // -2: more bytes of it follow
     }
@@ -58,6 +61,8 @@ struct LineEditor::Terminal {
     Terminal & operator=(const Terminal &) = delete;
 
     bool read(std::string & line) {
+        el_set(editor, EL_PREP_TERM,
+               1); // before the prompt: libedit does it after, and a key typed between is the terminal's
         int length = 0;
         const char * text = el_gets(editor, &length);
         check_interrupt();

@@ -92,6 +92,14 @@ class OnATerminal(Clips):
         self.assertEqual((self.child.returncode, out), (0, ""))
         self.assertNotIn("^[[A", self.screen)
 
+    def test_an_end_typed_during_an_answer(self):
+        self.wait_for("> ")
+        at = self.type(QUESTION + "\r")
+        self.wait_for("\n", at)
+        self.type("\x04")
+        out, _ = self.child.communicate(timeout=120)
+        self.assertEqual((self.child.returncode, len(out.splitlines())), (0, 1), self.screen)
+
     def test_interrupt_at_the_prompt(self):
         self.wait_for("> ")
         os.kill(self.child.pid, 2)
