@@ -25,8 +25,8 @@ int read_character(EditLine *, wchar_t * out) {
         const ssize_t got = ::read(STDIN_FILENO, &byte, 1);
         if (got < 0 && errno == EINTR && !interrupted()) continue; // the window was resized
         if (got <= 0) return 0;
-        if (byte == 0)
-            byte = CTRL_D; // typed while an answer was written: the terminal's own end of input, read as 0 in raw mode
+        // Typed while an answer was written, it is the terminal's own end of input, which raw mode reads as 0.
+        if (byte == 0) byte = CTRL_D;
         const size_t used = std::mbrtowc(out, &byte, 1, &state);
         if (used != static_cast<size_t>(-2)) return used == static_cast<size_t>(-1) ? 0 : 1; // -2: more bytes of it follow
     }
@@ -61,8 +61,8 @@ struct LineEditor::Terminal {
     Terminal & operator=(const Terminal &) = delete;
 
     bool read(std::string & line) {
-        el_set(editor, EL_PREP_TERM,
-               1); // before the prompt: libedit does it after, and a key typed between is the terminal's
+        // Raw mode before the prompt: libedit enters it after, and a key typed between is the terminal's.
+        el_set(editor, EL_PREP_TERM, 1);
         int length = 0;
         const char * text = el_gets(editor, &length);
         check_interrupt();
