@@ -9,8 +9,16 @@ namespace fs = std::filesystem;
 
 namespace vidkv::cli {
 
+std::string temporary_place() {
+    const char * chosen = std::getenv("TMPDIR");
+    const std::string place = chosen && *chosen ? chosen : "/tmp";
+    std::error_code failed;
+    if (!fs::is_directory(place, failed)) throw Error("no folder '" + place + "' for temporary files: set TMPDIR to one");
+    return place;
+}
+
 TemporaryFolder::TemporaryFolder(const std::string & name, const std::string & parent) {
-    const std::string place = parent.empty() ? fs::temp_directory_path().string() : parent;
+    const std::string place = parent.empty() ? temporary_place() : parent;
     path_ = (fs::path(place) / (name + "-XXXXXX")).string();
     if (!mkdtemp(path_.data()))
         throw Error("cannot make a folder in '" + place + "'" + (parent.empty() ? ": set TMPDIR" : ""));

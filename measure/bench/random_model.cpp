@@ -42,11 +42,11 @@ class Writer {
     }
     void norm(const std::string & tensor) { weight(tensor, {shape_.width}, 1.0f, 1.0f); }
 
-    std::string save() {
+    std::string save(const std::string & folder) {
         gguf_set_val_str(file_, "general.architecture", shape_.architecture.c_str());
         gguf_set_val_str(file_, "tokenizer.ggml.model", "no_vocab");
         const auto path =
-            std::filesystem::temp_directory_path() /
+            (folder.empty() ? std::filesystem::temp_directory_path() : std::filesystem::path(folder)) /
             ("vidkv-" + shape_.architecture + "-" + std::to_string(getpid()) + "-" + std::to_string(counter()++) + ".gguf");
         if (!gguf_write_to_file(file_, path.c_str(), false)) throw std::runtime_error("cannot write " + path.string());
         return path.string();
@@ -126,7 +126,7 @@ void write_feed_forward(Writer & w, const ModelShape & s, const std::string & bl
 
 } // namespace
 
-std::string write_random_model(const ModelShape & shape, uint32_t seed) {
+std::string write_random_model(const ModelShape & shape, uint32_t seed, const std::string & folder) {
     Writer writer(shape, seed);
     write_numbers(writer, shape);
     writer.weight("token_embd.weight", {shape.width, shape.vocabulary}, std::sqrt(static_cast<float>(shape.width)));
@@ -137,7 +137,7 @@ std::string write_random_model(const ModelShape & shape, uint32_t seed) {
         write_attention(writer, shape, block);
         write_feed_forward(writer, shape, block);
     }
-    return writer.save();
+    return writer.save(folder);
 }
 
 } // namespace vidkv_test

@@ -18,7 +18,7 @@ struct ModelShape {
     uint32_t vocabulary = 300;
 };
 
-// Writes the model to a file in the temporary folder and returns its path.
-std::string write_random_model(const ModelShape & shape, uint32_t seed);
+// Writes the model to a file in `folder` ("": the system's for temporary files) and returns its path.
+std::string write_random_model(const ModelShape & shape, uint32_t seed, const std::string & folder = "");
 
 } // namespace vidkv_test

@@ -3,12 +3,10 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
 #include <iostream>
 #include <memory>
 
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include "bench/attention.h"
 #include "bench/bench.h"
@@ -23,8 +21,7 @@
 #include "interrupt.h"
 #include "options.h"
 #include "progress.h"
-
-namespace fs = std::filesystem;
+#include "temporary_folder.h"
 
 namespace vidkv::cli {
 
@@ -109,9 +106,6 @@ class StateWriter {
 class SavedBench {
   public:
     explicit SavedBench(const SavedOptions & options);
-    ~SavedBench();
-    SavedBench(const SavedBench &) = delete;
-    SavedBench & operator=(const SavedBench &) = delete;
 
     Json run();
 
@@ -127,33 +121,28 @@ class SavedBench {
     AttentionShape shape_;
     int64_t tokens_;
     vidkv_params params_{};
-    std::string model_path_, file_;
+    TemporaryFolder folder_;
+    std::string file_;
     std::unique_ptr<llama_model, ModelFree> model_;
 };
 
 SavedBench::SavedBench(const SavedOptions & options)
-    : options_(options), shape_(parse_shape(options.shape)), tokens_(parse_tokens(options.tokens)) {
+    : options_(options), shape_(parse_shape(options.shape)), tokens_(parse_tokens(options.tokens)),
+      folder_("vidkv-bench", options.folder), file_(folder_.file("cache.vidkv")) {
     if (vidkv_params_from_preset(options_.kv.c_str(), &params_) != VIDKV_OK) throw UsageError(vidkv_last_error());
-    const fs::path folder = options_.folder.empty() ? fs::temp_directory_path() : fs::path(options_.folder);
-    file_ = (folder / ("vidkv-bench-" + std::to_string(getpid()) + ".vidkv")).string();
     vidkv_test::ModelShape shape;
     shape.layers = static_cast<uint32_t>(options_.layers);
     shape.width = WIDTH;
     shape.heads = static_cast<uint32_t>(shape_.heads);
     shape.kv_heads = static_cast<uint32_t>(shape_.kv_heads);
     shape.head_dim = static_cast<uint32_t>(shape_.head_dim);
-    model_path_ = vidkv_test::write_random_model(shape, SEED);
+    const std::string model = vidkv_test::write_random_model(shape, SEED, folder_.path());
     std::array<ggml_backend_dev_t, 2> devices = {kv_device(), nullptr};
     llama_model_params params = llama_model_default_params();
     params.devices = devices.data();
     params.n_gpu_layers = 999;
-    model_.reset(llama_model_load_from_file(model_path_.c_str(), params));
+    model_.reset(llama_model_load_from_file(model.c_str(), params));
     if (!model_) throw Error("cannot load the random model: " + logged_error());
-}
-
-SavedBench::~SavedBench() {
-    std::remove(model_path_.c_str());
-    std::remove(file_.c_str());
 }
 
 Context SavedBench::make_context() const {

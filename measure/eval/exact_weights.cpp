@@ -9,6 +9,7 @@
 #include "error.h"
 #include "gguf.h"
 #include "llama.h"
+#include "temporary_folder.h"
 #include "engine/logs.h"
 
 namespace fs = std::filesystem;
@@ -44,10 +45,10 @@ Contents look_into(const std::string & model) {
 ExactWeights::ExactWeights(const std::string & model) : model_(model) {
     const Contents contents = look_into(model);
     if (!contents.quantized || contents.weights > MOST_WEIGHTS) return;
-    const fs::path folder = fs::temp_directory_path();
-    std::string name = (folder / "vidkv-f32-XXXXXX").string();
+    const std::string folder = temporary_place();
+    std::string name = (fs::path(folder) / "vidkv-f32-XXXXXX").string();
     const int file = mkstemp(name.data());
-    if (file < 0) throw Error("cannot write to '" + folder.string() + "': set TMPDIR");
+    if (file < 0) throw Error("cannot write to '" + folder + "': set TMPDIR");
     close(file);
     copy_ = name;
     llama_model_quantize_params params = llama_model_quantize_default_params();

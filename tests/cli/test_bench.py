@@ -184,6 +184,12 @@ class Files(Bench):
         self.assert_fails(bench("file", "--kv", "k9"), "k9", 2)
         self.assert_fails(bench("file", "--folder", "/no/such/folder"), "/no/such/folder", 1)
 
+    def test_no_folder_for_temporary_files(self):
+        environment = {**os.environ, "TMPDIR": "/no/such/folder"}
+        for name in ("file", "saved", "video"):
+            with self.subTest(name):
+                self.assert_fails(bench(name, env=environment), "no folder '/no/such/folder' for temporary files: set TMPDIR to one", 1)
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/names.h"
 #include "vidkv/vidkv.h"
 
 namespace {
@@ -96,10 +97,8 @@ INSTANTIATE_TEST_SUITE_P(Presets, Allocation,
                                                           "t1.65", "t1.0", "t1.65-stp0.2"),
                                           testing::Values(64, 72, 128)),
                          [](const auto & instance) {
-                             std::string name =
-                                 std::get<0>(instance.param) + "_" + std::to_string(std::get<1>(instance.param));
-                             for (char & c : name) c = c == '.' || c == '-' ? '_' : c;
-                             return name;
+                             return vidkv::test::test_name(std::get<0>(instance.param) + "_" +
+                                                           std::to_string(std::get<1>(instance.param)));
                          });
 
 } // namespace

@@ -11,6 +11,7 @@
 
 #include <unistd.h>
 
+#include "core/names.h"
 #include "core/random.h"
 #include "vidkv/file.h"
 
@@ -391,10 +392,6 @@ TEST_P(FileTest, TextsBeginWhereTheyDid) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Presets, FileTest, testing::Values("f16", "k2v2", "k1.5v1.58-stp0.2", "t1.65", "t1.65-stp0.2"),
-                         [](const auto & instance) {
-                             std::string text = instance.param;
-                             for (char & c : text) c = std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
-                             return text;
-                         });
+                         vidkv::test::by_preset);
 
 } // namespace

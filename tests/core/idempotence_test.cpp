@@ -7,6 +7,7 @@
 #include "base/half.h"
 #include "cache/store.h"
 #include "codec/trellis.h"
+#include "core/names.h"
 #include "core/random.h"
 
 namespace vidkv {
@@ -152,10 +153,8 @@ INSTANTIATE_TEST_SUITE_P(Presets, Packed,
                                                           "k1v2-g64", "k1.9v2", "t2.2", "t1.65", "t1.15", "t1.0", "kt4vt3"),
                                           testing::Values(VIDKV_KEYS, VIDKV_VALUES)),
                          [](const auto & instance) {
-                             std::string name = std::get<0>(instance.param) +
-                                                (std::get<1>(instance.param) == VIDKV_KEYS ? "_keys" : "_values");
-                             for (char & c : name) c = std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
-                             return name;
+                             return test::test_name(std::get<0>(instance.param) +
+                                                    (std::get<1>(instance.param) == VIDKV_KEYS ? "_keys" : "_values"));
                          });
 
 } // namespace

@@ -12,6 +12,7 @@
 #include <numeric>
 #include <vector>
 
+#include "core/names.h"
 #include "core/random.h"
 #include "vidkv/file.h"
 
@@ -221,10 +222,6 @@ TEST_P(NoMemory, EveryFailureIsAStatus) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Presets, NoMemory, testing::Values("f16", "k1.5v1.58-stp0.2", "k2v2", "t1.65-stp0.2", "t1.15"),
-                         [](const auto & instance) {
-                             std::string name = instance.param;
-                             for (char & c : name) c = std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
-                             return name;
-                         });
+                         vidkv::test::by_preset);
 
 } // namespace

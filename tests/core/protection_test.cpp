@@ -10,6 +10,7 @@
 #include "base/half.h"
 #include "cache/store.h"
 #include "core/encoding.h"
+#include "core/names.h"
 #include "core/random.h"
 
 namespace vidkv {
@@ -187,11 +188,7 @@ TEST_P(Protection, MarksOfTheHostComeFirst) {
 INSTANTIATE_TEST_SUITE_P(Presets, Protection,
                          testing::Values("k1.5v1.58-stp0.2", "k1.5v1.58-g64-stp0.25", "kt1.5vt1.5-stp0.2",
                                          "kt1vt1-stp0.25"),
-                         [](const auto & instance) {
-                             std::string name = instance.param;
-                             for (char & c : name) c = c == '.' || c == '-' ? '_' : c;
-                             return name;
-                         });
+                         test::by_preset);
 
 // ---- pages keep to themselves ----
 
@@ -271,11 +268,7 @@ TEST_P(Pages, BrokenQueriesChangeNoCodes) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Presets, Pages, testing::Values("k2v2", "k1.5v1.58", "t2.2", "t1.65", "t1.15", "t1.0"),
-                         [](const auto & instance) {
-                             std::string name = instance.param;
-                             for (char & c : name) c = c == '.' || c == '-' ? '_' : c;
-                             return name;
-                         });
+                         test::by_preset);
 
 } // namespace
 } // namespace vidkv

@@ -10,6 +10,7 @@
 
 #include "cache/store.h"
 #include "core/encoding.h"
+#include "core/names.h"
 #include "core/random.h"
 
 namespace vidkv {
@@ -185,9 +186,8 @@ INSTANTIATE_TEST_SUITE_P(Presets, SharedPages,
                          testing::Combine(testing::Values("f16", "k1.5v1.58-stp0.2", "t1.65"),
                                           testing::Values(VIDKV_KEYS, VIDKV_VALUES)),
                          [](const auto & instance) {
-                             std::string name = std::get<0>(instance.param);
-                             for (char & c : name) c = std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
-                             return name + (std::get<1>(instance.param) == VIDKV_KEYS ? "_keys" : "_values");
+                             return test::test_name(std::get<0>(instance.param)) +
+                                    (std::get<1>(instance.param) == VIDKV_KEYS ? "_keys" : "_values");
                          });
 
 } // namespace

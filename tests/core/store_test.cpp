@@ -6,6 +6,7 @@
 
 #include "base/half.h"
 #include "cache/store.h"
+#include "core/names.h"
 #include "core/random.h"
 
 namespace vidkv {
@@ -285,11 +286,7 @@ INSTANTIATE_TEST_SUITE_P(Presets, StoreTest,
                          testing::Values("f16", "k2v2", "k1.5v2", "k1.5v1.58", "k1v1.58", "k16v2", "t2.2", "t1.65", "t1.15",
                                          "t1.0", "kt1.5v2", "k2vt1.5", "t1.65-stp0.2", "k1.5v1.58-stp0.2", "k1.5v1.58-g128",
                                          "k16vt1-stp0.5"),
-                         [](const auto & instance) {
-                             std::string name = instance.param;
-                             for (char & c : name) c = c == '.' || c == '-' ? '_' : c;
-                             return name;
-                         });
+                         test::by_preset);
 
 } // namespace
 } // namespace vidkv
