@@ -13,6 +13,7 @@ namespace vidkv::cli {
 namespace {
 
 constexpr double USUAL_FRAME_SECONDS = 1.0 / 25;
+constexpr double BEFORE_START = 10; // seconds
 constexpr double LEAST_FRAMES_A_SECOND = 0.001, MOST_FRAMES_A_SECOND = 1000;
 
 // A cover picture is no video; a stream that nothing here decodes neither.
@@ -141,11 +142,18 @@ bool Demuxer::is_gif() const { return can_seek() && std::strcmp(format_->iformat
 bool Demuxer::seek(double seconds) {
     const double stamp = (seconds + start_.value_or(0)) / av_q2d(stream_->time_base);
     const auto target = static_cast<int64_t>(stamp);
-    const int done = avformat_seek_file(format_.get(), stream_->index, INT64_MIN, target, target, 0);
-    check_interrupt();
+    // Packets are found by their time of decoding, which of the first ones lies before the start.
+    const bool first = seconds <= 0 && seek_to(target - static_cast<int64_t>(BEFORE_START / av_q2d(stream_->time_base)));
+    const bool done = first || seek_to(target);
     failed_.clear();
     last_dts_ = AV_NOPTS_VALUE;
     last_is_cut_ = false;
+    return done;
+}
+
+bool Demuxer::seek_to(int64_t stamp) {
+    const int done = avformat_seek_file(format_.get(), stream_->index, INT64_MIN, stamp, stamp, 0);
+    check_interrupt();
     return done >= 0;
 }
 

@@ -45,6 +45,7 @@ class Demuxer {
     const std::string & opening_complaint() const { return opening_complaint_; }
 
   private:
+    bool seek_to(int64_t stamp);
     bool is_gif() const;
     void note_end(int error);
     void note_packet(const AVPacket & packet);

@@ -30,7 +30,7 @@ class VideoPictures : public Pictures {
   private:
     bool jump_pays(double wanted) const;
     void jump(double wanted);
-    std::optional<Picture> land(double target);
+    void take_from_start();
     void restart();
     std::optional<Picture> decode_next();
     void feed();
@@ -86,7 +86,17 @@ void VideoPictures::jump(double wanted) {
         if (landed_ && (landed_->seconds <= wanted || target <= 0)) break;
         target = std::min(target, landed_ ? landed_->seconds : target) - step;
     }
+    if (!landed_) take_from_start();
     if (landed_ && landed_->seconds <= position_) key_gap_ = std::max(key_gap_, wanted - landed_->seconds);
+}
+
+// Where no jump finds a key frame: all that the decoder makes of the file, in order.
+void VideoPictures::take_from_start() {
+    can_seek_ = false;
+    demuxer_->seek(0);
+    restart();
+    awaiting_key_ = jumped_ = false;
+    landed_ = decode_next();
 }
 
 void VideoPictures::restart() {

@@ -349,6 +349,16 @@ class Times(Videos):
 
 
 class Streams(Videos):
+    def test_one_key_frame(self):
+        # Times of decoding lie before the start, and no key frame after it: a jump must find the first.
+        for name, options in (("one.ts", ["-c:v", "libx264", "-bf", "3"]), ("one.m2ts", ["-c:v", "libx264", "-output_ts_offset", "95000"]),
+                              ("one.mpg", ["-c:v", "mpeg2video", "-r", "25", "-g", "600"]), ("one.flv", ["-c:v", "libx264"])):
+            video = self.make(name, *options)
+            with self.subTest(name):
+                for seconds, wanted in zip(self.times(video, "--frames", "4"), (0, 1.5, 3, 4.5), strict=True):
+                    self.assertAlmostEqual(seconds, wanted, delta=0.05)
+                self.assertAlmostEqual(self.times(video, "--start", "4", "--fps", "1")[0], 4, delta=0.05)
+
     def test_standard_input(self):
         for name, options in (("in.mp4", ["-c:v", "libx264"]), ("in.webm", ["-c:v", "libvpx"]), ("in.ts", ["-c:v", "libx264", "-g", "10"])):
             video = self.make(name, *options)
