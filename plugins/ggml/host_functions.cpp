@@ -34,9 +34,9 @@ const char * outcome(bool ok) { return keep(ok ? "" : vidkv_last_error()); }
 
 // Runs work(store) on store number `index`; the line that says why that failed, or null.
 template <typename Work> const char * with_store(int32_t index, Work work) {
-    const std::vector<KvStore *> stores = KvStore::live();
-    if (index < 0 || static_cast<size_t>(index) >= stores.size()) return keep("there is no store of that number");
     try {
+        const std::vector<KvStore *> stores = KvStore::live();
+        if (index < 0 || static_cast<size_t>(index) >= stores.size()) return keep("there is no store of that number");
         return outcome(work(*stores[static_cast<size_t>(index)]));
     } catch (const std::bad_alloc &) {
         return keep("no memory left");
@@ -47,9 +47,7 @@ const char * configure_from_host(const char * preset, const vidkv_params * overr
     return keep(configure(preset, override_or_null));
 }
 
-void sum_stats(vidkv_store_stats * out) {
-    if (!out) return;
-    *out = {};
+void sum_live(vidkv_store_stats * out) {
     for (const KvStore * store : KvStore::live()) {
         const vidkv_store_stats one = store->stats();
         out->bytes += one.bytes;
@@ -61,6 +59,15 @@ void sum_stats(vidkv_store_stats * out) {
         out->pages_reopened += one.pages_reopened;
     }
     for (const Placement * placement : Placement::live()) out->bytes += placement->bytes();
+}
+
+void sum_stats(vidkv_store_stats * out) {
+    if (!out) return;
+    *out = {};
+    try {
+        sum_live(out);
+    } catch (const std::bad_alloc &) { // the sum so far is all that can be said
+    }
 }
 
 void hold_sealing(int hold) { Placement::hold_sealing(hold != 0); }
@@ -77,13 +84,17 @@ const char * seal_now(int threads) {
 }
 
 const char * protect(int32_t sequence, const int64_t * cells, int64_t n) {
-    for (KvStore * store : KvStore::live()) {
-        if (store->side() == VIDKV_VALUES && !store->protect(sequence, cells, n)) return outcome(false);
+    try {
+        for (KvStore * store : KvStore::live()) {
+            if (store->side() == VIDKV_VALUES && !store->protect(sequence, cells, n)) return outcome(false);
+        }
+        return nullptr;
+    } catch (const std::bad_alloc &) {
+        return keep("no memory left");
     }
-    return nullptr;
 }
 
-int32_t count() { return static_cast<int32_t>(KvStore::live().size()); }
+int32_t count() { return static_cast<int32_t>(KvStore::live_count()); }
 
 const char * info(int32_t index, vidkv_kv_info * out) {
     return with_store(index, [out](const KvStore & store) {

@@ -24,8 +24,16 @@ const ggml_tensor * root_of(const ggml_tensor * tensor) { return tensor->view_sr
 ggml_backend_buffer_t buffer_of(const ggml_tensor * tensor) { return root_of(tensor)->buffer; }
 KvBuffer * kv_buffer(ggml_backend_buffer_t buffer) { return static_cast<KvBuffer *>(buffer->context); }
 
-void report(const char * what, const ggml_tensor * tensor) {
-    GGML_LOG_ERROR("vidkv: %s %s failed: %s\n", what, tensor->name, vidkv_last_error());
+// ggml asks for nothing back here and cannot be thrown through: what fails is told in the log.
+template <typename Work> bool tried(const char * what, const ggml_tensor * tensor, Work work) {
+    const char * why = "no memory left";
+    try {
+        if (work()) return true;
+        why = vidkv_last_error();
+    } catch (const std::bad_alloc &) {
+    }
+    GGML_LOG_ERROR("vidkv: %s %s failed: %s\n", what, tensor->name, why);
+    return false;
 }
 
 void free_buffer(ggml_backend_buffer_t buffer) {
@@ -81,8 +89,9 @@ bool read_tensor(const KvStore & store, size_t offset, size_t size, uint8_t * da
 }
 
 void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
-    if (note_write(*store_of(tensor), tensor->view_offs + offset, size, data)) return;
-    if (!write_tensor(*store_of(tensor), tensor->view_offs + offset, size, data)) report("writing", tensor);
+    KvStore & store = *store_of(tensor);
+    const size_t at = tensor->view_offs + offset;
+    tried("writing", tensor, [&] { return note_write(store, at, size, data) || write_tensor(store, at, size, data); });
 }
 
 // Once per process: saved conversations are f16, and a default llama-server saves those that are idle.
@@ -96,16 +105,21 @@ void warn_of_saving(const KvStore & store, size_t size) {
 }
 
 void get_tensor(ggml_backend_buffer_t, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
-    if (note_read(*store_of(tensor), tensor->view_offs + offset, size, data)) return;
-    warn_of_saving(*store_of(tensor), size);
-    if (read_tensor(*store_of(tensor), tensor->view_offs + offset, size, static_cast<uint8_t *>(data))) return;
-    report("reading", tensor);
-    std::memset(data, 0, size);
+    const KvStore & store = *store_of(tensor);
+    const size_t at = tensor->view_offs + offset;
+    const bool read = tried("reading", tensor, [&] {
+        if (note_read(store, at, size, data)) return true;
+        warn_of_saving(store, size);
+        return read_tensor(store, at, size, static_cast<uint8_t *>(data));
+    });
+    if (!read) std::memset(data, 0, size);
 }
 
-void memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, uint8_t value, size_t offset, size_t size) {
-    const std::vector<uint8_t> bytes(size, value);
-    set_tensor(buffer, tensor, bytes.data(), offset, size);
+void memset_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, uint8_t value, size_t offset, size_t size) {
+    tried("filling", tensor, [&] {
+        const std::vector<uint8_t> bytes(size, value);
+        return write_tensor(*store_of(tensor), tensor->view_offs + offset, size, bytes.data());
+    });
 }
 
 // The stream that a tensor covers as a whole, or -1.
@@ -115,14 +129,21 @@ int whole_stream(const ggml_tensor * tensor, const KvStore & store) {
     return whole ? static_cast<int>(tensor->view_offs / store.stream_bytes()) : -1;
 }
 
-// Copies of whole streams keep their packed pages; ggml does the others through get_tensor and set_tensor.
-bool copy_tensor(ggml_backend_buffer_t, const ggml_tensor * from, ggml_tensor * to) {
+bool copy_streams(const ggml_tensor * from, const ggml_tensor * to) {
     KvStore * store = store_of(to);
-    if (store_of(from) != store) return false;
     const int source = whole_stream(from, *store), target = whole_stream(to, *store);
     if (source < 0 || target < 0 || !store->copy_stream(source, target)) return false;
     if (store->placement()) store->placement()->copy_stream(source, target);
     return true;
+}
+
+// Copies of whole streams keep their packed pages; ggml does the others through get_tensor and set_tensor.
+bool copy_tensor(ggml_backend_buffer_t, const ggml_tensor * from, ggml_tensor * to) {
+    try {
+        return store_of(from) == store_of(to) && copy_streams(from, to);
+    } catch (const std::bad_alloc &) {
+        return false;
+    }
 }
 
 void clear(ggml_backend_buffer_t buffer, uint8_t value) { kv_buffer(buffer)->clear(value); }

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 #include <mutex>
+#include <new>
 
 #include "placement.h"
 
@@ -31,16 +32,6 @@ struct ReadPage {
     std::vector<uint16_t> rows;
 };
 thread_local ReadPage read_last;
-
-// The page hidden last: its rows are saved one after the other.
-struct LastHidden {
-    uint64_t version = 0;
-    int stream = 0;
-    int64_t page = 0;
-    int first = 0;
-    HiddenPage hidden;
-};
-thread_local LastHidden hidden_last;
 
 vidkv_status write(vidkv_store * store, int stream, const int64_t * cells, int64_t n, const float * rows, int64_t stride) {
     return vidkv_store_write_f32(store, stream, cells, n, rows, stride);
@@ -238,19 +229,24 @@ bool KvStore::write_bytes(size_t offset, size_t size, const void * data) {
     return true;
 }
 
-const HiddenPage * KvStore::hidden_page(int stream, int64_t page, int & first) const {
-    LastHidden & last = hidden_last;
-    if (last.version != version_ || last.stream != stream || last.page != page) {
-        last = {version_, stream, page, 0, {}};
-        uint64_t bytes = 0;
-        int32_t sinks = 0;
-        if (vidkv_store_export_page(store_, stream, page, nullptr, &bytes, &sinks) == VIDKV_OK) {
-            std::vector<uint8_t> packed(bytes);
-            vidkv_store_export_page(store_, stream, page, packed.data(), &bytes, &sinks);
-            last.first = sinks;
-            last.hidden = to_hidden(packed, shape_.channels, sinks);
-        }
+KvStore::LastHidden KvStore::hide_page(int stream, int64_t page) const {
+    LastHidden made{version_, stream, page, 0, {}};
+    uint64_t bytes = 0;
+    int32_t sinks = 0;
+    vidkv_status status = vidkv_store_export_page(store_, stream, page, nullptr, &bytes, &sinks);
+    if (status == VIDKV_OK) {
+        std::vector<uint8_t> packed(bytes);
+        status = vidkv_store_export_page(store_, stream, page, packed.data(), &bytes, &sinks);
+        made.first = sinks;
+        made.hidden = to_hidden(packed, shape_.channels, sinks);
     }
+    if (status == VIDKV_E_MEMORY) throw std::bad_alloc();
+    return made;
+}
+
+const HiddenPage * KvStore::hidden_page(int stream, int64_t page, int & first) const {
+    static thread_local LastHidden last; // its rows are saved one after the other
+    if (last.version != version_ || last.stream != stream || last.page != page) last = hide_page(stream, page);
     first = last.first;
     return last.hidden.bits > 0 ? &last.hidden : nullptr;
 }
@@ -327,6 +323,11 @@ void KvStore::clear() {
 std::vector<KvStore *> KvStore::live() {
     const std::lock_guard lock(live_mutex);
     return live_stores();
+}
+
+size_t KvStore::live_count() {
+    const std::lock_guard lock(live_mutex);
+    return live_stores().size();
 }
 
 } // namespace vidkv_ggml

@@ -87,8 +87,17 @@ class KvStore {
 
     // Live stores of the process in order of creation.
     static std::vector<KvStore *> live();
+    static size_t live_count();
 
   private:
+    struct LastHidden { // a page as its rows carry it
+        uint64_t version = 0;
+        int stream = 0;
+        int64_t page = 0;
+        int first = 0;
+        HiddenPage hidden;
+    };
+    LastHidden hide_page(int stream, int64_t page) const;
     bool read_places(int stream, int64_t first, int64_t n, uint16_t * out) const;
     void changed();
 

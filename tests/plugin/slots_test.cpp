@@ -104,6 +104,23 @@ TEST(Slots, NoDriftFromSwaps) {
     }
 }
 
+// A page of which some tokens were taken back is not whole, and does not travel. What is left of it is packed again, once: in whole pages,
+// which travel.
+TEST(Slots, TakenBackTokensWearOutOnce) {
+    for (const char * preset : {"t2.2", "t1.65", "k1.5v1.58"}) {
+        SCOPED_TRACE(preset);
+        Session s(model(), options_of(preset));
+        s.feed(0, tokens, 0);
+        ASSERT_TRUE(llama_memory_seq_rm(s.memory(), 0, 300, -1));
+        s.feed(7000, 400, 300);
+        set(s, get(s));
+        set(s, get(s));
+        const State second = get(s);
+        for (int i = 0; i < 8; ++i) set(s, get(s));
+        EXPECT_TRUE(by_itself(preset, get(s)) == by_itself(preset, second));
+    }
+}
+
 // A pool of several conversations, whose cells lie between each other's.
 TEST(Slots, Scattered) {
     SessionOptions options = options_of("t1.65", 4096);
