@@ -1,12 +1,12 @@
-"""Mixed requests to a stock llama-server with its KV cache packed: soak.py [--requests N] [--seed S] [--preset P]....
+"""Mixed requests to a stock llama-server with its KV cache packed: soak.py [--requests N] [--seed S] [--preset P]... [--keep FOLDER].
 
 The server runs as people start it (four slots in one cache, idle ones saved in RAM, here up to 16 MiB) and is asked for chat completions:
 long and short prompts, prompts that go on as an earlier one began, streamed answers, answers that are cancelled midway, images and
 videos; through the openai client where that is installed, else by plain HTTP. Answers that are read to their end are compared with those of a
 server that answers one request at a time. With the f16 preset they are the same, which shows that conversations keep to themselves. Packed codes
 depend on what was written before them: where an answer parts from the other, the two tokens must have been nearly as likely as each other. The
-server must answer to the end, and its memory must stay what it was after the first fifth. The environment is that of stock_tools.py; VIDKV_SOAK_REQUESTS
-is another way to say how many."""
+server must answer to the end, and its memory must stay what it was after the first fifth or the first hundred requests. No request is
+asked twice. The environment is that of stock_tools.py; VIDKV_SOAK_REQUESTS is another way to say how many."""
 
 import argparse
 import base64
@@ -32,6 +32,7 @@ KINDS = {"plain": 6, "stream": 3, "cancel": 2, "video": 1, "image": 1}
 EQUAL_SHARE = {"f16": 0.98}  # of the answers; products of more rows are rounded otherwise
 NEARLY_AS_LIKELY = 0.5  # nats
 PACKED_ALIKE_SHARE = 0.85  # these prompts of random words mean nothing to the small model
+WARM_UP = 100  # requests, until every slot has held a long prompt and the saved ones fill their room
 GROWTH = 32 << 20
 
 
@@ -60,7 +61,7 @@ def content_of(rng, kind, beginnings, videos, image):
 
 def make_requests(rng, count, media):
     """(kind, body) of each request."""
-    beginnings = [" ".join(rng.choices(WORDS, k=rng.randint(20, 500))) for _ in range(max(4, min(count // 12, 40)))]
+    beginnings = [" ".join(rng.choices(WORDS, k=rng.randint(20, 300))) for _ in range(max(4, min(count // 12, 40)))]
     out = []
     for _ in range(count):
         kind = rng.choices(list(KINDS), KINDS.values())[0]
@@ -87,15 +88,24 @@ def http_replies(port, body):
 
 @contextlib.contextmanager
 def openai_replies(port, body):
-    # Asks again where a connection breaks, as it does by default.
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=3600)
+    client = openai_client(port)
     reply = client.chat.completions.create(**body)
     try:
         yield (part.model_dump() for part in reply) if body.get("stream") else reply.model_dump()
     finally:
         if body.get("stream"):
             reply.close()
-        client.close()
+
+
+clients = threading.local()
+
+
+def openai_client(port):
+    """This thread's client: each request has a connection of its own, and none is asked again where that breaks."""
+    if getattr(clients, "port", None) != port:
+        once = {"timeout": 3600, "max_retries": 0, "default_headers": {"Connection": "close"}}
+        clients.port, clients.client = port, openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", **once)
+    return clients.client
 
 
 try:
@@ -129,9 +139,16 @@ def resident(pid):
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) << 10
 
 
+def state(call):
+    """What became of the server when a request failed: one that crashes closes its connections a moment before it is gone."""
+    time.sleep(1)
+    return call.death() or "llama-server still runs"
+
+
 def run(call, requests, clients):
     """All answers, and the resident bytes after each finished request."""
     answers, memory, failures = [None] * len(requests), [], []
+    begun = time.monotonic()
     pending = iter(range(len(requests)))
     lock = threading.Lock()
 
@@ -144,10 +161,12 @@ def run(call, requests, clients):
             try:
                 answers[index] = ask(call.port, *requests[index])
             except Exception as error:  # noqa: BLE001: told by the main thread
-                failures.append(f"request {index}: {error!r}")
-            memory.append(resident(call.pid))
-            if len(memory) % 100 == 0:
-                print(f"  {len(memory)} requests, resident {memory[-1] / 2**20:.0f} MiB", flush=True)
+                failures.append(f"request {index} ({requests[index][0]}, not asked again): {error!r}; {state(call)}")
+                return
+            with lock:
+                memory.append(resident(call.pid))
+                if len(memory) % 50 == 0:
+                    print(f"  {len(memory)} requests, {time.monotonic() - begun:.0f} s, resident {memory[-1] / 2**20:.1f} MiB", flush=True)
 
     threads = [threading.Thread(target=client) for _ in range(clients)]
     for thread in threads:
@@ -168,9 +187,10 @@ def parting(together, alone):
 
 
 def check_memory(memory, count):
-    early, late = max(memory[: max(8, count // 5)]), max(memory[count // 5 :])
+    warm = max(count // 5, min(count // 2, WARM_UP))
+    early, late = max(memory[:warm]), max(memory[warm:])
     halves = [statistics.median(memory[: count // 2]), statistics.median(memory[count // 2 :])]
-    print(f"  resident: {early / 2**20:.0f} MiB at most in the first fifth, {late / 2**20:.0f} afterwards; "
+    print(f"  resident: {early / 2**20:.0f} MiB at most in the first {warm} requests, {late / 2**20:.0f} afterwards; "
           f"median of the first half {halves[0] / 2**20:.1f}, of the second {halves[1] / 2**20:.1f}")
     assert late - early <= GROWTH, "memory grows"
 
@@ -189,15 +209,22 @@ def check_answers(together, alone, preset, requests):
     assert len(differ) <= (1 - EQUAL_SHARE.get(preset, 0)) * len(finished), "answers differ"
 
 
-def soak(count, seed, preset, media):
+def kept_in(folder, name):
+    """A folder for what a server leaves, or None."""
+    if folder:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    return folder and folder / name
+
+
+def soak(count, seed, preset, media, folder=None):
     requests = make_requests(random.Random(seed), count, media)
     model, mmproj = stock_tools.video_model()
     common = ["-m", model, "--mmproj", mmproj, "-c", 8192, "--video-timestamp-interval", 0]
     begun = time.monotonic()
-    with stock_tools.server(*common, "--cache-ram", 16, preset=preset) as call:
+    with stock_tools.server(*common, "--cache-ram", 16, preset=preset, folder=kept_in(folder, f"{preset}-together")) as call:
         together, memory = run(call, requests, clients=6)
     seconds = time.monotonic() - begun
-    with stock_tools.server(*common, "-np", 1, "--cache-ram", 0, preset=preset) as call:
+    with stock_tools.server(*common, "-np", 1, "--cache-ram", 0, preset=preset, folder=kept_in(folder, f"{preset}-alone")) as call:
         alone, _ = run(call, [("plain" if kind == "cancel" else kind, body) for kind, body in requests if kind != "cancel"], clients=1)
     rest = iter(alone)
     alone = [None if kind == "cancel" else next(rest) for kind, _ in requests]
@@ -213,8 +240,9 @@ if __name__ == "__main__":
     parser.add_argument("--requests", type=int, default=int(os.environ.get("VIDKV_SOAK_REQUESTS") or 24))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--preset", action="append", help="default: f16 and t1.65")
+    parser.add_argument("--keep", type=Path, help="a folder for the servers' logs, and for the core file of one that crashes")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         all_media = make_media(made)
     for name in given.preset or ["f16", "t1.65"]:
-        soak(given.requests, given.seed, name, all_media)
+        soak(given.requests, given.seed, name, all_media, given.keep and given.keep.resolve())

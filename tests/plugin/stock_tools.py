@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -251,20 +253,36 @@ class VideoTool(unittest.TestCase):
         self.assertNotIn("vidkv: KV cache of", shown, "the long line is for those who ask for it")
 
 
+def how_it_ended(code):
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+
+
+def allow_core():
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (most, most))
+
+
 @contextlib.contextmanager
-def server(*arguments, preset, device=DEVICE):
-    """A llama-server on a free local port; gives a function that posts JSON (or gets, without a body)."""
+def server(*arguments, preset, device=DEVICE, folder=None):
+    """A llama-server on a free local port; gives a function that posts JSON (or gets, without a body). With a folder, its log stays there, and
+    so does its memory where it crashes (a core file, if the system writes these into the working folder)."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = ["--host", "127.0.0.1", "--port", str(port)]
     command = [str(TOOLS / "llama-server"), *address, *map(str, arguments), *THREADS, *device]
-    log = tempfile.TemporaryFile("w+", errors="replace")
-    process = subprocess.Popen(command, env=environment(preset), stdout=log, stderr=subprocess.STDOUT)
+    log = open(Path(folder) / "llama-server.log", "w+", errors="replace") if folder else tempfile.TemporaryFile("w+", errors="replace")
+    kept = {"cwd": folder, "preexec_fn": allow_core} if folder else {}
+    process = subprocess.Popen(command, env=environment(preset), stdout=log, stderr=subprocess.STDOUT, **kept)
 
     def log_end():
         log.seek(0)
         return log.read()[-3000:]
+
+    def death():
+        """How the server ended, with its last lines; None while it runs."""
+        code = process.poll()
+        return None if code is None else f"llama-server {how_it_ended(code)}; its last lines:\n{log_end()}"
 
     def call(path, body=None):
         data = None if body is None else json.dumps(body).encode()
@@ -275,22 +293,25 @@ def server(*arguments, preset, device=DEVICE):
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{path}: {error.code} {error.read().decode(errors='replace')}\n{log_end()}") from error
 
-    call.port, call.pid = port, process.pid
+    call.port, call.pid, call.death = port, process.pid, death
     try:
         while True:
-            if process.poll() is not None:
-                raise AssertionError(f"llama-server ended with {process.returncode}\n{log_end()}")
+            if death():
+                raise AssertionError(death())
             with contextlib.suppress(urllib.error.URLError, AssertionError):
                 if call("/health").get("status") == "ok":
                     break
             time.sleep(0.1)
         yield call
-        if process.poll() is not None:
-            raise AssertionError(f"llama-server ended with {process.returncode}\n{log_end()}")
+        if death():
+            raise AssertionError(death())
+        process.terminate()
+        if process.wait() != 0:
+            raise AssertionError(f"asked to end: {death()}")
     except Exception as error:
-        if process.poll() is None:
+        if not death():
             raise
-        raise AssertionError(f"llama-server ended with {process.returncode}: {error}\n{log_end()}") from error
+        raise AssertionError(f"{error}\n{death()}") from error
     finally:
         process.terminate()
         process.wait()
