@@ -31,7 +31,7 @@ inline vidkv_status status_of_exception() {
 
 // Runs body unless a pointer is null; nothing leaves the library as an exception.
 template <typename Body, typename... Pointers> vidkv_status guarded(Body body, Pointers... pointers) {
-    if (((pointers == nullptr) || ...)) return null_pointer();
+    if ((!pointers || ...)) return null_pointer();
     try {
         return body();
     } catch (...) {
