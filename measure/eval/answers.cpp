@@ -14,10 +14,9 @@
 #include "eval/divergence.h"
 #include "eval/facts.h"
 #include "eval/model_under_test.h"
-#include "eval/text_model.h"
+#include "eval/text_options.h"
 #include "eval/text_prefix.h"
 #include "measurements.h"
-#include "options.h"
 #include "progress.h"
 #include "run_record.h"
 
@@ -42,12 +41,9 @@ are not, which favours them. f16 is measured too: what it shows is the noise of 
 EXAMPLE
   vidkv eval answers --model qwen2.5-coder-1.5b --tokens 4k --count 3 --kv t2.2,t1.65,q4_0)";
 
-struct AnswersOptions {
-    std::string model, text, tokens = "4k";
-    std::vector<std::string> kv = {"f16", "q8_0", "q4_0", "t2.2", "t1.65", "t1.15", "k1.5v1.58"};
-    int count = 4, predict = 512, threads = 1;
-    uint64_t seed = 0;
-    bool json = false, verbose = false;
+struct AnswersOptions : FileOptions {
+    std::string tokens = "4k";
+    int predict = 512;
 };
 
 // The f16 cache's answer, and the distributions that it was taken from.
@@ -176,8 +172,8 @@ void run_answers(const AnswersOptions & options) {
     std::vector<Result> results;
     for (const Contender & contender : chosen_contenders(options)) results.push_back({contender, {}, {}, {}});
     if (parse_tokens(options.tokens) < 256) throw UsageError("--tokens " + options.tokens + ": 256 is the least");
-    const Text text = options.text.empty() ? default_text() : read_text(options.text);
-    const std::string named = text_model(options.model.empty() ? DEFAULT_TEXT_MODEL : options.model);
+    const Text text = options.words();
+    const std::string named = options.model_file();
     capture_logs(options.verbose);
     Progress progress(options.json);
     const ModelUnderTest loaded(named, false, options.threads, progress);
@@ -206,22 +202,12 @@ void run_answers(const AnswersOptions & options) {
 
 void add_eval_answers(CLI::App & eval, Command & run) {
     auto options = std::make_shared<AnswersOptions>();
-    options->threads = available_cores();
     CLI::App * app = eval.add_subcommand("answers", "Where a long answer first differs from the f16 cache's");
-    app->add_option("-m,--model", options->model,
-                    std::string("GGUF of a text model, or ") + TEXT_MODELS + " (default smollm2)")
-        ->envname("VIDKV_TEXT_MODEL");
-    app->add_option("--text", options->text, "text file that the files are cut from (default: as for eval kl)");
-    app->add_option("--kv", options->kv, "codecs, separated by commas (default f16,q8_0,q4_0,t2.2,t1.65,t1.15,k1.5v1.58)")
-        ->delimiter(',');
+    options->add_files(*app);
     app->add_option("--tokens", options->tokens, "length of a file (default 4k)");
-    app->add_option("--count", options->count, "files (default 4)")->check(CLI::Range(1, 10000));
-    app->add_option("--seed", options->seed, "the same seed makes the same files (default 0)");
     app->add_option("-n,--predict", options->predict, "at most this many tokens an answer (default 512)")
         ->check(CLI::Range(1, 100000));
-    app->add_option("-t,--threads", options->threads, "threads (default: all cores)")->check(CLI::Range(1, 1024));
-    app->add_flag("--json", options->json, "print one JSON document instead of a table");
-    app->add_flag("-v,--verbose", options->verbose, "show what llama.cpp logs");
+    options->add_run(*app);
     app->footer(FOOTER);
     app->callback([options, &run] { run = [options] { run_answers(*options); }; });
 }

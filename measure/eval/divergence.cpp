@@ -54,4 +54,17 @@ Estimate estimate(const std::vector<double> & samples) {
     return {mean, samples.size() > 1 ? std::sqrt(squares / (n - 1) / n) : 0};
 }
 
+Estimate mean_kl(const std::vector<Divergence> & answers) {
+    Divergence all;
+    for (const Divergence & answer : answers) all.add(answer);
+    const double mean = all.mean_kl(), n = static_cast<double>(answers.size());
+    double squares = 0;
+    for (const Divergence & answer : answers) {
+        const double off = static_cast<double>(answer.tokens) * (answer.mean_kl() - mean);
+        squares += off * off;
+    }
+    const double error = n > 1 && all.tokens > 0 ? std::sqrt(squares * n / (n - 1)) / static_cast<double>(all.tokens) : 0;
+    return {mean, error};
+}
+
 } // namespace vidkv::cli

@@ -32,5 +32,7 @@ struct Estimate {
     double mean = 0, error = 0;
 };
 Estimate estimate(const std::vector<double> & samples);
+// Mean divergence of all tokens of some answers; its standard error takes each answer, not each token, for a sample.
+Estimate mean_kl(const std::vector<Divergence> & answers);
 
 } // namespace vidkv::cli

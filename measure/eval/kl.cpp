@@ -13,10 +13,9 @@
 #include "eval/model_under_test.h"
 #include "eval/kl_run.h"
 #include "engine/logs.h"
-#include "options.h"
 #include "run_record.h"
 #include "progress.h"
-#include "eval/text_model.h"
+#include "eval/text_options.h"
 
 namespace vidkv::cli {
 
@@ -46,12 +45,12 @@ CODECS
     vidkv-released   VidKV's released code, with its defects (arXiv 2503.16257)
   NAME-nosink is NAME without sink tokens; stock is llama.cpp's own f16 cache; all is every preset and reference codec.)";
 
-struct KlOptions {
-    std::string model, text, csv;
+struct KlOptions : TextOptions {
+    std::string csv;
     std::vector<std::string> kv = {"all"};
-    int windows = 6, length = 2048, sinks = -1, residual = -1, threads = 1;
+    int windows = 6, length = 2048, sinks = -1, residual = -1;
     std::string protocol = "near", weights = "f32";
-    bool json = false, details = false, verbose = false;
+    bool details = false;
 };
 
 struct CodecResult {
@@ -188,8 +187,8 @@ void run_kl(const KlOptions & options) {
         throw UsageError("--window-length must be " + std::to_string(2 * SCORED_TOKENS + 256) + " or more");
     const std::vector<Contender> contenders = chosen_contenders(options);
     const Protocol protocol = options.protocol == "far" ? Protocol::far : Protocol::near;
-    const Text text = options.text.empty() ? default_text() : read_text(options.text);
-    const std::string named = text_model(options.model.empty() ? DEFAULT_TEXT_MODEL : options.model);
+    const Text text = options.words();
+    const std::string named = options.model_file();
     capture_logs(options.verbose);
     Progress progress(options.json);
     const ModelUnderTest loaded(named, options.weights == "f32", options.threads, progress);
@@ -230,13 +229,8 @@ void run_kl(const KlOptions & options) {
 
 void add_eval_kl(CLI::App & eval, Command & run) {
     auto options = std::make_shared<KlOptions>();
-    options->threads = available_cores();
     CLI::App * kl = eval.add_subcommand("kl", "Divergence of each codec from the f16 cache on a text");
-    kl->add_option("-m,--model", options->model,
-                   std::string("GGUF of a text model, or ") + TEXT_MODELS + " (default smollm2)")
-        ->envname("VIDKV_TEXT_MODEL");
-    kl->add_option("--text", options->text,
-                   "text file (default: documents and sources of this project, frozen: measure/eval/text.txt)");
+    options->add_model(*kl, "text file (default: documents and sources of this project, frozen: measure/eval/text.txt)");
     kl->add_option("--kv", options->kv, "codecs, separated by commas; see below (default all)")->delimiter(',');
     kl->add_option("--windows", options->windows, "windows of the text (default 6; fewer if it is short)")
         ->check(CLI::Range(1, 1000));
@@ -253,11 +247,9 @@ void add_eval_kl(CLI::App & eval, Command & run) {
           "f32 (default): quantized weights of a model of up to 10^9 weights are written out as f32 (a temporary "
           "file), as llama.cpp rounds activations to 8 bits otherwise, which alone costs a KLD of about 0.004; as-is")
         ->check(CLI::IsMember({"f32", "as-is"}));
-    kl->add_option("-t,--threads", options->threads, "threads (default: all cores)")->check(CLI::Range(1, 1024));
-    kl->add_flag("--json", options->json, "print one JSON document instead of a table");
+    options->add_run(*kl);
     kl->add_option("--csv", options->csv, "also write the table to this file");
     kl->add_flag("--details", options->details, "with --json: errors by layer and channel too");
-    kl->add_flag("-v,--verbose", options->verbose, "show what llama.cpp logs");
     kl->footer(FOOTER);
     kl->callback([options, &run] { run = [options] { run_kl(*options); }; });
 }

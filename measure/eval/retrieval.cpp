@@ -18,10 +18,9 @@
 #include "eval/facts.h"
 #include "eval/model_under_test.h"
 #include "eval/retrieval_log.h"
-#include "eval/text_model.h"
+#include "eval/text_options.h"
 #include "eval/text_prefix.h"
 #include "measurements.h"
-#include "options.h"
 #include "progress.h"
 #include "run_record.h"
 #include "text.h"
@@ -50,12 +49,10 @@ larger --count, other --tokens and more codecs may be asked for.
 EXAMPLE
   vidkv eval retrieval --model qwen2.5-coder-1.5b --tokens 8k,16k --count 4 --log retrieval.jsonl)";
 
-struct RetrievalOptions {
-    std::string model, text, log;
-    std::vector<std::string> kv = {"f16", "q8_0", "q4_0", "t2.2", "t1.65", "t1.15", "k1.5v1.58"}, tokens = {"8k"};
-    int count = 4, questions = 8, max_tokens = 16, threads = 1;
-    uint64_t seed = 0;
-    bool json = false, verbose = false;
+struct RetrievalOptions : FileOptions {
+    std::string log;
+    std::vector<std::string> tokens = {"8k"};
+    int questions = 8, max_tokens = 16;
 };
 
 std::vector<Contender> chosen_contenders(const RetrievalOptions & options) {
@@ -65,10 +62,10 @@ std::vector<Contender> chosen_contenders(const RetrievalOptions & options) {
     return contenders;
 }
 
-// What the f16 cache answered, token by token.
-struct Reference {
-    std::vector<llama_token> answer;
-    std::vector<std::vector<float>> distributions; // of each of these tokens, and of what follows them
+// What a cache answered, token by token.
+struct TokenAnswer {
+    std::vector<llama_token> tokens;
+    std::vector<std::vector<float>> distributions; // that each of them was taken from, and of what follows them
 };
 
 std::vector<float> distribution(const TextContext & context, int64_t vocabulary) {
@@ -88,12 +85,13 @@ class Sample {
            Progress & progress);
 
     // references: filled by the first codec, f16.
-    SampleResult ask(const Contender & contender, std::vector<Reference> & references) const;
+    SampleResult ask(const Contender & contender, std::vector<TokenAnswer> & references) const;
 
   private:
     std::string file(const std::string & text, int64_t tokens) const;
-    Answered ask(TextContext & context, const Fact & fact, Reference & reference) const;
-    double divergence(TextContext & context, const Reference & reference) const;
+    Answered ask(TextContext & context, const Fact & fact, TokenAnswer & reference) const;
+    TokenAnswer greedy(TextContext & context, const std::string & question) const;
+    double divergence(TextContext & context, const TokenAnswer & reference, const TokenAnswer & own) const;
 
     const Model & model_;
     const RetrievalOptions & options_;
@@ -124,7 +122,7 @@ std::string Sample::file(const std::string & text, int64_t tokens) const {
     return plant(text, facts_, options_.seed, number_, bytes);
 }
 
-SampleResult Sample::ask(const Contender & contender, std::vector<Reference> & references) const {
+SampleResult Sample::ask(const Contender & contender, std::vector<TokenAnswer> & references) const {
     TextContext context = prefix_->packed(contender);
     SampleResult result;
     result.tokens = asked_tokens_;
@@ -140,36 +138,46 @@ SampleResult Sample::ask(const Contender & contender, std::vector<Reference> & r
     return result;
 }
 
-Answered Sample::ask(TextContext & context, const Fact & fact, Reference & reference) const {
-    const std::vector<llama_token> question = model_.tokenize(model_.format(fact.question).after, false);
-    if (static_cast<int64_t>(question.size()) > QUESTION_TOKENS) throw Error("this model's chat format is too long");
-    const bool is_reference = reference.distributions.empty();
-    context.rewind(prefix_->size());
-    context.append(question, false);
+// reference: filled if it is empty.
+Answered Sample::ask(TextContext & context, const Fact & fact, TokenAnswer & reference) const {
+    const TokenAnswer own = greedy(context, fact.question);
     std::string answer;
-    for (int i = 0; i <= options_.max_tokens; ++i) {
-        const std::vector<float> row = distribution(context, vocabulary_);
-        const llama_token next = likeliest(row);
-        if (is_reference) reference.distributions.push_back(row);
-        if (i == options_.max_tokens || llama_vocab_is_eog(model_.vocab(), next)) break;
-        if (is_reference) reference.answer.push_back(next);
-        answer += model_.piece(next);
-        context.append(std::span(&next, 1), false);
-    }
+    for (const llama_token token : own.tokens) answer += model_.piece(token);
     Answered done{fact.kind, fact.question, fact.answer, trim(answer), fact.depth, first_number(answer) == fact.answer, 0};
-    if (is_reference) return done;
-    context.rewind(prefix_->size());
-    context.append(question, false);
-    done.kl = divergence(context, reference);
+    if (reference.distributions.empty())
+        reference = own;
+    else
+        done.kl = divergence(context, reference, own);
     return done;
 }
 
-double Sample::divergence(TextContext & context, const Reference & reference) const {
+TokenAnswer Sample::greedy(TextContext & context, const std::string & text) const {
+    const std::vector<llama_token> question = model_.tokenize(model_.format(text).after, false);
+    if (static_cast<int64_t>(question.size()) > QUESTION_TOKENS) throw Error("this model's chat format is too long");
+    context.rewind(prefix_->size());
+    context.append(question, false);
+    TokenAnswer answer;
+    while (true) {
+        answer.distributions.push_back(distribution(context, vocabulary_));
+        const llama_token next = likeliest(answer.distributions.back());
+        const bool whole = answer.tokens.size() == static_cast<size_t>(options_.max_tokens);
+        if (whole || llama_vocab_is_eog(model_.vocab(), next)) return answer;
+        answer.tokens.push_back(next);
+        context.append(std::span(&next, 1), false);
+    }
+}
+
+// As far as both answers are the same, the distributions are there; from there on the reference's tokens are read.
+double Sample::divergence(TextContext & context, const TokenAnswer & reference, const TokenAnswer & own) const {
     Divergence sum;
-    for (size_t i = 0; i < reference.distributions.size(); ++i) {
-        const std::vector<float> row = distribution(context, vocabulary_);
-        sum.add(reference.distributions[i].data(), row.data(), vocabulary_);
-        if (i < reference.answer.size()) context.append(std::span(&reference.answer[i], 1), false);
+    const auto n = static_cast<size_t>(
+        std::mismatch(own.tokens.begin(), own.tokens.end(), reference.tokens.begin(), reference.tokens.end()).first -
+        own.tokens.begin());
+    for (size_t i = 0; i <= n; ++i) sum.add(reference.distributions[i].data(), own.distributions[i].data(), vocabulary_);
+    context.rewind(context.size() - static_cast<int64_t>(own.tokens.size() - n));
+    for (size_t i = n; i < reference.tokens.size(); ++i) {
+        context.append(std::span(&reference.tokens[i], 1), false);
+        sum.add(reference.distributions[i + 1].data(), distribution(context, vocabulary_).data(), vocabulary_);
     }
     return sum.mean_kl();
 }
@@ -269,7 +277,7 @@ bool finished(const RetrievalLog & log, const std::vector<Contender> & contender
 
 void measure_sample(const Sample & sample, RetrievalLog & log, const std::vector<Contender> & contenders, int64_t tokens,
                     int64_t number, Progress & progress) {
-    std::vector<Reference> references; // f16, the first, is asked again where others are missing
+    std::vector<TokenAnswer> references; // f16, the first, is asked again where others are missing
     int64_t step = 0;
     for (const Contender & contender : contenders) {
         const std::string stage = "sample " + std::to_string(number) + ", " + contender.name;
@@ -301,8 +309,8 @@ void check_lengths(const std::vector<int64_t> & lengths, const Model & model, co
 void run_retrieval(const RetrievalOptions & options) {
     const std::vector<Contender> contenders = chosen_contenders(options);
     const std::vector<int64_t> lengths = lengths_of(options);
-    const Text text = options.text.empty() ? default_text() : read_text(options.text);
-    const std::string named = text_model(options.model.empty() ? DEFAULT_TEXT_MODEL : options.model);
+    const Text text = options.words();
+    const std::string named = options.model_file();
     RetrievalLog log(options.log, {{"model", std::filesystem::path(named).filename().string()},
                                    {"text", text.name},
                                    {"seed", options.seed},
@@ -334,24 +342,14 @@ void run_retrieval(const RetrievalOptions & options) {
 
 void add_eval_retrieval(CLI::App & eval, Command & run) {
     auto options = std::make_shared<RetrievalOptions>();
-    options->threads = available_cores();
     CLI::App * app = eval.add_subcommand("retrieval", "Facts in a long file, asked about at its end, through each codec");
-    app->add_option("-m,--model", options->model,
-                    std::string("GGUF of a text model, or ") + TEXT_MODELS + " (default smollm2)")
-        ->envname("VIDKV_TEXT_MODEL");
-    app->add_option("--text", options->text, "text file that the long files are cut from (default: as for eval kl)");
-    app->add_option("--kv", options->kv, "codecs, separated by commas (default f16,q8_0,q4_0,t2.2,t1.65,t1.15,k1.5v1.58)")
-        ->delimiter(',');
+    options->add_files(*app);
     app->add_option("--tokens", options->tokens, "lengths of the files, separated by commas (default 8k)")->delimiter(',');
-    app->add_option("--count", options->count, "files of each length (default 4)")->check(CLI::Range(1, 10000));
     app->add_option("--questions", options->questions, "facts in each file (default 8)")->check(CLI::Range(1, 100));
-    app->add_option("--seed", options->seed, "the same seed makes the same files and facts (default 0)");
     app->add_option("-n,--predict", options->max_tokens, "at most this many tokens an answer (default 16)")
         ->check(CLI::Range(1, 256));
     app->add_option("--log", options->log, "a file for what is measured; where it is there, the run goes on from it");
-    app->add_option("-t,--threads", options->threads, "threads (default: all cores)")->check(CLI::Range(1, 1024));
-    app->add_flag("--json", options->json, "print one JSON document instead of a table");
-    app->add_flag("-v,--verbose", options->verbose, "show what llama.cpp logs");
+    options->add_run(*app);
     app->footer(FOOTER);
     app->callback([options, &run] { run = [options] { run_retrieval(*options); }; });
 }

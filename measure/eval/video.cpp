@@ -25,7 +25,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr const char * FOOTER = R"(
-Every question of a clip is asked by itself; an answer counts if it is the right one, word for word. KLD is the mean KL
+Every question of a clip is asked by itself; an answer counts if it is the right one, word for word. "drop" is of the first
+codec's share, and its standard error that of the same questions' differences. KLD is the mean KL
 divergence, in nats, of the f16 cache's next-token distributions from the codec's, over the tokens of the f16 cache's answer.
 Presets pack while the video is read, as they do for a user. Reference codecs (vidkv eval kl --help) are simulated: the
 video is read at full precision, and their codec is applied then to all but the sink tokens and the residual window, which
@@ -53,13 +54,22 @@ struct Tally {
 
 struct Result {
     Contender contender;
-    Tally all;
+    std::vector<double> right; // of each question, 0 or 1
     std::map<std::string, Tally> by_type;
     std::map<int, Tally> by_candidates;
     double bytes = 0; // mean per clip
     double true_bits = 0;
-    Divergence divergence; // of the answers
+    std::vector<Divergence> answers; // of each question
+
+    double accuracy() const { return estimate(right).mean; }
 };
+
+// How much less of the same questions is right, in their order.
+Estimate drop(const Result & first, const Result & other) {
+    std::vector<double> differences;
+    for (size_t i = 0; i < first.right.size(); ++i) differences.push_back(first.right[i] - other.right[i]);
+    return estimate(differences);
+}
 
 std::string normal(const std::string & answer) {
     const size_t first = answer.find_first_not_of(" \t\r\n"), last = answer.find_last_not_of(" \t\r\n.");
@@ -152,7 +162,7 @@ void Evaluation::evaluate(Result & result, const Clip & clip, const EncodedVideo
     for (size_t i = 0; i < clip.questions.size(); ++i) {
         const Question & question = clip.questions[i];
         const bool right = normal(session.ask(question.text, [](const std::string &) {})) == normal(question.answer);
-        result.all.add(right);
+        result.right.push_back(right);
         result.by_type[question.type].add(right);
         result.by_candidates[question.candidates].add(right);
         if (is_reference) references.push_back({session.answer_tokens(), {}});
@@ -161,8 +171,9 @@ void Evaluation::evaluate(Result & result, const Clip & clip, const EncodedVideo
         if (is_reference) reference.distributions = measured;
         const int64_t vocabulary = llama_vocab_n_tokens(model_->vocab());
         const size_t compared = std::min(measured.size(), reference.distributions.size());
+        Divergence & answer = result.answers.emplace_back();
         for (size_t at = 0; at < compared; at += static_cast<size_t>(vocabulary))
-            result.divergence.add(&reference.distributions[at], &measured[at], vocabulary);
+            answer.add(&reference.distributions[at], &measured[at], vocabulary);
     }
     const KvReport report = session.kv_report();
     const Packed packed = measure(result.contender, video.tokens, session.used());
@@ -194,14 +205,15 @@ void Evaluation::run(const std::vector<Clip> & clips) {
 
 void Evaluation::print_table(size_t clips) const {
     const Result & first = results_.front();
-    std::printf("%zu clips, %d questions, %.0f visual tokens per clip; exact match in %%\n\n", clips, first.all.asked,
-                visual_tokens_mean_);
-    std::printf("%-20s %7s %7s %8s", "codec", "all", "drop", "KLD");
+    std::printf("%zu clips, %zu questions, %.0f visual tokens per clip; exact match in %%; +-: standard errors\n\n", clips,
+                first.right.size(), visual_tokens_mean_);
+    std::printf("%-20s %7s %5s %7s %5s %8s %8s", "codec", "all", "+-", "drop", "+-", "KLD", "+-");
     for (const auto & [type, tally] : first.by_type) std::printf(" %7s", type.c_str());
     std::printf(" %10s %6s\n", "KV KiB", "bits");
     for (const Result & result : results_) {
-        std::printf("%-20s %7.1f %7.1f %8.4f", result.contender.name.c_str(), 100 * result.all.share(),
-                    100 * (first.all.share() - result.all.share()), result.divergence.mean_kl());
+        const Estimate right = estimate(result.right), lost = drop(first, result), kl = mean_kl(result.answers);
+        std::printf("%-20s %7.1f %5.1f %7.1f %5.1f %8.4f %8.4f", result.contender.name.c_str(), 100 * right.mean,
+                    100 * right.error, 100 * lost.mean, 100 * lost.error, kl.mean, kl.error);
         for (const auto & [type, tally] : result.by_type) std::printf(" %7.1f", 100 * tally.share());
         std::printf(" %10.1f %6.2f\n", result.bytes / 1024, result.true_bits);
     }
@@ -213,7 +225,7 @@ void Evaluation::print_table(size_t clips) const {
         for (const auto & [candidates, tally] : result.by_candidates) std::printf(" %7.1f", 100 * tally.share());
         std::printf("\n");
     }
-    std::printf("\nblanked video (%s): %.1f\n", first.contender.name.c_str(), 100 * blank_.all.share());
+    std::printf("\nblanked video (%s): %.1f\n", first.contender.name.c_str(), 100 * blank_.accuracy());
 }
 
 void Evaluation::print_json(size_t clips) const {
@@ -222,20 +234,25 @@ void Evaluation::print_json(size_t clips) const {
         Json types = Json::object(), candidates = Json::object();
         for (const auto & [type, tally] : result.by_type) types[type] = tally.share();
         for (const auto & [count, tally] : result.by_candidates) candidates[std::to_string(count)] = tally.share();
+        const Estimate right = estimate(result.right), lost = drop(results_.front(), result), kl = mean_kl(result.answers);
         presets.push_back({{"name", result.contender.name},
-                           {"accuracy", result.all.share()},
+                           {"accuracy", right.mean},
+                           {"accuracy_se", right.error},
+                           {"drop", lost.mean},
+                           {"drop_se", lost.error},
                            {"accuracy_by_type", types},
                            {"accuracy_by_candidates", candidates},
-                           {"kld", result.divergence.mean_kl()},
+                           {"kld", kl.mean},
+                           {"kld_se", kl.error},
                            {"kv_bytes", static_cast<uint64_t>(result.bytes)},
                            {"true_bits", result.true_bits}});
     }
     const Json document = {{"run", run_record()},
                            {"clips", clips},
-                           {"questions", results_.front().all.asked},
+                           {"questions", results_.front().right.size()},
                            {"visual_tokens_mean", visual_tokens_mean_},
                            {"presets", presets},
-                           {"blank_accuracy", blank_.all.share()}};
+                           {"blank_accuracy", blank_.accuracy()}};
     std::cout << document.dump(2) << "\n";
 }
 

@@ -58,6 +58,19 @@ TEST(Divergence, StandardErrorOverWindows) {
     EXPECT_EQ(estimate({}).mean, 0);
 }
 
+TEST(Divergence, OfAnswersIsThatOfTheirTokensAndItsErrorThatOfAnswers) {
+    Divergence one, two, three;
+    one.kl = {1, 3};
+    two.kl = {2, 2};
+    three.kl = {5, 5};
+    for (Divergence * answer : {&one, &two, &three}) answer->tokens = 2;
+    const Estimate mean = mean_kl({one, two, three}), of_answers = estimate({2, 2, 5});
+    EXPECT_DOUBLE_EQ(mean.mean, 3);
+    EXPECT_NEAR(mean.error, of_answers.error, 1e-12); // answers of one length: as if each were one number
+    EXPECT_EQ(mean_kl({one}).error, 0);
+    EXPECT_EQ(mean_kl({}).mean, 0);
+}
+
 } // namespace
 
 } // namespace vidkv::cli
