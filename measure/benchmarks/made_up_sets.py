@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Made-up samples in the layout of each of the paper's benchmarks, and of newer ones: rows, and clips of the project's generator.
 
-    python3 made_up_sets.py OUT [--count N] [--seed S]
+    python3 made_up_sets.py OUT [--count N] [--seed S] [--split long]
 
 OUT is what HF_HOME is for lmms-eval: OUT/<benchmark's folder>/*.mp4, and OUT/rows/<owner>/<name>/ with the rows of the data sets of
 those names. Needs numpy and the ffmpeg program."""
@@ -155,9 +155,10 @@ def main():
     parser.add_argument("out")
     parser.add_argument("--count", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--split", default="short", help="of the generator (default short)")
     chosen = parser.parse_args()
     clips = os.path.join(chosen.out, "clips")
-    subprocess.run([sys.executable, GENERATOR, "--seed", str(chosen.seed), "--split", "short", "--count", str(chosen.count), clips], check=True)
+    subprocess.run([sys.executable, GENERATOR, "--seed", str(chosen.seed), "--split", chosen.split, "--count", str(chosen.count), clips], check=True)
     samples = samples_of(clips)
     for name, (rows, folders, *split) in sets(samples).items():
         write_rows(os.path.join(chosen.out, "rows", name), rows, *split)

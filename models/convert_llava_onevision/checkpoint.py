@@ -26,9 +26,13 @@ class BadFolder(Exception):
 
 
 def read_json(path):
+    """The JSON object of a file."""
     try:
         with open(path, encoding="utf-8") as f:
-            return json.load(f)
+            value = json.load(f)
+            if not isinstance(value, dict):
+                raise ValueError("no JSON object")
+            return value
     except FileNotFoundError:
         raise BadFolder(f"'{path}' is missing: is the download complete?") from None
     except (OSError, ValueError) as error:
@@ -47,7 +51,7 @@ def shard_files(folder):
     index = os.path.join(folder, "model.safetensors.index.json")
     if os.path.exists(index):
         weights = read_json(index).get("weight_map")
-        if not isinstance(weights, dict):
+        if not isinstance(weights, dict) or not all(isinstance(file, str) for file in weights.values()):
             raise BadFolder(f"'{index}' has no weight_map: get it again")
         missing = sorted({f for f in weights.values() if not os.path.exists(os.path.join(folder, f))})
         if missing:
@@ -74,11 +78,10 @@ class Checkpoint:
         self.vision = self._vision_config()
 
     def _layout(self):
-        config = self.config if isinstance(self.config, dict) else {}
-        kinds = [config.get("model_type", "no model_type"), *(config.get("architectures") or [])]
-        if config.get("model_type") == "llava_onevision":
+        kinds = [self.config.get("model_type", "no model_type"), *(self.config.get("architectures") or [])]
+        if self.config.get("model_type") == "llava_onevision":
             return "llava-hf"
-        if "LlavaQwenForCausalLM" in kinds and config.get("mm_projector_type"):
+        if "LlavaQwenForCausalLM" in kinds and self.config.get("mm_projector_type"):
             return "lmms-lab"
         raise BadFolder(f"'{self.folder}' is no LLaVA-OneVision: its config.json says {', '.join(map(str, kinds))}")
 
@@ -137,7 +140,16 @@ class Checkpoint:
         found = self.layers("text.layers.")
         if found != text["num_hidden_layers"]:
             raise BadFolder(f"'{self.folder}' holds {found} of {text['num_hidden_layers']} layers of the language model: a shard is missing")
+        self._check_text_widths(text)
         return text
+
+    def _check_text_widths(self, text):
+        width, heads = text["hidden_size"], text["num_attention_heads"]
+        kv = text.get("num_key_value_heads") or heads
+        embedded, keys = self.shape("text.embed_tokens.weight")[1], self.shape("text.layers.0.self_attn.k_proj.weight")[0]
+        if embedded != width or min(heads, kv) < 1 or width % heads or keys != kv * (width // heads):
+            raise BadFolder(f"the tensors of '{self.folder}' are {embedded} wide with keys of {keys}, and config.json says {width}, {heads} heads and "
+                            f"{kv} of keys")
 
     def _vision_config(self):
         """What config.json does not say is read off the tensors; lmms-lab's folders say nothing but the tower's name."""
@@ -176,7 +188,8 @@ class Checkpoint:
             if len(ends) != 4:
                 raise BadFolder(f"image_grid_pinpoints {stated!r} of '{self.folder}' is no range of grids, as in (1x1),...,(6x6)")
             stated = [(side * i, side * j) for i in range(ends[0], ends[2] + 1) for j in range(ends[1], ends[3] + 1)]
-        if any(len(grid) != 2 or min(grid) <= 0 or grid[0] % side or grid[1] % side for grid in stated):
+        right = lambda grid: isinstance(grid, (list, tuple)) and len(grid) == 2 and all(isinstance(n, int) and n > 0 and n % side == 0 for n in grid)
+        if not isinstance(stated, list) or not all(map(right, stated)):
             raise BadFolder(f"image_grid_pinpoints of '{self.folder}' are not in tiles of {side} pixels")
         kind = str(self.config.get("vision_aspect_ratio") or self.config.get("image_aspect_ratio") or "anyres_max_9")
         most = re.fullmatch(r"anyres_max_(\d+)", kind)
@@ -188,7 +201,9 @@ class Checkpoint:
         if self.layout == "lmms-lab":  # trained without the tower's last layer, which the folder usually leaves out
             return [min(held, self.vision["num_hidden_layers"] - 1)]
         stated, layers = self.config.get("vision_feature_layer", -1), self.vision["num_hidden_layers"]
-        numbers = [n if n >= 0 else layers + 1 + n for n in (stated if isinstance(stated, list) else [stated])]
+        listed = stated if isinstance(stated, list) else [stated]
+        whole = bool(listed) and all(isinstance(n, int) for n in listed)
+        numbers = [n if n >= 0 else layers + 1 + n for n in listed] if whole else [-1]
         if min(numbers) < 0 or max(numbers) > layers:
             raise BadFolder(f"vision_feature_layer {stated} of '{self.folder}' is none of the vision tower's {layers} layers")
         if max(numbers) > held:

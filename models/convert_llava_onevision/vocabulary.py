@@ -31,7 +31,8 @@ class Vocabulary:
     def _read_whole(self, path):
         parts = read_json(path)
         bpe = parts.get("model", {})
-        if bpe.get("type") != "BPE" or "merges" not in bpe:
+        whole = isinstance(bpe, dict) and isinstance(bpe.get("vocab"), dict) and isinstance(bpe.get("merges"), list)
+        if not whole or bpe.get("type") != "BPE":
             raise BadFolder(f"'{path}' is no byte-pair tokenizer: it is not that of LLaVA-OneVision")
         self.tokens = {number: text for text, number in bpe["vocab"].items()}
         self.merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in bpe["merges"]]

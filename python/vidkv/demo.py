@@ -69,6 +69,9 @@ def load(options):
     if small:
         return model, AutoTokenizer.from_pretrained(place), small
     reader = llava_onevision.Reader(place, config) if config.model_type == "llava_onevision" else AutoProcessor.from_pretrained(place)
+    pixels = getattr(reader, "video_processor", None)
+    if getattr(pixels, "cap_pixels_per_frame", True) is None:
+        pixels.cap_pixels_per_frame = True  # as Qwen's own code has it; transformers warns until that is its default
     return model, reader, small
 
 

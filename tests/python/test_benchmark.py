@@ -11,6 +11,7 @@ from common import ROOT, text_model
 
 from vidkv.benchmark.__main__ import BenchmarkError, check, columns_of, other_columns, parse, tasks_for
 from vidkv.benchmark.answers_log import read_lines, read_log
+from vidkv.benchmark.grid import _reason
 from vidkv.benchmark.http import Refused, post
 from vidkv.benchmark.judge import Judge, readable
 from vidkv.benchmark.kivi import KiviCache
@@ -152,16 +153,34 @@ def test_kivi_generates():
 
 def test_a_table_stands_beside_the_papers_figures(tmp_path):
     columns = PAPER
-    cells = {task: dict(results={}, samples={}, answers=[dict(visual_tokens=10, bytes_held=2048, true_bits=1.6, seconds=1.0)])
+    cells = {task: dict(results={}, samples={}, answers=[dict(doc_id=0, visual_tokens=10, bytes_held=2048, true_bits=1.6, seconds=1.0)])
              for task in tasks_of(columns)}
     for column in columns:
         for task, metric in column.parts:
             cells[task]["results"][metric] = .5
     lines = write(Path(tmp_path), columns, {"f16": cells, "t1.65": cells}, "made up")
-    assert len(lines) == 3 and "VATEX CIDEr" in lines[0] and "\t50\t" in lines[2]
+    assert len({len(line) for line in lines[1:len(columns)]}) == 1 and lines[0].split() == ["f16", "t1.65", "samples"]
+    assert any(line.split() == ["VATEX", "CIDEr", "50", "50", "+0", "1"] for line in lines), lines
     table = (tmp_path / "table.csv").read_text().splitlines()
     assert len(table) == 3 + len(FIGURES) and any("LLaVA-OV-7B 1.5/1.58" in row and "20.09" in row for row in table)
-    assert "paired bootstrap" in (tmp_path / "table.html").read_text()
+    names = table[0].split(",")
+    assert len(set(names)) == len(names) and {"WorldQA", "WorldQA - f16", "WorldQA ±", "% of f16"} <= set(names)
+    assert "paired bootstrap" in (tmp_path / "table.html").read_text() and "arXiv 2503.16257" in (tmp_path / "table.html").read_text()
+
+
+def test_a_difference_stands_beside_its_standard_error(tmp_path):
+    """Red in the page where it is more than two of them; none from one sample."""
+    column = Column("c", (("task", "metric"),), 100)
+    answers = [dict(doc_id=i, bytes_held=100, bytes_f16=400) for i in range(100)]
+    finished = {"f16": cell([0, 5, 0, 5] * 25), "a": cell([0, 5, 0, 4] * 25), "b": cell([0, 5, 0, 5] * 24 + [0, 5, 0, 4])}
+    for cells in finished.values():
+        cells["task"]["answers"] = answers
+    lines = write(tmp_path, (column,), finished, "made up")
+    assert "225 −25 ± 4." in lines[1] and "249 −1 ± 1" in lines[1] and lines[1].endswith("  100")
+    assert any(line.split() == ["%", "of", "f16", "25", "25", "25"] for line in lines)
+    page = (tmp_path / "table.html").read_text()
+    assert "<b>225" in page and "<b>249" not in page and "100 samples" in page
+    assert standard_error(column, cell([1]), cell([5])) is None
 
 
 def test_columns_of_single_tasks():
@@ -170,6 +189,39 @@ def test_columns_of_single_tasks():
     assert columns("tempcompass_yes_no,mvbench") == [("tempcompass_yes_no", 1)]
     mvbench = {"mvbench": dict(results={"alias": "mvbench", "accuracy": 50.0, "samples": 3})}
     assert [c.name for c in other_columns((), mvbench)] == ["mvbench accuracy"]
+
+
+TASK = 'Traceback (most recent call last):\n  File "/x/lmms_eval/tasks/tempcompass/utils.py", line 1, in f\n'
+
+
+@pytest.mark.parametrize("log, says", [
+    ("fine\n" + TASK + "KeyError: 'dim'", "a row of tempcompass has no 'dim', or something else there than the task knows"),
+    (TASK + "KeyError: 'dim'\n\nTraceback (most recent call last):\n  File \"/x/tenacity.py\"\ntenacity.RetryError: RetryError[raised KeyError]",
+     "a row of tempcompass has no 'dim', or something else there than the task knows"),
+    (TASK + "IndexError: list index out of range", "a row of tempcompass is not as the task wants it (IndexError: list index out of range)"),
+    (TASK + '  File "/x/torch/nn.py", line 1\nRuntimeError: no memory', "RuntimeError: no memory"),
+    (TASK + '  File "/x/lmms_eval/tasks/_task_utils/mcq.py", line 1\nTypeError: None', "a row of tempcompass is not as the task wants it (TypeError: None)"),
+    (TASK + '  File "/x/pycocoevalcap/bleu.py", line 1\nAssertionError\n\x1b[32m ERROR: Error during evaluation: .', "a row of tempcompass is not as the task "
+     "wants it (AssertionError)"),
+    ("Traceback (most recent call last):\nOSError: no such folder\nmore", "OSError: no such folder"),
+    ("video path:/x/a b.mp4 does not exist, please check", "the video /x/a b.mp4 is missing"),
+    ("", "it said nothing"),
+])
+def test_a_log_in_one_line(log, says):
+    assert _reason(log) == says
+
+
+def test_a_video_in_another_container(tmp_path):
+    pytest.importorskip("lmms_eval")
+    from vidkv.benchmark.answers import Video, in_another_container, video_of
+    for name in ("a.b.MKV", "a.b.txt", "ü 1.webm"):
+        (tmp_path / name).touch()
+    assert in_another_container(str(tmp_path / "a.b.mp4")) == str(tmp_path / "a.b.MKV")
+    assert video_of([{"video_path": str(tmp_path / "ü 1.mp4"), "timestep": "7"}]) == Video(str(tmp_path / "ü 1.webm"), 7)
+    with pytest.raises(FileNotFoundError, match="c.mp4"):
+        video_of([str(tmp_path / "c.mp4")])
+    with pytest.raises(ValueError, match="number of frames, not 'soon'"):
+        video_of([{"video_path": str(tmp_path / "a.b.MKV"), "timestep": "soon"}])
 
 
 @pytest.mark.parametrize("arguments, says", [

@@ -58,15 +58,30 @@ def _environment(run):
 
 def _reason(text):
     """The line of a log that says what went wrong."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    for line in reversed(lines):
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines() if line.strip()]
+    for number, line in reversed(list(enumerate(lines))):
         missing = re.search(r"[Vv]ideo path: ?(.*?) does not exist", line)
         if missing:
             return f"the video {missing.group(1)} is missing"
-        found = re.search(r"\b(\w*(?:Error|Exception|Interrupt|Refused))\b: (.*)", line)
-        if found:
-            return f"{found.group(1)}: {found.group(2)}"
+        found = re.search(r"\b(\w*(?:Error|Exception|Interrupt|Refused))\b(?:: (.*)|$)", line)
+        if found and found.group(1) in ("LocalEntryNotFoundError", "OfflineModeIsEnabled"):
+            return "what a task needs is not under --data, and rows/ there means that nothing is fetched: docs/benchmarks.md names its folders"
+        if found and found.group(1) != "RetryError":  # it says less than what it follows from
+            return _of_a_row(found.group(1), found.group(2), lines[:number]) or f"{found.group(1)}: {found.group(2) or 'it says no more'}"
     return lines[-1] if lines else "it said nothing"
+
+
+def _of_a_row(kind, what, before):
+    """What fails in a task's own code, and what it calls to score, is mostly a row that is not as the task wants it; None if it was elsewhere."""
+    text = "\n".join(before)
+    files = re.findall(r'File "(.*?)"', text[text.rfind("Traceback"):])
+    tasks = [re.search(r"lmms_eval/tasks/([a-z]\w*)/", file) for file in files]
+    if not any(tasks) or re.search(r"/(torch|transformers|datasets)/|/vidkv/(\w+\.py|benchmark/)", files[-1]):
+        return None
+    task = next(task.group(1) for task in reversed(tasks) if task)
+    if kind == "KeyError":
+        return f"a row of {task} has no {what}, or something else there than the task knows"
+    return f"a row of {task} is not as the task wants it ({kind}{': ' if what else ''}{what or ''})"
 
 
 def _only(folder, pattern, what):

@@ -29,6 +29,7 @@ class VidkvHf(VideoModel):
         super().__init__(**others)
         self.options = _options(pretrained, preset, cache_config, frames, fps, dtype, torch_device)
         self.network, self.reader, self.small = _loaded(self.options.model, dtype, torch_device)
+        self.bare = self.small  # the toy has seen nothing else
         self.visual = set(visual_token_ids(self.network.config))
 
     def _cache(self):

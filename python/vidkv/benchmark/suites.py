@@ -37,7 +37,7 @@ LETTERS = (
 MORE = (
     Column("MovieChat breakpoint score", (("moviechat_breakpoint", "gpt_eval_score"),)),
     Column("MovieChat breakpoint acc", (("moviechat_breakpoint", "gpt_eval_acc"),), 100),
-    Column("WorldQA MC", (("worldqa_mc", "gpt_eval"),)),
+    Column("WorldQA MC", (("worldqa_mc", "gpt_eval"),), 100),
     Column("WorldQA MC, likelihoods", (("worldqa_mc_ppl", "acc"),), 100),
     Column("VATEX zh CIDEr", (("vatex_val_zh", "vatex_CIDEr"),), 100),
 )
