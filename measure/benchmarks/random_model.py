@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""A folder of LLaVA-OneVision or Qwen2.5-VL in its published layout, with small random weights, to try the harness with.
+"""A folder of LLaVA-OneVision, Qwen2.5-VL or Qwen3-VL in its published layout, with small random
+weights, to try the harness with.
 
-    python3 random_model.py OUT [--structure llava_onevision|qwen2_5_vl] [--seed S]
+    python3 random_model.py OUT [--structure llava_onevision|qwen2_5_vl|qwen3_vl] [--seed S]
 
 The tokenizer is the small model's, with two more tokens for LLaVA-OneVision. Needs torch, transformers and torchvision."""
 import argparse
@@ -9,7 +10,8 @@ import argparse
 import torch
 from transformers import (AutoTokenizer, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessor,
                           LlavaOnevisionProcessor, LlavaOnevisionVideoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration,
-                          Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor)
+                          Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor, Qwen3VLConfig, Qwen3VLForConditionalGeneration,
+                          Qwen3VLProcessor, Qwen3VLVideoProcessor)
 
 from vidkv import small_model
 
@@ -44,23 +46,38 @@ def llava_onevision(tokenizer):
     return LlavaOnevisionForConditionalGeneration(config), processor
 
 
+QWEN_TOKENS = dict(image_token_id="<|image_pad|>", video_token_id="<|video_pad|>", vision_start_token_id="<|vision_start|>",
+                   vision_end_token_id="<|vision_end|>")
+QWEN_TEMPLATE = template("<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>")
+
+
+def qwen_parts(tokenizer, **rope):
+    """Arguments of a configuration beside the vision tower's."""
+    rope = dict(rope_type="default", mrope_section=[8, 12, 12], rope_theta=1e6, **rope)
+    language = text(tokenizer, hidden_size=320, intermediate_size=320, num_attention_heads=5, num_key_value_heads=1, head_dim=64, rope_parameters=rope)
+    return dict(text_config=language, **{name: tokenizer.convert_tokens_to_ids(token) for name, token in QWEN_TOKENS.items()})
+
+
 def qwen2_5_vl(tokenizer):
     """(model, processor)"""
-    names = dict(image_token_id="<|image_pad|>", video_token_id="<|video_pad|>", vision_start_token_id="<|vision_start|>",
-                 vision_end_token_id="<|vision_end|>")
-    rope = dict(rope_type="default", mrope_section=[8, 12, 12], rope_theta=1e6)
-    language = text(tokenizer, hidden_size=320, intermediate_size=320, num_attention_heads=5, num_key_value_heads=1, rope_parameters=rope)
     vision = dict(depth=2, hidden_size=64, intermediate_size=128, num_heads=2, patch_size=PATCH, out_hidden_size=320, fullatt_block_indexes=[1])
-    config = Qwen2_5_VLConfig(text_config=language, vision_config=vision,
-                              **{name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()})
+    config = Qwen2_5_VLConfig(vision_config=vision, **qwen_parts(tokenizer))
     size = dict(shortest_edge=(2 * PATCH) ** 2, longest_edge=SIZE * SIZE)
-    around = (f"<|vision_start|>{token}<|vision_end|>" for token in ("<|image_pad|>", "<|video_pad|>"))
-    processor = Qwen2_5_VLProcessor(Qwen2VLImageProcessor(size=size), tokenizer, Qwen2VLVideoProcessor(size=dict(size, longest_edge=64 * SIZE * SIZE)),
-                                    chat_template=template(*around))
+    processor = Qwen2_5_VLProcessor(Qwen2VLImageProcessor(size=size), tokenizer, Qwen2VLVideoProcessor(size=size), chat_template=QWEN_TEMPLATE)
     return Qwen2_5_VLForConditionalGeneration(config), processor
 
 
-STRUCTURES = {"llava_onevision": llava_onevision, "qwen2_5_vl": qwen2_5_vl}
+def qwen3_vl(tokenizer):
+    """(model, processor)"""
+    vision = dict(depth=2, hidden_size=64, intermediate_size=128, num_heads=2, patch_size=16, out_hidden_size=320, deepstack_visual_indexes=[1],
+                  num_position_embeddings=36)
+    config = Qwen3VLConfig(vision_config=vision, **qwen_parts(tokenizer, mrope_interleaved=True))
+    size = dict(shortest_edge=32 * 32, longest_edge=64 * 96 * 96)  # of a whole video
+    processor = Qwen3VLProcessor(Qwen2VLImageProcessor(size=size, patch_size=16), tokenizer, Qwen3VLVideoProcessor(size=size), chat_template=QWEN_TEMPLATE)
+    return Qwen3VLForConditionalGeneration(config), processor
+
+
+STRUCTURES = {"llava_onevision": llava_onevision, "qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl}
 
 
 def main():

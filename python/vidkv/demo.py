@@ -75,10 +75,18 @@ def load(options):
     return model, reader, small
 
 
+def shown_at(seconds):
+    """How a processor of transformers is told that frames are chosen already, and when they are shown: Qwen's models see the time."""
+    milliseconds = [round(1000 * (second - seconds[0])) for second in seconds]
+    step = milliseconds[-1] / (len(seconds) - 1) if len(seconds) > 1 else 1000
+    metadata = dict(total_num_frames=round(milliseconds[-1] + step), fps=1000, frames_indices=milliseconds)
+    return dict(do_sample_frames=False, video_metadata=[metadata])
+
+
 def prepare(model, reader, small, options):
     """(inputs of generate, number of frames)."""
     from . import small_model
-    from .video import frame_size, read_frames
+    from .video import frame_size, read_frames, read_video
 
     until = getattr(options, "until", None)
     if small:
@@ -87,7 +95,7 @@ def prepare(model, reader, small, options):
             print(f"vidkv.demo: {TOY}", file=sys.stderr)
         frames = read_frames(options.video, options.frames, options.fps or small_model.FPS, size, until)
     else:
-        frames = read_frames(options.video, options.frames or (None if options.fps else FRAMES), options.fps, until=until)
+        frames, seconds = read_video(options.video, options.frames or (None if options.fps else FRAMES), options.fps, until=until)
     if small:
         inputs = small_model.inputs(reader, model.config, frames, options.question)
     elif hasattr(reader, "inputs"):
@@ -95,8 +103,8 @@ def prepare(model, reader, small, options):
     else:
         talk = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": options.question}]}]
         text = reader.apply_chat_template(talk, add_generation_prompt=True)
-        inputs = dict(reader(text=[text], videos=[frames], return_tensors="pt"))
-    moved = {k: v.to(model.device, model.dtype) if v.is_floating_point() else v.to(model.device) for k, v in inputs.items()}
+        inputs = dict(reader(text=[text], videos=[frames], return_tensors="pt", **shown_at(seconds)))
+    moved = {k: v.to(model.device, model.dtype) if v.is_floating_point() else v.to(model.device) for k, v in inputs.items() if hasattr(v, "to")}
     return moved, len(frames)
 
 

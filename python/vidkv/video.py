@@ -50,10 +50,15 @@ def choose_frames(times: list[float], count: int | None = None, fps: float | Non
     return chosen.tolist()
 
 
-def read_frames(path: str, count: int | None = 32, fps: float | None = None, size: tuple[int, int] | None = None,
-                until: int | None = None) -> np.ndarray:
-    """Frames at `fps` (all without), at most `count` of them (None: no limit), evenly over the video: uint8 [frames, height, width, 3].
-    size: (width, height) to scale to; until: the frame, by number, at which the video is taken to end (the first one stays).
+def read_frames(*arguments, **options) -> np.ndarray:
+    """The frames of read_video alone."""
+    return read_video(*arguments, **options)[0]
+
+
+def read_video(path: str, count: int | None = 32, fps: float | None = None, size: tuple[int, int] | None = None,
+               until: int | None = None) -> tuple[np.ndarray, list[float]]:
+    """Frames at `fps` (all without), at most `count` of them (None: no limit), evenly over the video: uint8 [frames, height, width, 3], and
+    the seconds at which they are shown. size: (width, height) to scale to; until: the frame, by number, at which the video is taken to end (the first one stays).
     OSError if the file cannot be opened, ValueError if it holds no picture."""
     import av
 
@@ -61,11 +66,11 @@ def read_frames(path: str, count: int | None = 32, fps: float | None = None, siz
     times = _frame_times(path)[:None if until is None else max(until, 1)]
     if not times:
         raise ValueError(f"{path} holds no picture that can be decoded")
-    wanted = set(choose_frames(times, count, fps))
-    frames = []
+    chosen = choose_frames(times, count, fps)
+    wanted, frames = set(chosen), []
     with av.open(path) as container:
         for index, frame in enumerate(container.decode(video=0)):
             if index in wanted:
                 frame = frame.reformat(*size, format="rgb24") if size else frame
                 frames.append(frame.to_ndarray(format="rgb24"))
-    return np.stack(frames)
+    return np.stack(frames), [times[index] for index in chosen]

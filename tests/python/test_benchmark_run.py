@@ -3,6 +3,7 @@ VIDKV_NIGHTLY=1 runs every task of every suite with three models, a stop in the 
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,6 +16,7 @@ from common import ROOT
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed (measure/benchmarks/requirements.txt)")
 from vidkv.benchmark.suites import SUITES, tasks_of  # noqa: E402
+from vidkv.video import read_video  # noqa: E402
 
 BENCHMARKS = os.path.join(ROOT, "measure", "benchmarks")
 nightly = pytest.mark.skipif(not os.environ.get("VIDKV_NIGHTLY"), reason="takes minutes: VIDKV_NIGHTLY=1 runs it")
@@ -133,6 +135,24 @@ def test_every_task(data, judge, tmp_path, structure, caches):
             if not figure and not name.endswith("±") and " - " not in name and "VATEX" not in name] == []
     if structure == "llava_onevision":
         assert {(line["visual_tokens"] - 1) % 9 for line in answers(tmp_path / "out", caches)} == {0}  # one newline at the end
+
+
+@nightly
+@pytest.mark.parametrize("structure", ["qwen2_5_vl", "qwen3_vl"])
+def test_qwen_sees_the_frames_and_their_times(data, tmp_path, structure):
+    """Processors of transformers choose frames again, as if 24 were shown a second, unless they are told."""
+    from vidkv import demo
+    subprocess.run([sys.executable, os.path.join(BENCHMARKS, "random_model.py"), str(tmp_path), "--structure", structure], check=True)
+    clip = str(data / "clips" / "clip-00000.mp4")
+    model, reader, small = demo.load(demo.parse([clip, "", "--model", str(tmp_path)]))
+    inputs, frames = demo.prepare(model, reader, small, demo.parse([clip, "What colour?", "--model", str(tmp_path), "--frames", "16"]))
+    seconds = read_video(clip, 16)[1]
+    assert frames == 16 and inputs["video_grid_thw"][0].tolist() == [8, 6, 6]
+    if structure == "qwen2_5_vl":
+        assert float(inputs["second_per_grid_ts"][0]) == pytest.approx(2 * (seconds[-1] - seconds[0]) / 15, rel=1e-3)
+    else:
+        stated = re.findall(r"<([0-9.]+) seconds>", reader.decode(inputs["input_ids"][0]))
+        assert [float(one) for one in stated] == pytest.approx([(a + b) / 2 for a, b in zip(seconds[::2], seconds[1::2])], abs=0.06)
 
 
 @nightly
