@@ -45,9 +45,10 @@ class LikeTokens {
         const auto alike = [&](const Run & each) {
             return dot(each.row.data(), row, head_dim_) > least_cosine * each.rms * rms * static_cast<float>(head_dim_);
         };
-        const auto run = std::find_if(runs_.begin(), runs_.end() - 1, alike); // where none is alike, the last one gives way
+        Run * const last = &runs_.back();
+        Run * const run = std::find_if(runs_.data(), last, alike); // where none is alike, the last one gives way
         if (!alike(*run)) std::fill(run->missed.begin(), run->missed.end(), 0.0f);
-        std::rotate(runs_.begin(), run, run + 1); // the run used last stands first
+        std::rotate(runs_.data(), run, run + 1); // the run used last stands first
         std::copy_n(row, head_dim_, runs_[0].row.begin());
         runs_[0].rms = rms;
         return runs_[0].missed.data();

@@ -9,6 +9,7 @@ import unittest
 BUILD = os.environ["VIDKV_BUILD"]
 CMAKE, CPACK = os.environ["CMAKE"], os.environ["CPACK"]
 CONSUMER = pathlib.Path(__file__).parent / "consumer"
+COMPILED_IN = {"llama.cpp", "cpp-httplib", "nlohmann-json", "rotate-bits", "xxhash", "cli11"}  # whose licences want their texts beside a copy
 BITS_OF_KEYS = r"^1\.6\d\d\n$"  # of t1.65 at head_dim 128
 
 
@@ -85,6 +86,13 @@ class Installed(unittest.TestCase):
         self.assertRegex(depends, r"libc6 \(>= 2\.\d+\)")
         self.assertNotIn("llama", depends)
         run(["dpkg-deb", "--extract", package, self.folder / "root"])
+        documents = self.folder / "root" / "usr" / "share" / "doc" / "vidkv"
+        self.assertIn("Permission is hereby granted", (documents / "copyright").read_text())
+        texts = {path.name: path.read_text() for path in (documents / "licences").iterdir()}
+        self.assertEqual(set(texts), {*COMPILED_IN, "README"})
+        for name in COMPILED_IN:
+            self.assertIn(name, texts["README"])
+            self.assertRegex(texts[name], "(?i)copyright")
         self.assertRegex(ask_a_clip(self.folder / "root" / "usr", self.folder / "ask-package"), "^[a-z]+\n$")
 
 

@@ -43,6 +43,8 @@ def check_metadata(wheel):
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = email.message_from_bytes(archive.read(name))
+        texts = {name.rpartition("/licenses/")[2] for name in archive.namelist() if "/licenses/" in name}
+    expect({"vidkv", "nanobind", "robin_map", "xxhash"} <= texts, f"licence texts of {texts} alone")
     expect(metadata.get_all("Provides-Extra") == ["transformers", "demo"], f"extras: {metadata.get_all('Provides-Extra')}")
     needed = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     expect(len(needed) == 1 and needed[0].startswith("numpy"), f"it needs {needed}")

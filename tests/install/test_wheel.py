@@ -15,6 +15,8 @@ BARE_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/nonexiste
 # What a Debian without any choice has: libc's libraries, GCC's, and zlib, which dpkg needs.
 ALLOWED = {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "libresolv.so.2", "libgcc_s.so.1", "libstdc++.so.6",
            "libz.so.1", "linux-vdso.so.1"}
+# Texts that must come with it, of Debian's packages by their names and of FFmpeg's own build.
+LICENCES = {"vidkv", "ffmpeg", "libgomp1", "libssl3", "libedit2", "libdav1d6", "libzimg2", "common/GPL-3"}
 LARGEST = 60e6  # bytes
 
 
@@ -40,6 +42,18 @@ def check_libraries(package):
     return files
 
 
+def check_licences(package):
+    """Every library that was put into the wheel is of a project whose text is there; what is compiled in has its own beside it."""
+    folder = next(package.parent.glob("vidkv_cli-*.dist-info")) / "licenses"
+    texts = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    if not LICENCES <= texts:
+        sys.exit(f"no licence texts of {LICENCES - texts}")
+    own = {path.name for path in (package / "share/doc/vidkv/licences").iterdir()}
+    if "llama.cpp" not in own or "cli11" not in own:
+        sys.exit(f"licence texts of {own} alone")
+    return len(texts) + len(own)
+
+
 def check_answer(answer):
     if len(answer.split()) != 1:
         sys.exit(f"no answer of one word: {answer!r}")
@@ -53,15 +67,16 @@ def install(wheel, folder):
 
 
 def as_another_user(wheel, folder):
-    """Installed on this system; makes a clip and asks about it. Returns the clip, what was installed, and the answer."""
-    files = check_libraries(install(wheel, folder))
+    """Installed on this system; makes a clip and asks about it. Returns the clip, what was installed, how many licence texts, and the answer."""
+    package = install(wheel, folder)
+    files, licences = check_libraries(package), check_licences(package)
     clips = folder / "clips"
     clips.mkdir()
     clips.chmod(0o777)
     vidkv = [*OTHER, folder / "venv/bin/vidkv"]
     run([*vidkv, "data", "--seed", "3", "--split", "short", "--count", "1", clips / "made"], env=BARE_ENVIRONMENT, cwd="/")
     clip = next(clips.rglob("*.mp4"))
-    return clip, files, check_answer(run([*vidkv, "ask", clip, QUESTION, "--kv", "t1.65", "--threads", "1"], env=BARE_ENVIRONMENT, cwd="/"))
+    return clip, files, licences, check_answer(run([*vidkv, "ask", clip, QUESTION, "--kv", "t1.65", "--threads", "1"], env=BARE_ENVIRONMENT, cwd="/"))
 
 
 def bare_debian():
@@ -116,9 +131,9 @@ def main():
     with tempfile.TemporaryDirectory(prefix="vidkv-wheel-") as name:
         folder = pathlib.Path(name)
         folder.chmod(0o755)
-        clip, files, answer = as_another_user(wheel, folder)
+        clip, files, licences, answer = as_another_user(wheel, folder)
         print(f"{wheel.name}: {size / 1e6:.0f} MB, {len(files)} programs and libraries, {sum('ggml-cpu-' in f.name for f in files)} CPU back-ends, "
-              f"answered {answer!r}")
+              f"{licences} licence texts, answered {answer!r}")
         if arguments.bare:
             print(f"in a bare Debian: {in_bare_debian(wheel, clip)!r}")
 
