@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -44,7 +45,10 @@ template <typename Body> void for_each_fast(int seeds, Body body) {
 template <typename T> class Aligned {
   public:
     explicit Aligned(size_t n, T fill = T{}) : storage_(n * sizeof(T) + 128), n_(n) { std::fill_n(data(), n, fill); }
-    T * data() { return reinterpret_cast<T *>((reinterpret_cast<uintptr_t>(storage_.data()) + 63) / 64 * 64); }
+    T * data() {
+        uint8_t * start = storage_.data();
+        return reinterpret_cast<T *>(start + (64 - reinterpret_cast<uintptr_t>(start) % 64) % 64);
+    }
     T & operator[](size_t i) { return data()[i]; }
     std::vector<T> copy() { return {data(), data() + n_}; }
 
@@ -71,7 +75,9 @@ Aligned<uint16_t> random_halves(Random & rng, size_t n) {
     return halves;
 }
 
-bool same(float a, float b) { return std::memcmp(&a, &b, sizeof(a)) == 0 || (std::isnan(a) && std::isnan(b)); }
+bool same(float a, float b) {
+    return std::bit_cast<uint32_t>(a) == std::bit_cast<uint32_t>(b) || (std::isnan(a) && std::isnan(b));
+}
 
 void expect_same(const std::vector<float> & got, const std::vector<float> & want) {
     ASSERT_EQ(got.size(), want.size());

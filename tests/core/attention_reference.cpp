@@ -279,7 +279,8 @@ std::vector<Score> score_row(const Row & row, const KeyRows & rows, const Planne
 
 // Relative error of a softmax weight and of the sums, without the scores' own.
 double summation_error(int64_t cells) {
-    const double pages = static_cast<double>(cells / page_tokens + 2), chunks = 128, exponentials = 2 * 4 * 96;
+    const int64_t touched = cells / page_tokens + 2;
+    const double pages = static_cast<double>(touched), chunks = 128, exponentials = 2 * 4 * 96;
     return (4 * (pages + 2) + exponentials + static_cast<double>(cells) + 2 * pages + chunks + 8) * unit;
 }
 

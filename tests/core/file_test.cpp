@@ -274,7 +274,7 @@ TEST_P(FileTest, SectionsComeBackAsTheyWere) {
         for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<uint8_t>(i * 31 >> 3);
         return bytes;
     }();
-    const std::string manifest = "{\"model\": \"m\"}";
+    const std::string manifest = R"({"model": "m"})";
     {
         const Writer writer = create(path);
         ASSERT_EQ(vidkv_file_add_section(writer.get(), "manifest", manifest.data(), manifest.size()), VIDKV_OK);
