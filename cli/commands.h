@@ -18,5 +18,7 @@ void add_frames(CLI::App & app, Command & run);
 void add_presets(CLI::App & app, Command & run);
 void add_plan(CLI::App & app, Command & run);
 void add_data(CLI::App & app, Command & run);
+// Those that measure, where they are built (VIDKV_BUILD_MEASURE): defined in measure/.
+void add_measurements(CLI::App & app, Command & run);
 
 } // namespace vidkv::cli

@@ -14,10 +14,6 @@
 #include "spinning.h"
 #include "vidkv/vidkv.h"
 
-#if defined(VIDKV_MEASURE)
-#include "measurements.h"
-#endif
-
 namespace vidkv::cli {
 
 namespace {

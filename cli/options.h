@@ -6,10 +6,10 @@
 
 #include <CLI/CLI.hpp>
 
+#include "engine/encode.h"
 #include "engine/hub.h"
 #include "engine/model.h"
 #include "engine/session.h"
-#include "video/encode.h"
 
 namespace vidkv::cli {
 

@@ -5,8 +5,6 @@
 
 namespace vidkv::cli {
 
-void add_measurements(CLI::App & app, Command & run);
-
 void add_bench(CLI::App & app, Command & run);
 void add_benchmark(CLI::App & app, Command & run);
 void add_eval_answers(CLI::App & eval, Command & run);

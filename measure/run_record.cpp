@@ -7,7 +7,7 @@
 #include <iterator>
 #include <string>
 
-#include "bench/machine.h"
+#include "machine.h"
 #include "vidkv/vidkv.h"
 
 namespace vidkv::cli {

@@ -11,7 +11,7 @@ namespace vidkv::cli {
 
 std::string temporary_place() {
     const char * chosen = std::getenv("TMPDIR");
-    const std::string place = chosen && *chosen ? chosen : "/tmp";
+    std::string place = chosen && *chosen ? chosen : "/tmp";
     std::error_code failed;
     if (!fs::is_directory(place, failed)) throw Error("no folder '" + place + "' for temporary files: set TMPDIR to one");
     return place;

@@ -11,7 +11,7 @@
 #include "engine/video_cache.h"
 #include "engine/video_file.h"
 #include "error.h"
-#include "video/saliency.h"
+#include "engine/saliency.h"
 
 namespace vidkv::cli {
 

@@ -7,11 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "engine/encode.h"
 #include "engine/kv_choice.h"
 #include "engine/model.h"
 #include "engine/video_file.h"
 #include "progress.h"
-#include "video/encode.h"
 
 namespace vidkv::cli {
 

@@ -14,7 +14,7 @@
 
 #include "bench/bench.h"
 #include "bench/fit.h"
-#include "bench/machine.h"
+#include "machine.h"
 #include "error.h"
 #include "interrupt.h"
 #include "engine/logs.h"

@@ -8,7 +8,7 @@
 
 #include "bench/attention.h"
 #include "bench/bench.h"
-#include "bench/machine.h"
+#include "machine.h"
 #include "engine/logs.h"
 #include "error.h"
 #include "options.h"

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "bench/machine.h"
+#include "machine.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

@@ -7,7 +7,7 @@
 
 #include "bench/attention.h"
 #include "bench/ggml_handles.h"
-#include "bench/machine.h"
+#include "machine.h"
 #include "error.h"
 
 namespace vidkv::cli {

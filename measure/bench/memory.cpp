@@ -13,7 +13,7 @@
 
 #include "bench/bench.h"
 #include "bench/attention.h"
-#include "bench/machine.h"
+#include "machine.h"
 #include "error.h"
 #include "interrupt.h"
 #include "options.h"

@@ -10,7 +10,7 @@
 
 #include "bench/attention.h"
 #include "bench/bench.h"
-#include "bench/machine.h"
+#include "machine.h"
 #include "engine/backends.h"
 #include "engine/kv_choice.h"
 #include "engine/logs.h"

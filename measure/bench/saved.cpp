@@ -10,7 +10,7 @@
 
 #include "bench/attention.h"
 #include "bench/bench.h"
-#include "bench/machine.h"
+#include "machine.h"
 #include "bench/matmul.h"
 #include "bench/random_model.h"
 #include "engine/logs.h"

@@ -7,7 +7,7 @@
 
 #include "bench/bench.h"
 #include "bench/attention.h"
-#include "bench/machine.h"
+#include "machine.h"
 #include "bench/matmul.h"
 #include "error.h"
 #include "interrupt.h"

@@ -7,7 +7,7 @@
 #include <sys/resource.h>
 
 #include "bench/bench.h"
-#include "bench/machine.h"
+#include "machine.h"
 #include "error.h"
 #include "progress.h"
 #include "subprocess.h"

@@ -16,7 +16,7 @@
 #include "engine/logs.h"
 #include "options.h"
 #include "run_record.h"
-#include "video/saliency.h"
+#include "engine/saliency.h"
 
 namespace vidkv::cli {
 

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <numeric>
 
 #include "base/softmax_math.h"
@@ -46,8 +47,9 @@ template <typename T> class Aligned {
   public:
     explicit Aligned(size_t n, T fill = T{}) : storage_(n * sizeof(T) + 128), n_(n) { std::fill_n(data(), n, fill); }
     T * data() {
-        uint8_t * start = storage_.data();
-        return reinterpret_cast<T *>(start + (64 - reinterpret_cast<uintptr_t>(start) % 64) % 64);
+        void * start = storage_.data();
+        size_t room = storage_.size();
+        return static_cast<T *>(std::align(64, n_ * sizeof(T), start, room));
     }
     T & operator[](size_t i) { return data()[i]; }
     std::vector<T> copy() { return {data(), data() + n_}; }

@@ -10,7 +10,7 @@
 #include "engine/logs.h"
 #include "engine/session.h"
 #include "error.h"
-#include "video/encode.h"
+#include "engine/encode.h"
 
 using namespace vidkv::cli;
 

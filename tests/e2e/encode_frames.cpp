@@ -11,8 +11,8 @@
 #include "engine/logs.h"
 #include "engine/session.h"
 #include "error.h"
-#include "video/llava_onevision.h"
-#include "video/saliency.h"
+#include "engine/llava_onevision_encoder.h"
+#include "engine/saliency.h"
 
 using namespace vidkv::cli;
 

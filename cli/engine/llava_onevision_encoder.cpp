@@ -1,4 +1,4 @@
-#include "video/llava_onevision.h"
+#include "engine/llava_onevision_encoder.h"
 
 #include "engine/logs.h"
 #include "error.h"

@@ -1,4 +1,4 @@
-#include "bench/machine.h"
+#include "machine.h"
 
 #include <algorithm>
 #include <chrono>

@@ -1,4 +1,4 @@
-#include "video/anyres.h"
+#include "engine/anyres.h"
 
 #include <algorithm>
 #include <cmath>

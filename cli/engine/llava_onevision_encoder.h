@@ -3,8 +3,8 @@
 #pragma once
 
 #include "engine/llava_onevision.h"
-#include "video/anyres.h"
-#include "video/encode.h"
+#include "engine/anyres.h"
+#include "engine/encode.h"
 
 namespace vidkv::cli {
 

@@ -1,4 +1,4 @@
-#include "video/saliency.h"
+#include "engine/saliency.h"
 
 #include <algorithm>
 #include <cmath>

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "video/encode.h"
+#include "engine/encode.h"
 #include "engine/model.h"
 
 namespace vidkv::cli {

@@ -1,4 +1,4 @@
-#include "video/encode.h"
+#include "engine/encode.h"
 
 #include <array>
 #include <cstdio>
@@ -6,7 +6,7 @@
 #include "error.h"
 #include "interrupt.h"
 #include "engine/logs.h"
-#include "video/llava_onevision.h"
+#include "engine/llava_onevision_encoder.h"
 
 namespace vidkv::cli {
 
