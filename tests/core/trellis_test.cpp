@@ -304,8 +304,10 @@ TEST(TrellisKeys, DotProductsAreUnbiased) {
         for (int repeat = 0; repeat < 8; ++repeat) {
             std::vector<KeyRows> rows = gaussian_heads(rng, 1, dim);
             // Deviations all over one step of the scale, so that rounding them does not lean to one side.
-            for (size_t i = 0; i < rows[0].size(); ++i)
-                rows[0][i] *= std::exp2(static_cast<float>(i / page_tokens) / (8.0f * dim));
+            for (size_t i = 0; i < rows[0].size(); ++i) {
+                const size_t channel = i / page_tokens;
+                rows[0][i] *= std::exp2(static_cast<float>(channel) / (8.0f * dim));
+            }
             fidelity.add(rows[0], encode_key_page(layout, rows, all_used()).decode(0));
         }
         EXPECT_NEAR(fidelity.gain(), 1, 0.01) << name;
@@ -439,7 +441,8 @@ TEST(QueryStatistics, ThreadsAndBatchesDoNotMatter) {
     std::vector<double> second(kv_heads * dim * dim, 0.0);
     for (int64_t t = 0; t < tokens; ++t) {
         const double decay = std::exp(-1 / 300.0);
-        weight = weight * decay + heads / kv_heads;
+        const int readers = heads / kv_heads;
+        weight = weight * decay + readers;
         for (double & x : second) x *= decay;
         for (int head = 0; head < heads; ++head) {
             const float * row = &q[static_cast<size_t>((t * heads + head) * dim)];
@@ -486,9 +489,11 @@ TEST(TrellisValues, HaveTheDistortionOfTheirRateAndNoBias) {
         for (const int dim : dims) {
             const ValueLayout layout = make_value_layout(preset(name), dim, 1);
             std::vector<float> x = rng.normals(static_cast<size_t>(dim) * page_tokens);
-            for (size_t i = 0; i < x.size(); ++i)
+            for (size_t i = 0; i < x.size(); ++i) {
+                const size_t token = i / dim;
                 x[i] *= std::exp2(static_cast<float>(rng.integer(-3, 3)) * (i % 7 == 0) +
-                                  static_cast<float>(i / dim) / (8.0f * page_tokens));
+                                  static_cast<float>(token) / (8.0f * page_tokens));
+            }
             Fidelity fidelity;
             fidelity.add(x, encode_value_page(layout, x, all_used()).decode());
             EXPECT_GT(fidelity.nmse(), low) << name << " " << dim;

@@ -74,7 +74,7 @@ constexpr Golden goldens[] = {{"k2v2", "k2v2", 16},
                               {"k16vt1", "k16vt1", 16}};
 constexpr int kv_heads = 2, heads = 4;
 constexpr int64_t tokens = 256, cells = 300;
-constexpr char manifest[] = "{\"kind\": \"golden\"}";
+constexpr char manifest[] = R"({"kind": "golden"})";
 
 // Two pages: the first sealed, the second open but for a case apart; some channels are large, some constant.
 void write_golden(const Golden & golden, const fs::path & file) {

@@ -54,7 +54,7 @@ void expect_same(const std::vector<Logits> & got, const std::vector<Logits> & wa
 
 // Runs the scenario on llama.cpp alone, with the f16 preset and packed. Packed keys and values change the logits of a
 // random model a good deal; they must stay finite and must be packed.
-void compare(const std::string & architecture, const Scenario & scenario, SessionOptions options = {}) {
+void compare(const std::string & architecture, const Scenario & scenario, const SessionOptions & options = {}) {
     std::printf("seed %u, model %s\n", seed, architecture.c_str());
     SessionOptions alone = options, exact = options, packed = options;
     alone.flash_attention = false;

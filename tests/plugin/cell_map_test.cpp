@@ -33,7 +33,7 @@ class Pool {
         std::vector<uint16_t> rows;
         for (const auto & [cell, text] : tokens) {
             texts_[cell] = {text};
-            for (const std::set<int> & owners : texts_) rows.push_back(owners.count(text) ? seen : hidden);
+            for (const std::set<int> & owners : texts_) rows.push_back(owners.contains(text) ? seen : hidden);
         }
         MaskView mask;
         mask.halves = rows.data();

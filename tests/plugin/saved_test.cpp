@@ -264,9 +264,9 @@ TEST(SavedSequence, FactsThatCannotBe) {
     EXPECT_EQ(said_of(good), "");
     for (const auto & [name, from, to] :
          {std::tuple("tokens", "\"tokens\":20", "\"tokens\":-5"),
-          std::tuple("tokens", "\"tokens\":20", "\"tokens\":\"many\""),
+          std::tuple("tokens", "\"tokens\":20", R"("tokens":"many")"),
           std::tuple("position", "\"position\":20", "\"position\":null"),
-          std::tuple("frames", "\"frames\":0", "\"frames\":1.5"), std::tuple("kv", "\"kv\":\"\"", "\"kv\":[]"),
+          std::tuple("frames", "\"frames\":0", "\"frames\":1.5"), std::tuple("kv", R"("kv":"")", "\"kv\":[]"),
           std::tuple("used", "\"used\":20", "\"used\":3"), std::tuple("manifest", "{", "[")}) {
         std::string text = good;
         text.replace(text.find(from), std::string(from).size(), to);

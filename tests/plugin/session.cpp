@@ -45,7 +45,7 @@ struct Batch {
     Batch(const Batch &) = delete;
     Batch & operator=(const Batch &) = delete;
 
-    void set(int i, llama_token token, int position, int sequence, bool wanted) {
+    void set(int i, llama_token token, int position, int sequence, bool wanted) const {
         batch.token[i] = token;
         batch.pos[i] = position;
         batch.n_seq_id[i] = 1;
