@@ -52,7 +52,7 @@ ENVIRONMENT
   VIDKV_CACHE_DIR     where that is kept (default: ~/.cache/vidkv)
   VIDKV_VIDEOS_DIR, VIDKV_VIDEOS_MAX_SIZE
                       where watched videos are kept (default: videos/ in there), and how much (default 10G; 0: none)
-  VIDKV_FORCE_ISA     instruction set of the codecs: scalar, avx2, avx512 or neon (default: the best there is)
+  VIDKV_FORCE_ISA     instruction set of the codecs: scalar, avx2, avxvnni, avx512vnni, avx512 or neon (default: the best)
   HF_TOKEN, HF_ENDPOINT, LLAMA_CACHE
                       of -hf, as llama.cpp takes them
   GOMP_SPINCOUNT, OMP_WAIT_POLICY

@@ -21,6 +21,7 @@ namespace vidkv {
 namespace {
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
+constexpr float log2_e = exponential::log2_e; // scores count in units of log 2
 
 constexpr int rows_per_block = 64;       // query rows that share one unpacked page, unless one token alone has more
 constexpr int64_t pages_per_chunk = 4;   // at least: fewer are not worth a merge
@@ -103,14 +104,15 @@ class Attention {
     void open_sums(const Block & block, int64_t slot, int64_t chunk, const PageView & values) const;
     void attend_page(const Block & block, int64_t slot, int64_t chunk, int64_t page, Scratch & scratch) const;
     Prefetch fetch_next(int64_t page, int kv_head, int rows) const;
+    void fetch_now(int64_t page, int kv_head) const;
     int load_bias(const Block & block, int64_t first_cell, int count, Scratch & scratch) const;
     bool sees_something(int first_row, int rows, const Scratch & scratch) const;
     PlannedQueries planned_for(const Block & block, int64_t slot, int64_t page, const PageView & view,
                                Scratch & scratch) const;
     void score(int64_t slot, int first_row, int rows, const PageView & view, const KeyTile * tile,
-               const PlannedQueries & planned, int count, Prefetch & soon, Scratch & scratch) const;
+               const PlannedQueries & planned, int count, Fetch & soon, Scratch & scratch) const;
     void weigh(const Block & block, int first_row, int rows, SoftmaxState * states, const ValueSums & sums,
-               Scratch & scratch) const;
+               const ValueTile * tile, PackedWeights & packed, Scratch & scratch) const;
     void add_open(int rows, const PageView & view, int count, const ValueSums & sums, Scratch & scratch) const;
     void merge_row(int64_t slot, int row, int head, float * out) const;
 
@@ -169,6 +171,7 @@ Attention::Attention(const PageSource & keys, const PageSource & values, const v
       token_blocks_((args.tokens + block_tokens_ - 1) / block_tokens_), blocks_(token_blocks_ * keys.shape.kv_heads),
       batch_(std::min(blocks_, blocks_per_batch)) {
     slopes_ = alibi_slopes(args.heads, args.max_bias);
+    for (float & slope : slopes_) slope *= log2_e;
     if (blocks_ == 0) return;
     has_sealed_keys_ = any_sealed(keys, pages_);
     if (has_sealed_keys_) plan_sets_ = keys.plan_sets();
@@ -234,7 +237,7 @@ Block Attention::block_at(int64_t index) const {
 // Gathers the block's queries, scaled, and brings them to the domain of sealed keys once for all pages.
 void Attention::prepare(int64_t slot) {
     const Block block = block_at(first_block_ + slot);
-    const float factor = args_.softcap == 0.0f ? args_.scale : args_.scale / args_.softcap;
+    const float factor = args_.softcap == 0.0f ? args_.scale * log2_e : args_.scale / args_.softcap;
     for (int r = 0; r < block.rows; ++r) {
         const int64_t token = block.first_token + r / heads_per_kv_head_;
         const int64_t head = block.kv_head * heads_per_kv_head_ + r % heads_per_kv_head_;
@@ -285,7 +288,7 @@ void Attention::accumulate(int64_t slot, int64_t chunk, bool cold) {
     used_[slot * chunks_ + chunk] = {};
     std::fill_n(states(slot, chunk), block.rows, SoftmaxState{});
     const int64_t end = std::min(pages_, (chunk + 1) * chunk_pages_);
-    if (cold) fetch_next(chunk * chunk_pages_, block.kv_head, block.rows).all();
+    if (cold) fetch_now(chunk * chunk_pages_, block.kv_head);
     for (int64_t page = chunk * chunk_pages_; page < end; ++page) attend_page(block, slot, chunk, page, *lease);
 }
 
@@ -326,45 +329,60 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, in
         const int rows = std::min(row_block, block.rows - first);
         if (!sees_something(first, rows, scratch)) continue;
         const ValueSums to = sums(slot, chunk, first);
-        score(slot, first, rows, keys, key_tile ? &*key_tile : nullptr, planned, count, soon, scratch);
-        weigh(block, first, rows, states(slot, chunk) + first, to, scratch);
+        score(slot, first, rows, keys, key_tile ? &*key_tile : nullptr, planned, count, soon.during_scores, scratch);
+        PackedWeights & packed = scratch.weights[first / row_block];
+        const bool at_once = value_tile && values.sink_count == 0 && !value_tile->rule().token;
+        weigh(block, first, rows, states(slot, chunk) + first, to, at_once ? &*value_tile : nullptr, packed, scratch);
+        if (at_once) continue;
         add_open(rows, values, count, to, scratch);
-        if (value_tile) value_tile->pack(rows, scratch.weights[first / row_block]);
+        if (value_tile) kernels_.pack_weights(scratch.scores.get(), rows, value_tile->rule(), packed);
     }
     if (!value_tile) return;
     value_tile->unpack();
     for (int first = 0; first < block.rows; first += row_block) {
         const int rows = std::min(row_block, block.rows - first);
         if (!sees_something(first, rows, scratch)) continue;
-        value_tile->add(rows, scratch.weights[first / row_block], sums(slot, chunk, first), soon);
+        value_tile->add(rows, scratch.weights[first / row_block], sums(slot, chunk, first), soon.during_sums);
     }
 }
 
-// The bytes of the next page, to be fetched while `rows` query rows are computed on this one.
+// The bytes of the next page, to be fetched while `rows` query rows are computed on this one: what is small at once. Kernels on f16
+// rows look ahead themselves, but for the first rows.
 Prefetch Attention::fetch_next(int64_t page, int kv_head, int rows) const {
     Prefetch soon;
-    const PageView keys = page < pages_ ? keys_.view(page, kv_head) : PageView{};
+    if (page >= pages_) return soon;
+    const PageView keys = keys_.view(page, kv_head), values = values_.view(page, kv_head);
     if (keys.state == PageState::sealed) {
         const KeyLayout & layout = *keys_.shape.key_layout;
         const KeyPage at = key_page(layout, keys.page, kv_head);
         const bool shared = layout.codec == VIDKV_CODEC_TRELLIS; // all heads' codes together: take a head's share
-        soon.add(at.meta, layout.head_meta);
-        soon.add(at.codes, shared ? layout.head_codes / static_cast<size_t>(layout.kv_heads) : layout.head_codes);
+        const size_t codes = shared ? layout.head_codes / static_cast<size_t>(layout.kv_heads) : layout.head_codes;
+        prefetch(at.meta, layout.head_meta);
+        soon.during_scores = Fetch(at.codes, codes, int64_t{rows} * page_tokens);
+    } else if (keys.state == PageState::open) {
+        prefetch_rows(keys.rows, keys_.shape.channels(), std::min(keys.held, rows_ahead), key_dim_);
+    }
+    if (values.state == PageState::sealed) {
+        const ValueLayout & layout = *values_.shape.value_layout;
+        const ValuePage at = value_page(layout, values.page, kv_head);
+        prefetch(at.meta, layout.head_meta(at.protected_units));
+        soon.during_sums = Fetch(at.codes, layout.head_codes(at.protected_units), int64_t{rows} * value_dim_);
+    } else if (values.state == PageState::open) {
+        prefetch_rows(values.rows, values_.shape.channels(), std::min(values.held, rows_ahead), value_dim_);
     }
     if (page + 1 < pages_) { // where the head's codes start is read when the page after it is looked up
         const PageView later = keys_.view(page + 1, kv_head);
         if (later.state == PageState::sealed)
             __builtin_prefetch(key_code_start(*keys_.shape.key_layout, later.page, kv_head));
     }
-    const PageView values = page < pages_ ? values_.view(page, kv_head) : PageView{};
-    if (values.state == PageState::sealed) {
-        const ValueLayout & layout = *values_.shape.value_layout;
-        const ValuePage at = value_page(layout, values.page, kv_head);
-        soon.add(at.meta, layout.head_meta(at.protected_units));
-        soon.add(at.codes, layout.head_codes(at.protected_units));
-    }
-    soon.spread_over(int64_t{rows} * (page_tokens + value_dim_));
     return soon;
+}
+
+// Before the first page, which no page before it has fetched.
+void Attention::fetch_now(int64_t page, int kv_head) const {
+    Prefetch soon = fetch_next(page, kv_head, 1);
+    soon.during_scores.part(page_tokens).rest();
+    soon.during_sums.part(value_dim_).rest();
 }
 
 // Fills the page's bias and each token's MaskKind; returns the number of leading cells that hold all that any token sees.
@@ -402,7 +420,7 @@ bool Attention::sees_something(int first_row, int rows, const Scratch & scratch)
 
 // scratch.scores = query . key. Sink cells of a sealed page are read from their f16 rows, with the query in natural order.
 void Attention::score(int64_t slot, int first_row, int rows, const PageView & view, const KeyTile * tile,
-                      const PlannedQueries & planned, int count, Prefetch & soon, Scratch & scratch) const {
+                      const PlannedQueries & planned, int count, Fetch & soon, Scratch & scratch) const {
     float * scores = scratch.scores.get();
     const float * natural = queries(slot) + first_row * query_stride_;
     const int open = std::min(count, view.held); // 0 unless the page is open
@@ -422,9 +440,9 @@ void Attention::score(int64_t slot, int first_row, int rows, const PageView & vi
     }
 }
 
-// Scores -> softmax weights; what was summed relative to a smaller reference is scaled down.
+// Scores -> softmax weights, with a tile -> packed ones; what was summed relative to a smaller reference is scaled down.
 void Attention::weigh(const Block & block, int first_row, int rows, SoftmaxState * states, const ValueSums & sums,
-                      Scratch & scratch) const {
+                      const ValueTile * tile, PackedWeights & packed, Scratch & scratch) const {
     const float * bias[row_block];
     float slopes[row_block], factors[row_block];
     for (int r = 0; r < rows; ++r) {
@@ -432,7 +450,8 @@ void Attention::weigh(const Block & block, int first_row, int rows, SoftmaxState
         bias[r] = scratch.mask[token] == MaskKind::zero ? nullptr : scratch.bias.get() + token * page_tokens;
         slopes[r] = slopes_[block.kv_head * heads_per_kv_head_ + (first_row + r) % heads_per_kv_head_];
     }
-    kernels_.softmax({scratch.scores.get(), rows, bias, slopes, args_.softcap, states, factors});
+    const SoftmaxTile softmax{scratch.scores.get(), rows, bias, slopes, args_.softcap * log2_e, states, factors};
+    tile ? kernels_.weigh(softmax, tile->rule(), packed) : kernels_.softmax(softmax);
     for (int r = 0; r < rows; ++r) {
         if (factors[r] == 1.0f) continue;
         if (sums.natural) kernels_.scale(sums.natural + r * sums.stride, static_cast<int>(sums.stride), factors[r]);
@@ -464,9 +483,10 @@ void Attention::finish(int64_t slot) {
 
 // The chunks' sums relative to one maximum, divided by the sum of all weights (an attention sink has a weight but no value).
 void Attention::merge_row(int64_t slot, int row, int head, float * out) const {
-    float maximum = args_.sinks ? args_.sinks[head] : -infinity;
+    const float sink = args_.sinks ? args_.sinks[head] * log2_e : -infinity;
+    float maximum = sink;
     for (int64_t c = 0; c < chunks_; ++c) maximum = std::max(maximum, states(slot, c)[row].reference);
-    float total = args_.sinks && maximum != -infinity ? weight_below(args_.sinks[head], maximum) : 0.0f;
+    float total = args_.sinks && maximum != -infinity ? weight_below(sink, maximum) : 0.0f;
     float weights[items_wanted];
     for (int64_t c = 0; c < chunks_; ++c) {
         const SoftmaxState & state = states(slot, c)[row];
@@ -481,7 +501,7 @@ void Attention::merge_row(int64_t slot, int row, int head, float * out) const {
         if (part.natural) kernels_.add_scaled(part.natural, weights[c] / total, static_cast<int>(sum_stride_), natural);
         if (part.rotated) kernels_.add_scaled(part.rotated, weights[c] / total, static_cast<int>(sum_stride_), rotated);
     }
-    if (rotation_) rotation_->inverse(rotated);
+    if (rotation_) rotation_->inverse(rotated, kernels_.hadamard);
     for (int c = 0; c < value_dim_; ++c) out[c] = rotation_ ? natural[c] + rotated[c] : natural[c];
 }
 

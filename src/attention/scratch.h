@@ -30,11 +30,16 @@ struct ScratchShape {
     bool operator==(const ScratchShape &) const = default;
 };
 
+constexpr int most_sorted = 64; // quads that are sorted at once
+
 // What the quads of a key page are coded as.
 struct KeyCodes {
     bool known = false; // paper: the same for all pages
-    std::array<LevelRun, largest_head_dim / 4> runs;
-    int run_count = 0;
+    // Those that have a code, sorted by it; behind them is room for the others.
+    std::array<KeyQuad, largest_head_dim / 4 + 2 * most_sorted> quads;
+    std::array<KeyRun, largest_head_dim / 4> runs;    // of `quads`: what products go through
+    std::array<LevelRun, largest_head_dim / 4> parts; // neighbours of one code: what is unpacked at once
+    int quad_count = 0, run_count = 0, part_count = 0;
     alignas(64) float step[largest_head_dim];     // trellis: in units of the channel's scale
     alignas(64) uint8_t offset[largest_head_dim]; // twice the levels' middle
 };

@@ -7,42 +7,92 @@ namespace vidkv {
 
 namespace {
 
+constexpr int code_count = 9;     // that have bits
+constexpr int place_bits = 7;     // of a field that counts up to most_sorted quads
+constexpr int joined_levels = 15; // the product takes runs of levels up to this as one
+
+// Codes by the order in which the runs of a page stand: large levels last.
+constexpr QuadCode code_order[code_count] = {QuadCode::trellis1_5, QuadCode::trellis1, QuadCode::trellis2,
+                                             QuadCode::trellis3,   QuadCode::uniform1, QuadCode::uniform2,
+                                             QuadCode::uniform4,   QuadCode::uniform5, QuadCode::uniform6};
+
 // The grid of a QuadCode as kernels need it for keys, looked up once.
 struct CodeEntry {
-    float step = 0;
-    int largest = 0; // twice the middle of the levels
-    int page_bytes = 0;
+    std::array<float, 4> step{};     // of each of the quad's channels
+    std::array<uint8_t, 4> offset{}; // the same: twice the middle of the levels
+    uint32_t page_bytes = 0;         // 0: no such code
+    uint32_t aside = most_sorted;    // added to the place in the list: quads without a code are put behind it
+    int shift = 63;                  // of the field that counts the code
+    uint64_t one = 0;                // in that field
+    QuadCode code = QuadCode::none;
+    int largest = 0;
 };
 using CodeTable = std::array<CodeEntry, 16>;
 
 const CodeTable & code_table() {
     static const CodeTable table = [] {
         CodeTable made;
-        for (int i = 1; i <= static_cast<int>(QuadCode::uniform2); ++i) {
-            const auto code = static_cast<QuadCode>(i);
-            made[static_cast<size_t>(i)] = {level_grid(code).step, largest_level(code),
-                                            static_cast<int>(quad_bytes(code, page_tokens))};
+        for (int i = 0; i < code_count; ++i) {
+            const QuadCode code = code_order[i];
+            CodeEntry & entry = made[static_cast<size_t>(code)];
+            entry.code = code;
+            entry.largest = largest_level(code);
+            entry.step.fill(level_grid(code).step);
+            entry.offset.fill(static_cast<uint8_t>(entry.largest));
+            entry.page_bytes = static_cast<uint32_t>(quad_bytes(code, page_tokens));
+            entry.aside = 0;
+            entry.shift = place_bits * i;
+            entry.one = uint64_t{1} << entry.shift;
         }
         return made;
     }();
     return table;
 }
 
+// Where every quad's factors and levels are.
+constexpr auto quad_places = [] {
+    std::array<KeyQuad, largest_head_dim / 4> made{};
+    for (int quad = 0; quad < largest_head_dim / 4; ++quad) made[quad] = key_quad(quad, 0);
+    return made;
+}();
+
 } // namespace
 
 KeyTile::KeyTile(const Kernels & kernels, const KeyLayout & layout, const KeyPage & page, int rows, Scratch & scratch)
-    : kernels_(kernels), layout_(layout), scratch_(scratch), by_codes_(kernels.score_codes && rows <= row_block),
-      padded_(round_up(layout.head_dim, 64)) {
+    : kernels_(kernels), layout_(layout), page_(page), scratch_(scratch),
+      by_codes_(kernels.score_codes && rows <= row_block), padded_(round_up(layout.head_dim, 64)) {
     if (layout.codec == VIDKV_CODEC_PAPER) {
         learn_paper(page);
     } else {
         learn_trellis(page);
     }
     if (by_codes_) return;
-    for (int i = 0; i < scratch.codes.run_count; ++i) {
-        const LevelRun & run = scratch.codes.runs[i];
-        kernels.unpack_quads(run.code, run.packed, page_tokens, run.quads, page_tokens * 4,
-                             scratch.levels.get() + run.first * page_tokens * 4);
+    for (int i = 0; i < scratch.codes.part_count; ++i) {
+        const LevelRun & part = scratch.codes.parts[i];
+        kernels.unpack_quads(part.code, part.packed, page_tokens, part.quads, page_tokens * 4,
+                             scratch.levels.get() + part.first * page_tokens * 4);
+    }
+}
+
+// Levels that are unpacked need no code any more: runs of small ones are joined.
+void KeyTile::add_run(const KeyRun & run) {
+    KeyCodes & codes = scratch_.codes;
+    KeyRun * last = codes.run_count > 0 ? &codes.runs[codes.run_count - 1] : nullptr;
+    if (!by_codes_ && last && std::max(last->largest, run.largest) <= joined_levels) {
+        last->quads += run.quads;
+        last->largest = std::max(last->largest, run.largest);
+    } else {
+        codes.runs[codes.run_count++] = run;
+    }
+}
+
+void KeyTile::add_part(const LevelRun & part) {
+    KeyCodes & codes = scratch_.codes;
+    LevelRun * last = codes.part_count > 0 ? &codes.parts[codes.part_count - 1] : nullptr;
+    if (last && last->code == part.code && last->first + last->quads == part.first) {
+        last->quads += part.quads;
+    } else {
+        codes.parts[codes.part_count++] = part;
     }
 }
 
@@ -57,21 +107,23 @@ void KeyTile::learn_paper(const KeyPage & page) {
         std::fill_n(scratch_.step.get(), largest_groups * padded_, 0.0f);
         std::fill_n(scratch_.center.get(), largest_groups * padded_, 0.0f);
     }
-    const uint8_t * narrow_codes = page.codes + static_cast<size_t>(wide / 4) * quad_bytes(QuadCode::uniform2, page_tokens);
-    codes.run_count = 0;
-    if (wide > 0)
-        codes.runs[codes.run_count++] = {0, wide / 4, largest_level(QuadCode::uniform2), QuadCode::uniform2, page.codes};
-    if (narrow > 0)
-        codes.runs[codes.run_count++] = {wide / 4, narrow / 4, largest_level(QuadCode::uniform1), QuadCode::uniform1,
-                                         narrow_codes};
+    codes.quad_count = codes.run_count = codes.part_count = 0;
+    uint32_t packed = 0;
+    for (const auto & [code, n] : {std::pair(QuadCode::uniform2, wide / 4), std::pair(QuadCode::uniform1, narrow / 4)}) {
+        if (n == 0) continue;
+        const int first = codes.quad_count;
+        add_run({first, n, largest_level(code), code});
+        add_part({first, n, largest_level(code), code, page.codes + packed});
+        for (; codes.quad_count < first + n; packed += static_cast<uint32_t>(quad_bytes(code, page_tokens))) {
+            codes.quads[codes.quad_count] = key_quad(codes.quad_count, packed);
+            ++codes.quad_count;
+        }
+    }
     const uint8_t * meta = page.meta;
-    alignas(64) float minimum[largest_head_dim];
     for (int g = 0; g < layout_.groups(); ++g, meta += 2 * (2 * wide + narrow)) {
         float *step = scratch_.step.get() + g * padded_, *center = scratch_.center.get() + g * padded_;
-        kernels_.load_halves(meta, wide, step);
-        kernels_.load_halves(meta + 2 * wide, wide, minimum);
+        kernels_.load_grid(meta, meta + 2 * wide, wide, 1.5f, step, center);
         kernels_.load_halves(meta + 4 * wide, narrow, step + wide);
-        for (int c = 0; c < wide; ++c) center[c] = minimum[c] + 1.5f * step[c];
         for (int c = wide; c < wide + narrow; ++c) step[c] *= 2.0f; // levels 0 and 1 are -scale and +scale: the middle is 0
     }
     centered_ = round_up(wide, 16);
@@ -86,35 +138,74 @@ void KeyTile::learn_trellis(const KeyPage & page) {
         std::fill_n(scratch_.step.get(), padded_, 0.0f);
         std::fill_n(scratch_.center.get(), padded_, 0.0f);
     }
-    codes.run_count = 0;
-    const uint8_t *quad_codes = page.meta + 2 * head_dim, *packed = page.codes;
-    const auto code_of = [&](int quad) { return quad_codes[quad / 2] >> (quad % 2 * 4) & 15; };
-    const CodeTable & table = code_table();
-    for (int quad = 0, n; quad < quads; quad += n) {
-        const int code = code_of(quad);
-        const CodeEntry & entry = table[static_cast<size_t>(code)];
-        for (n = 0; quad + n < quads && code_of(quad + n) == code; ++n) {
-            for (int c = 4 * (quad + n); c < 4 * (quad + n) + 4; ++c) {
-                codes.step[c] = entry.step;
-                codes.offset[c] = static_cast<uint8_t>(entry.largest);
-            }
-        }
-        if (entry.largest > 0)
-            codes.runs[codes.run_count++] = {quad, n, entry.largest, static_cast<QuadCode>(code), packed};
-        packed += n * entry.page_bytes;
-    }
+    codes.quad_count = codes.run_count = codes.part_count = 0;
+    uint32_t packed = 0;
+    for (int quad = 0; quad < quads; quad += most_sorted)
+        packed = sort_quads(page.meta + 2 * head_dim, quad, std::min(quads, quad + most_sorted), packed);
+    if (!by_codes_) find_parts(page.meta + 2 * head_dim, quads);
     kernels_.load_key_scales(page.meta, head_dim, codes.step, scratch_.step.get(), scratch_.center.get());
     centered_ = round_up(head_dim, 16);
 }
 
-void KeyTile::score(const QueryRows & queries, Prefetch & soon) const {
+// Sorts quads by code, so that products change codes seldom, and notes their steps. Numbers of quads are counted in fields of one
+// word, which a product sums up: what stands before each code. There are no branches to predict. Returns where the codes behind
+// these quads begin.
+uint32_t KeyTile::sort_quads(const uint8_t * quad_codes, int first, int end, uint32_t packed) {
+    constexpr uint64_t ones = [] {
+        uint64_t sum = 0;
+        for (int i = 0; i < code_count; ++i) sum |= uint64_t{1} << place_bits * i;
+        return sum;
+    }();
+    constexpr uint64_t field = (1 << place_bits) - 1;
+    KeyCodes & codes = scratch_.codes;
+    const CodeEntry * const table = code_table().data();
+    const auto entry_of = [&](int quad) { return table + (quad_codes[quad / 2] >> (quad % 2 * 4) & 15); };
+    uint64_t counts = 0;
+    for (int quad = first; quad < end; ++quad) {
+        const CodeEntry * entry = entry_of(quad);
+        std::memcpy(codes.step + 4 * quad, entry->step.data(), sizeof(entry->step));
+        std::memcpy(codes.offset + 4 * quad, entry->offset.data(), sizeof(entry->offset));
+        counts += entry->one;
+    }
+    KeyQuad * const sorted = codes.quads.data() + codes.quad_count;
+    uint64_t places = counts * ones << place_bits;
+    for (int quad = first; quad < end; ++quad) {
+        const CodeEntry * entry = entry_of(quad);
+        KeyQuad place = quad_places[static_cast<size_t>(quad)];
+        place.packed = packed;
+        sorted[(places >> entry->shift & field) | entry->aside] = place;
+        places += entry->one;
+        packed += entry->page_bytes;
+    }
+    for (int i = 0; i < code_count; ++i) {
+        const CodeEntry & entry = table[static_cast<size_t>(code_order[i])];
+        const int n = static_cast<int>(counts >> entry.shift & field);
+        if (n > 0) add_run({codes.quad_count, n, entry.largest, entry.code});
+        codes.quad_count += n;
+    }
+    return packed;
+}
+
+// Neighbours of one code are unpacked at once.
+void KeyTile::find_parts(const uint8_t * quad_codes, int quads) {
+    const CodeTable & table = code_table();
+    const uint8_t * packed = page_.codes;
+    for (int quad = 0; quad < quads; ++quad) {
+        const CodeEntry & entry = table[quad_codes[quad / 2] >> (quad % 2 * 4) & 15];
+        if (entry.page_bytes > 0) add_part({quad, 1, entry.largest, entry.code, packed});
+        packed += entry.page_bytes;
+    }
+}
+
+void KeyTile::score(const QueryRows & queries, Fetch & soon) const {
     const KeySteps steps{scratch_.step.get(), scratch_.codes.offset, scratch_.center.get(), padded_,
                          centered_,           layout_.groups()};
     kernels_.fold_queries(queries.q, queries.stride, queries.rows, steps, queries.base, scratch_.folded);
     const auto product = by_codes_ ? kernels_.score_codes : kernels_.score_levels;
     for (int g = 0; g < layout_.groups(); ++g) {
-        product({scratch_.levels.get(), scratch_.codes.runs.data(), scratch_.codes.run_count, g * layout_.group,
-                 layout_.group, &scratch_.folded[g], queries.rows, scratch_.scores.get(), &soon});
+        product({scratch_.levels.get(), page_.codes, scratch_.codes.quads.data(), scratch_.codes.runs.data(),
+                 scratch_.codes.run_count, g * layout_.group, layout_.group, &scratch_.folded[g], queries.rows,
+                 scratch_.scores.get(), &soon});
     }
 }
 
@@ -159,19 +250,21 @@ void ValueTile::learn_paper() {
         runs_[g][0] = {g * quads, quads, ternary ? 2 : 3, ternary ? QuadCode::none : QuadCode::uniform2, codes};
         by_codes_ = by_codes_ && !ternary; // ternary digits are not packed in quads
         codes += layout_.group_codes(ternary);
-        for (const float ** part : {&step_[g], &base_[g]}) {
-            if (part == &base_[g] && ternary) break;
-            kernels_.load_halves(meta, head_dim, to);
-            *part = to;
-            meta += 2 * head_dim;
-            to += round_up(head_dim, 16);
+        float *step = to, *center = to + round_up(head_dim, 16);
+        step_[g] = step;
+        if (ternary) {
+            kernels_.load_halves(meta, head_dim, step);
+        } else {
+            kernels_.load_grid(meta, meta + 2 * head_dim, head_dim, 1.5f, step, center);
+            center_[g] = center;
         }
+        meta += (ternary ? 2 : 4) * head_dim;
+        to += 2 * round_up(head_dim, 16);
     }
 }
 
-void ValueTile::pack(int rows, PackedWeights & packed) const {
-    const WeightRule rule{page_.mask ? scratch_.slot_tokens.data() : nullptr, slot_scale_, groups_, base_[0] != nullptr};
-    kernels_.pack_weights(scratch_.scores.get(), rows, rule, packed);
+WeightRule ValueTile::rule() const {
+    return {page_.mask ? scratch_.slot_tokens.data() : nullptr, slot_scale_, groups_, center_[0] != nullptr};
 }
 
 void ValueTile::unpack() const {
@@ -188,7 +281,7 @@ void ValueTile::unpack() const {
     }
 }
 
-void ValueTile::add(int rows, const PackedWeights & packed, const ValueSums & sums, Prefetch & soon) const {
+void ValueTile::add(int rows, const PackedWeights & packed, const ValueSums & sums, Fetch & soon) const {
     ValueProduct product;
     product.levels = scratch_.levels.get();
     product.stride = stride_;
@@ -202,14 +295,12 @@ void ValueTile::add(int rows, const PackedWeights & packed, const ValueSums & su
         std::copy_n(runs_[g], run_count_, group.runs);
         group.run_count = run_count_;
         group.step = step_[g];
-        group.base = base_[g];
-        // Rounding of the weights touches only what a value differs from the middle of its levels, which is 0 unless there
-        // is a base.
+        group.center = center_[g];
+        // Rounding of the weights touches only what a value differs from the middle of its levels.
         const float middle = 0.5f * static_cast<float>(runs_[g][0].largest);
         for (int r = 0; r < rows; ++r) {
-            const float rounded = packed.scale[r] * packed.sum[r][g];
-            group.total[r] = group.base ? packed.total[r][g] : 0.0f;
-            group.offset[r] = middle * (group.total[r] - rounded);
+            group.total[r] = group.center ? packed.total[r][g] : 0.0f;
+            group.offset[r] = middle * packed.sum[r][g];
         }
     }
     product.out = layout_.codec == VIDKV_CODEC_PAPER ? sums.natural : sums.rotated;

@@ -22,14 +22,19 @@ struct QueryRows {
 class KeyTile {
   public:
     KeyTile(const Kernels & kernels, const KeyLayout & layout, const KeyPage & page, int rows, Scratch & scratch);
-    void score(const QueryRows & queries, Prefetch & soon) const; // -> scratch.scores
+    void score(const QueryRows & queries, Fetch & soon) const; // -> scratch.scores
 
   private:
     void learn_paper(const KeyPage & page);
     void learn_trellis(const KeyPage & page);
+    uint32_t sort_quads(const uint8_t * quad_codes, int first, int end, uint32_t packed);
+    void find_parts(const uint8_t * quad_codes, int quads);
+    void add_run(const KeyRun & run);
+    void add_part(const LevelRun & part);
 
     const Kernels & kernels_;
     const KeyLayout & layout_;
+    const KeyPage page_;
     Scratch & scratch_;
     const bool by_codes_; // products read the codes; otherwise unpacked levels
     const int padded_;    // channels
@@ -46,11 +51,11 @@ struct ValueSums {
 class ValueTile {
   public:
     ValueTile(const Kernels & kernels, const ValueLayout & layout, const ValuePage & page, int rows, Scratch & scratch);
-    // scratch.scores (weights by now) -> packed.
-    void pack(int rows, PackedWeights & packed) const;
+    // How scratch.scores (weights by now) are packed.
+    WeightRule rule() const;
     // Once all rows are packed: the levels -> scratch.levels, where the product is by levels.
     void unpack() const;
-    void add(int rows, const PackedWeights & packed, const ValueSums & sums, Prefetch & soon) const;
+    void add(int rows, const PackedWeights & packed, const ValueSums & sums, Fetch & soon) const;
 
   private:
     void learn_paper();
@@ -66,7 +71,7 @@ class ValueTile {
     LevelRun runs_[largest_groups][2]; // per group; code none: ternary digits
     int run_count_ = 0;
     const float * slot_scale_ = nullptr;
-    const float *step_[largest_groups] = {}, *base_[largest_groups] = {}; // paper: per group
+    const float *step_[largest_groups] = {}, *center_[largest_groups] = {}; // paper: per group
 };
 
 } // namespace vidkv

@@ -32,13 +32,34 @@ inline float exp_weight(float x) {
     return p * std::bit_cast<float>(power);
 }
 
+// 2^x, the same way: softmax counts scores in units of log 2.
+namespace power_of_two_math {
+constexpr float lowest = -124.0f; // below: 0
+// 2^f to 2.9e-6, for weights that are rounded to 8 bits afterwards.
+constexpr float coarse[4] = {0x1.62e12cp-1f, 0x1.ec0378p-3f, 0x1.c9fc46p-5f, 0x1.3a02ccp-7f};
+} // namespace power_of_two_math
+
+// 2^x = 2^whole * (1 + c[0] f + c[1] f^2 + ..)
+template <int Count> float power_by(const float (&c)[Count], float x) {
+    if (x < power_of_two_math::lowest) return 0.0f;
+    const float shifted = x + exponential::rounder;
+    const float f = x - (shifted - exponential::rounder);
+    float p = c[Count - 1];
+    for (int i = Count - 2; i >= 0; --i) p = std::fma(p, f, c[i]);
+    p = std::fma(p, f, 1.0f);
+    const uint32_t power = (std::bit_cast<uint32_t>(shifted) << 23) + 0x3f800000u;
+    return p * std::bit_cast<float>(power);
+}
+inline float power_of_two(float x) { return power_by(exponential::c, x); }
+inline float coarse_power_of_two(float x) { return power_by(power_of_two_math::coarse, x); }
+
 // tanh(x) = (1 - e) / (1 + e) with e = exp(-2|x|), the sign put back.
 inline float tanh_score(float x) {
     const float e = exp_weight(-2.0f * std::fabs(x));
     return std::copysign((1.0f - e) / (1.0f + e), x);
 }
 
-// exp(x - maximum) for x <= maximum; equal infinities are at distance 0.
-inline float weight_below(float x, float maximum) { return x == maximum ? 1.0f : exp_weight(x - maximum); }
+// 2^(x - maximum) for x <= maximum; equal infinities are at distance 0.
+inline float weight_below(float x, float maximum) { return x == maximum ? 1.0f : power_of_two(x - maximum); }
 
 } // namespace vidkv

@@ -51,13 +51,15 @@ void Rotation::forward(float * x) const {
     std::copy_n(mixed, n_, x);
 }
 
-void Rotation::inverse(float * x) const {
+void Rotation::inverse(float * x) const { inverse(x, hadamard); }
+
+void Rotation::inverse(float * x, void (*transform)(float * x, int n)) const {
     if (dft_) {
         float mixed[largest];
         dft_->inverse_columns(x, mixed, even_);
         std::copy_n(mixed, n_, x);
     }
-    for (int block = 0; block < odd_; ++block) hadamard(x + block * even_, even_);
+    for (int block = 0; block < odd_; ++block) transform(x + block * even_, even_);
     for (int i = 0; i < n_; ++i) x[i] *= signs_[i];
 }
 

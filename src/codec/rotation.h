@@ -14,6 +14,7 @@ class Rotation {
     explicit Rotation(int head_dim);
     void forward(float * x) const; // in place, [head_dim]
     void inverse(float * x) const;
+    void inverse(float * x, void (*hadamard)(float * x, int n)) const; // by a faster one of the same bits
 
   private:
     int n_, even_, odd_;                 // n = even * odd, even a power of two

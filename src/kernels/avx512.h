@@ -1,4 +1,5 @@
-// AVX-512 kernels: F, BW, DQ, VL, VBMI and VNNI (Ice Lake, Zen 4 and later), where the compiler can make them.
+// AVX-512 kernels: F, BW, DQ, VL and VNNI (Cascade Lake), or VBMI as well (Ice Lake, Zen 4 and later), where the compiler can make
+// them.
 #pragma once
 
 #include "kernels/kernels.h"
@@ -8,6 +9,8 @@
 
 namespace vidkv {
 
+bool avx512_vnni_supported();
+extern const Kernels avx512_vnni_kernels;
 bool avx512_supported();
 extern const Kernels avx512_kernels;
 

@@ -6,6 +6,7 @@
 #include "kernels/avx2.h"
 #include "kernels/avx512.h"
 #include "kernels/neon.h"
+#include "kernels/vnni.h"
 
 namespace vidkv {
 
@@ -49,7 +50,12 @@ const std::vector<KernelChoice> & kernel_choices() {
 #if defined(VIDKV_HAVE_AVX2)
         {&avx2_kernels, avx2_supported},
 #endif
+#if defined(VIDKV_HAVE_VNNI)
+        {&vnni_256_kernels, vnni_256_supported},
+        {&avx_vnni_kernels, avx_vnni_supported},
+#endif
 #if defined(VIDKV_HAVE_AVX512)
+        {&avx512_vnni_kernels, avx512_vnni_supported},
         {&avx512_kernels, avx512_supported},
 #endif
 #if defined(VIDKV_HAVE_NEON)

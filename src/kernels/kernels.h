@@ -20,11 +20,27 @@ constexpr int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
 
 // Unpacked levels: [quad][rows][4 lanes], one byte each.
 
-// Neighbouring quads of one code, whose levels are at most `largest`.
+// Neighbouring quads of values of one code, whose levels are at most `largest`.
 struct LevelRun {
     int first, quads, largest;
     QuadCode code;
     const uint8_t * packed; // the first one's codes, for kernels that unpack as they multiply
+};
+
+// A quad of packed keys, wherever it stands in its page.
+struct KeyQuad {
+    uint32_t packed;  // where its codes are: bytes from those of the head
+    uint16_t factors; // where row 0 of its factors is: bytes from FoldedQueries::q
+    uint16_t quad;    // where its levels are, unpacked
+};
+constexpr KeyQuad key_quad(int quad, uint32_t packed) {
+    const int factors = quad / slab_quads * (row_block * operand_bytes) + quad % slab_quads * 4;
+    return {packed, static_cast<uint16_t>(factors), static_cast<uint16_t>(quad)};
+}
+// Quads of one code, one after the other in a list; or of several codes, where the levels are unpacked.
+struct KeyRun {
+    int first, quads, largest; // largest level
+    QuadCode code;
 };
 
 constexpr int largest_groups = page_tokens / 32; // of a page
@@ -47,22 +63,24 @@ struct FoldedQueries {
 
 struct KeyProduct {
     const uint8_t * levels; // [quad][page_tokens][4]
-    const LevelRun * runs;
+    const uint8_t * codes;  // of the head, for kernels that unpack as they multiply
+    const KeyQuad * quads;
+    const KeyRun * runs;
     int run_count;
     int first_token, tokens; // multiples of 32
     const FoldedQueries * folded;
     int rows;
     float * scores; // [rows][page_tokens]
-    Prefetch * soon = nullptr;
+    Fetch * soon = nullptr;
 };
 
-// Online softmax of one query row. weights are exp(score - reference): the reference is raised to the largest score only when
-// that is more than `reference_slack` above it.
+// Online softmax of one query row. Scores count in units of log 2: weights are 2^(score - reference), and the reference is raised
+// to the largest score only when that is more than `reference_slack` above it.
 struct SoftmaxState {
     float reference = -std::numeric_limits<float>::infinity();
     float sum = 0.0f;
 };
-constexpr float reference_slack = 8.0f;
+constexpr float reference_slack = 11.0f;
 
 struct SoftmaxTile {
     float * scores; // [rows][page_tokens], become weights
@@ -89,13 +107,13 @@ struct WeightRule {
     bool totals; // wanted
 };
 
-// One group of a page's values, and what it adds to the sums:
-// out[row][c] += step[c] * (scale[row] * dot + offset[row]) + base[c] * total[row]
+// One group of a page's values. All groups together add to the sums:
+// out[row][c] += scale[row] * (sum of step[c] * (dot - offset[row])) + (sum of center[c] * total[row])
 struct ValueGroup {
     LevelRun runs[2];
     int run_count;
-    const float * step; // null: 1
-    const float * base; // null: 0
+    const float * step;   // null: 1
+    const float * center; // what the middle of the levels stands for; null: 0
     float offset[row_block], total[row_block];
 };
 struct ValueProduct {
@@ -109,7 +127,7 @@ struct ValueProduct {
     ValueGroup group[largest_groups];
     float * out;
     int64_t out_stride;
-    Prefetch * soon = nullptr;
+    Fetch * soon = nullptr;
 };
 
 // f16 rows of `count` cells, `stride` elements apart.
@@ -133,6 +151,8 @@ struct Kernels {
     void (*load_log_scales)(const uint8_t * codes, int n, float * out); // log_scale.h
     // Trellis keys: n log scales, n signed bytes of means in eighths of the scale -> step = unit * scale, center = mean * scale.
     void (*load_key_scales)(const uint8_t * meta, int n, const float * unit, float * step, float * center);
+    // Two-bit grids: n half scales and n half minima -> step, and center = minimum + middle * step.
+    void (*load_grid)(const uint8_t * scales, const uint8_t * minima, int n, float middle, float * step, float * center);
     MaskKind (*load_mask)(const uint16_t * mask, int n, float * bias);
 
     // queries: [rows][stride], zeros up to a multiple of 64 channels. base: one number per row, added to what comes from
@@ -147,6 +167,8 @@ struct Kernels {
 
     void (*softmax)(const SoftmaxTile & tile);
 
+    // softmax and pack_weights at once, with a coarser power of two; rule.token must be null. The scores are lost.
+    void (*weigh)(const SoftmaxTile & tile, const WeightRule & rule, PackedWeights & out);
     // weights [rows][page_tokens]; slot s takes token token[s] (null: token s), times slot_scale[s] (null: 1).
     void (*pack_weights)(const float * weights, int rows, const WeightRule & rule, PackedWeights & out);
     void (*add_levels)(const ValueProduct & product);
@@ -158,6 +180,7 @@ struct Kernels {
     // n: a multiple of 16
     void (*scale)(float * x, int n, float factor);
     void (*add_scaled)(const float * x, float factor, int n, float * out); // out += factor * x
+    void (*hadamard)(float * x, int n);                                    // in place, not normalised; n: a power of two
 };
 
 extern const Kernels scalar_kernels;

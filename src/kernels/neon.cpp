@@ -4,6 +4,7 @@
 #if defined(VIDKV_HAVE_NEON)
 
 #include <arm_neon.h>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -112,9 +113,18 @@ INLINE F absolute(F x) {
     for (P & part : x.v) part = vabsq_f32(part);
     return x;
 }
-INLINE F times_power_or_zero(F p, F shifted, F /*whole*/, F x, float lowest) {
+INLINE F times_power_or_zero(F p, F shifted, F x, float lowest) {
     for (int i = 0; i < 4; ++i) p.v[i] = times_power_or_zero(p.v[i], shifted.v[i], x.v[i], lowest);
     return p;
+}
+// Lanes i and i + Half change places, for all i whose bit Half is 0.
+template <int Half> INLINE F swapped(F x) {
+    if constexpr (Half == 1) return {{vrev64q_f32(x.v[0]), vrev64q_f32(x.v[1]), vrev64q_f32(x.v[2]), vrev64q_f32(x.v[3])}};
+    if constexpr (Half == 2)
+        return {{vextq_f32(x.v[0], x.v[0], 2), vextq_f32(x.v[1], x.v[1], 2), vextq_f32(x.v[2], x.v[2], 2),
+                 vextq_f32(x.v[3], x.v[3], 2)}};
+    if constexpr (Half == 4) return {{x.v[1], x.v[0], x.v[3], x.v[2]}};
+    return {{x.v[2], x.v[3], x.v[0], x.v[1]}};
 }
 INLINE F where_above(F x, float limit, F y) {
     for (int i = 0; i < 4; ++i) y.v[i] = where_above(x.v[i], limit, y.v[i]);
@@ -190,6 +200,10 @@ INLINE F largest_of_8(const F * x) { return {{fold_4<Larger>(x), fold_4<Larger>(
 
 // ---- 16 int32
 
+INLINE I add(I a, I b) {
+    for (int i = 0; i < 4; ++i) a.v[i] = vaddq_s32(a.v[i], b.v[i]);
+    return a;
+}
 INLINE I no_ints() { return {{vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)}}; }
 INLINE P to_float(int32x4_t x) { return vcvtq_f32_s32(x); }
 INLINE F to_float(I x) { return {{to_float(x.v[0]), to_float(x.v[1]), to_float(x.v[2]), to_float(x.v[3])}}; }
@@ -282,9 +296,10 @@ void unpack_ternary(const uint8_t * packed, int bytes, uint8_t * levels) {
 
 } // namespace
 
-const Kernels neon_kernels = {"neon",       unpack_quads, unpack_ternary, load_halves, load_log_scales, load_key_scales,
-                              load_mask,    fold_queries, score_levels,   nullptr,     score_halves,    softmax,
-                              pack_weights, add_levels,   nullptr,        add_halves,  scale,           add_scaled};
+const Kernels neon_kernels = {"neon",    unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_key_scales,
+                              load_grid, load_mask,    fold_queries,   score_levels, nullptr,         score_halves,
+                              softmax,   weigh,        pack_weights,   add_levels,   nullptr,         add_halves,
+                              scale,     add_scaled,   hadamard};
 
 } // namespace vidkv
 

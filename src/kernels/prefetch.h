@@ -1,38 +1,64 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
 namespace vidkv {
 
-// Bytes of the next page, fetched evenly while kernels work on this one: many at once fill the core's miss buffers and block it.
+constexpr int cache_line = 64;
+
+inline void prefetch(const uint8_t * bytes, size_t n) {
+    for (size_t at = 0; at < n; at += cache_line) __builtin_prefetch(bytes + at);
+}
+
+// Kernels on f16 rows look so many rows ahead.
+constexpr int rows_ahead = 16;
+inline void prefetch_rows(const uint16_t * rows, int64_t stride, int count, int channels) {
+    for (int t = 0; t < count; ++t)
+        prefetch(reinterpret_cast<const uint8_t *>(rows + t * stride), static_cast<size_t>(channels) * sizeof(uint16_t));
+}
+
+// Bytes of the next page, fetched evenly while a kernel works on this one: many at once fill the core's miss buffers and block it.
 // Work is counted in units: one per query row and token (scores), or per query row and channel (sums).
-class Prefetch {
+class Fetch {
   public:
-    void add(const uint8_t * bytes, size_t n) {
-        parts_[count_++] = {bytes, bytes + n};
-        lines_ += static_cast<int64_t>(n / line_bytes) + 1;
-    }
-    // All lines are to be fetched by the time that this much work is done.
-    void spread_over(int64_t units) { units_per_line_ = lines_ > 0 ? units / lines_ + 1 : units; }
-    void worked(int64_t units) {
-        for (owed_ += units; owed_ >= units_per_line_ && at_ < count_; owed_ -= units_per_line_) {
-            Part & part = parts_[at_];
-            __builtin_prefetch(part.next);
-            part.next += line_bytes;
-            if (part.next >= part.end) ++at_;
+    Fetch() = default;
+    // All of it is to be fetched by the time that so many units are done.
+    Fetch(const uint8_t * bytes, size_t n, int64_t units)
+        : next_(bytes), end_(bytes + n), per_unit_((static_cast<int64_t>(n) << shift) / std::max<int64_t>(units, 1) + 1) {}
+
+    // The part that goes with some units of work, to be fetched line by line without a branch.
+    class Part {
+      public:
+        Part(const uint8_t * next, const uint8_t * end) : next_(next), end_(end) {}
+        void line() {
+            __builtin_prefetch(next_);
+            next_ = next_ + cache_line < end_ ? next_ + cache_line : end_;
         }
+        void rest() {
+            for (; next_ < end_; next_ += cache_line) __builtin_prefetch(next_);
+        }
+
+      private:
+        const uint8_t *next_, *end_;
+    };
+    Part part(int64_t units) {
+        const uint8_t * from = next_;
+        const int64_t bytes = ((units * per_unit_ >> shift) + cache_line - 1) / cache_line * cache_line;
+        next_ = end_ - next_ > bytes ? next_ + bytes : end_;
+        return {from, next_};
     }
-    void all() { worked(lines_ * units_per_line_); }
 
   private:
-    static constexpr int line_bytes = 64;
-    struct Part {
-        const uint8_t *next, *end;
-    };
-    Part parts_[4];
-    int count_ = 0, at_ = 0;
-    int64_t lines_ = 0, units_per_line_ = 1, owed_ = 0;
+    static constexpr int shift = 20;
+    const uint8_t *next_ = nullptr, *end_ = nullptr;
+    int64_t per_unit_ = 0;
+};
+
+// What is fetched while the scores and while the sums of a page are computed.
+struct Prefetch {
+    Fetch during_scores, during_sums;
 };
 
 } // namespace vidkv

@@ -44,6 +44,13 @@ void unpack_ternary(const uint8_t * packed, int bytes, uint8_t * levels) {
     }
 }
 
+void load_grid(const uint8_t * scales, const uint8_t * minima, int n, float middle, float * step, float * center) {
+    for (int i = 0; i < n; ++i) {
+        step[i] = half_to_float(load_at<uint16_t>(scales, static_cast<size_t>(i)));
+        center[i] = std::fma(middle, step[i], half_to_float(load_at<uint16_t>(minima, static_cast<size_t>(i))));
+    }
+}
+
 void load_halves(const uint8_t * halves, int n, float * out) {
     for (int i = 0; i < n; ++i) out[i] = half_to_float(load_at<uint16_t>(halves, static_cast<size_t>(i)));
 }
@@ -124,10 +131,10 @@ void score_levels(const KeyProduct & p) {
     for (int r = 0; r < p.rows; ++r) {
         for (int t = p.first_token; t < p.first_token + p.tokens; ++t) {
             int32_t dot = 0;
-            for (const LevelRun * run = p.runs; run != p.runs + p.run_count; ++run) {
-                for (int c = 4 * run->first; c < 4 * (run->first + run->quads); ++c) {
-                    const int q = p.folded->q[(c / operand_bytes * row_block + r) * operand_bytes + c % operand_bytes];
-                    dot += q * p.levels[(c / 4 * page_tokens + t) * 4 + c % 4];
+            for (const KeyRun * run = p.runs; run != p.runs + p.run_count; ++run) {
+                for (const KeyQuad * k = p.quads + run->first; k != p.quads + run->first + run->quads; ++k) {
+                    const int8_t * q = p.folded->q + k->factors + r * operand_bytes;
+                    for (int i = 0; i < 4; ++i) dot += q[i] * p.levels[(k->quad * page_tokens + t) * 4 + i];
                 }
             }
             const float centered = static_cast<float>(dot) - p.folded->offset[r];
@@ -169,13 +176,13 @@ float raise_reference(SoftmaxState & state, float largest, float & factor) {
         if (state.reference != infinity) factor = 0.0f;
         state.reference = infinity;
     } else if (largest > state.reference + reference_slack) {
-        factor = exp_weight(state.reference - largest);
+        factor = power_of_two(state.reference - largest);
         state.reference = largest;
     }
     return state.reference == -infinity || largest == infinity ? 0.0f : state.reference;
 }
 
-void softmax(const SoftmaxTile & tile) {
+void softmax_by(float (*power)(float), const SoftmaxTile & tile) {
     for (int r = 0; r < tile.rows; ++r) {
         float * scores = tile.scores + r * page_tokens;
         float largest = -infinity;
@@ -187,12 +194,14 @@ void softmax(const SoftmaxTile & tile) {
         const float reference = raise_reference(tile.states[r], largest, tile.factors[r]);
         LaneSum sum;
         for (int t = 0; t < page_tokens; ++t) {
-            scores[t] = exp_weight(scores[t] - reference);
+            scores[t] = power(scores[t] - reference);
             sum.lane[t % lanes] += scores[t];
         }
         tile.states[r].sum = std::fma(tile.states[r].sum, tile.factors[r], sum.total());
     }
 }
+
+void softmax(const SoftmaxTile & tile) { softmax_by(power_of_two, tile); }
 
 void pack_weights(const float * weights, int rows, const WeightRule & rule, PackedWeights & out) {
     for (int r = 0; r < rows; ++r) {
@@ -220,26 +229,34 @@ void pack_weights(const float * weights, int rows, const WeightRule & rule, Pack
     }
 }
 
-void add_group(const ValueProduct & p, const ValueGroup & g) {
-    for (int r = 0; r < p.rows; ++r) {
-        float * out = p.out + r * p.out_stride;
-        for (int c = 0; c < p.channels; ++c) {
-            int32_t dot = 0;
-            for (const LevelRun * run = g.runs; run != g.runs + g.run_count; ++run) {
-                for (int s = 4 * run->first; s < 4 * (run->first + run->quads); ++s) {
-                    dot +=
-                        p.weights[r * operand_bytes + s] * p.levels[static_cast<int64_t>(s / 4) * p.stride + c * 4 + s % 4];
-                }
-            }
-            const float scaled = std::fma(static_cast<float>(dot), p.scale[r], g.offset[r]);
-            out[c] = g.step ? std::fma(g.step[c], scaled, out[c]) : out[c] + scaled;
-            if (g.base) out[c] = std::fma(g.base[c], g.total[r], out[c]);
+void weigh(const SoftmaxTile & tile, const WeightRule & rule, PackedWeights & out) {
+    softmax_by(coarse_power_of_two, tile);
+    pack_weights(tile.scores, tile.rows, rule, out);
+}
+
+float dot_of(const ValueProduct & p, const ValueGroup & g, int row, int channel) {
+    int32_t dot = 0;
+    for (const LevelRun * run = g.runs; run != g.runs + g.run_count; ++run) {
+        for (int s = 4 * run->first; s < 4 * (run->first + run->quads); ++s) {
+            dot +=
+                p.weights[row * operand_bytes + s] * p.levels[static_cast<int64_t>(s / 4) * p.stride + channel * 4 + s % 4];
         }
     }
+    return static_cast<float>(dot);
 }
 
 void add_levels(const ValueProduct & p) {
-    for (int g = 0; g < p.groups; ++g) add_group(p, p.group[g]);
+    for (int r = 0; r < p.rows; ++r) {
+        for (int c = 0; c < p.channels; ++c) {
+            float sum = 0.0f, out = p.out[r * p.out_stride + c];
+            for (const ValueGroup * g = p.group; g != p.group + p.groups; ++g) {
+                const float centered = dot_of(p, *g, r, c) - g->offset[r];
+                sum = g->step ? std::fma(g->step[c], centered, sum) : sum + centered;
+                if (g->center) out = std::fma(g->center[c], g->total[r], out);
+            }
+            p.out[r * p.out_stride + c] = std::fma(sum, p.scale[r], out);
+        }
+    }
 }
 
 void add_halves(const float * weights, int rows, const HalfRows & values, float * out, int64_t out_stride) {
@@ -263,10 +280,23 @@ void add_scaled(const float * x, float factor, int n, float * out) {
     for (int i = 0; i < n; ++i) out[i] = std::fma(x[i], factor, out[i]);
 }
 
+void hadamard(float * x, int n) {
+    for (int half = 1; half < n; half *= 2) {
+        for (int i = 0; i < n; i += 2 * half) {
+            for (int j = i; j < i + half; ++j) {
+                const float a = x[j], b = x[j + half];
+                x[j] = a + b;
+                x[j + half] = a - b;
+            }
+        }
+    }
+}
+
 } // namespace
 
-const Kernels scalar_kernels = {"scalar",     unpack_quads, unpack_ternary, load_halves, load_log_scales, load_key_scales,
-                                load_mask,    fold_queries, score_levels,   nullptr,     score_halves,    softmax,
-                                pack_weights, add_levels,   nullptr,        add_halves,  scale,           add_scaled};
+const Kernels scalar_kernels = {"scalar",  unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_key_scales,
+                                load_grid, load_mask,    fold_queries,   score_levels, nullptr,         score_halves,
+                                softmax,   weigh,        pack_weights,   add_levels,   nullptr,         add_halves,
+                                scale,     add_scaled,   hadamard};
 
 } // namespace vidkv

@@ -136,6 +136,14 @@ TEST(AttentionKernels, NumbersWidenExactly) {
         }
         std::vector<uint8_t> scales(256);
         std::iota(scales.begin(), scales.end(), uint8_t{0});
+        std::vector<float> center(65536), other(65536);
+        scalar_kernels.load_grid(reinterpret_cast<const uint8_t *>(halves.data()),
+                                 reinterpret_cast<const uint8_t *>(halves.data() + 20), 65500, 1.5f, want.data(),
+                                 center.data());
+        kernels.load_grid(reinterpret_cast<const uint8_t *>(halves.data()),
+                          reinterpret_cast<const uint8_t *>(halves.data() + 20), 65500, 1.5f, got.data(), other.data());
+        expect_same(got, want);
+        expect_same(other, center);
         scalar_kernels.load_log_scales(scales.data(), 256, want.data());
         kernels.load_log_scales(scales.data(), 256, got.data());
         expect_same(got, want);
@@ -180,15 +188,17 @@ TEST(AttentionKernels, MasksKnowWhatIsVisible) {
     }
 }
 
-// Levels of a head, cut into runs of random codes, some of them empty.
+// Levels of a head, cut into runs of random codes, some of them empty, which the product goes through in any order.
 struct RandomLevels {
     Aligned<uint8_t> levels;
-    std::vector<LevelRun> runs;
+    std::vector<KeyQuad> list;
+    std::vector<KeyRun> runs;
     RandomLevels(Random & rng, int quads) : levels(static_cast<size_t>(quads) * page_tokens * 4 + level_slack) {
         const bool extreme = rng.integer(0, 1); // sums as large as they can be
         for (int quad = 0; quad < quads;) {
             const int n = rng.integer(1, quads - quad), largest = (1 << rng.integer(0, 6)) - 1;
-            if (largest > 0) runs.push_back({quad, n, largest});
+            if (largest > 0) runs.push_back({static_cast<int>(list.size()), n, largest, QuadCode::none});
+            for (int i = quad + n; largest > 0 && i-- > quad;) list.push_back(key_quad(i, 0));
             for (size_t i = 0; i < static_cast<size_t>(n) * page_tokens * 4; ++i) {
                 levels[static_cast<size_t>(quad) * page_tokens * 4 + i] =
                     static_cast<uint8_t>(extreme ? largest : rng.integer(0, largest));
@@ -233,9 +243,16 @@ TEST(AttentionKernels, KeysScoreTheSameBits) {
         if (rng.integer(0, 1)) std::fill_n(want.q, sizeof(want.q), static_cast<int8_t>(rng.integer(0, 1) ? 127 : -127));
         Aligned<float> scores(row_block * page_tokens), others(row_block * page_tokens);
         const int first = rng.integer(0, 3) * 32, tokens = rng.integer(1, (page_tokens - first) / 32) * 32;
-        KeyProduct product{
-            levels.levels.data(), levels.runs.data(), static_cast<int>(levels.runs.size()), first, tokens, &want, rows,
-            scores.data()};
+        KeyProduct product{levels.levels.data(),
+                           nullptr,
+                           levels.list.data(),
+                           levels.runs.data(),
+                           static_cast<int>(levels.runs.size()),
+                           first,
+                           tokens,
+                           &want,
+                           rows,
+                           scores.data()};
         scalar_kernels.score_levels(product);
         product.scores = others.data();
         kernels.score_levels(product);
@@ -280,9 +297,27 @@ TEST(AttentionKernels, KeysScoreTheSameBitsFromCodes) {
             folded.scale[r] = rng.normal(), folded.offset[r] = rng.normal(), folded.base[r] = rng.normal();
         Aligned<float> want(row_block * page_tokens), got(row_block * page_tokens);
         const int first = rng.integer(0, 3) * 32, tokens = rng.integer(1, (page_tokens - first) / 32) * 32;
-        KeyProduct product{
-            packed.levels.data(), packed.runs.data(), static_cast<int>(packed.runs.size()), first, tokens, &folded, rows,
-            want.data()};
+        std::vector<KeyQuad> list;
+        std::vector<KeyRun> runs;
+        for (const LevelRun & run : packed.runs) {
+            runs.push_back({static_cast<int>(list.size()), run.quads, run.largest, run.code});
+            for (int i = run.quads; i-- > 0;) {
+                const size_t at = static_cast<size_t>(run.packed - packed.packed.data()) +
+                                  quad_bytes(run.code, page_tokens) * static_cast<size_t>(i);
+                list.push_back(key_quad(run.first + i, static_cast<uint32_t>(at)));
+            }
+        }
+        std::ranges::reverse(runs);
+        KeyProduct product{packed.levels.data(),
+                           packed.packed.data(),
+                           list.data(),
+                           runs.data(),
+                           static_cast<int>(runs.size()),
+                           first,
+                           tokens,
+                           &folded,
+                           rows,
+                           want.data()};
         scalar_kernels.score_levels(product);
         product.levels = nullptr;
         product.scores = got.data();
@@ -316,7 +351,7 @@ TEST(AttentionKernels, ValuesAddUpToTheSameBitsFromCodes) {
                               group.runs); // every group adds the same quads: what matters is what is done with the sums
             group.run_count = static_cast<int>(packed.runs.size());
             group.step = rng.integer(0, 1) ? &step[g * channels] : nullptr;
-            group.base = rng.integer(0, 1) ? &base[g * channels] : nullptr;
+            group.center = rng.integer(0, 1) ? &base[g * channels] : nullptr;
             for (int r = 0; r < rows; ++r) group.offset[r] = rng.normal(), group.total[r] = rng.normal();
         }
         product.out_stride = channels;
@@ -364,9 +399,33 @@ TEST(AttentionKernels, HalfRowsScoreAndAddUpTheSameBits) {
     });
 }
 
-TEST(AttentionKernels, SoftmaxGivesTheSameBits) {
-    for_each_fast(60, [](const Kernels & kernels, Random & rng) {
+void expect_same(int rows, const PackedWeights & got, const PackedWeights & want) {
+    EXPECT_EQ(std::memcmp(got.w, want.w, static_cast<size_t>(rows) * operand_bytes), 0);
+    expect_same(values_of(got.scale, rows), values_of(want.scale, rows));
+    expect_same(values_of(got.sum[0], rows * largest_groups), values_of(want.sum[0], rows * largest_groups));
+    expect_same(values_of(got.total[0], rows * largest_groups), values_of(want.total[0], rows * largest_groups));
+}
+
+TEST(AttentionKernels, HadamardTransformsToTheSameBits) {
+    for_each_fast(5, [](const Kernels & kernels, Random & rng) {
+        for (int n = 1; n <= largest_head_dim; n *= 2) {
+            Aligned<float> want = random_floats(rng, static_cast<size_t>(n)), got(static_cast<size_t>(n));
+            std::copy_n(want.data(), n, got.data());
+            scalar_kernels.hadamard(want.data(), n);
+            kernels.hadamard(got.data(), n);
+            expect_same(got.copy(), want.copy());
+        }
+    });
+}
+
+// packs: weights become int8 in the same call.
+void expect_same_softmax(bool packs) {
+    for_each_fast(60, [packs](const Kernels & kernels, Random & rng) {
         const int rows = rng.integer(1, row_block);
+        Aligned<float> slot_scale = random_floats(rng, page_tokens);
+        for (size_t s = 0; s < page_tokens; ++s) slot_scale[s] = std::fabs(slot_scale[s]);
+        const WeightRule rule{nullptr, rng.integer(0, 1) ? slot_scale.data() : nullptr, 1 << rng.integer(0, 2),
+                              rng.integer(0, 1) == 1};
         Aligned<float> bias = random_floats(rng, page_tokens), want(row_block * page_tokens), got(row_block * page_tokens);
         for (size_t t = 0; t < page_tokens; ++t) {
             if (rng.integer(0, 2) == 0) bias[t] = -infinity;
@@ -379,7 +438,7 @@ TEST(AttentionKernels, SoftmaxGivesTheSameBits) {
             for (size_t i = 0; i < row_block * page_tokens; ++i) {
                 want[i] = level + rng.normal(8.0f);
                 if (rng.integer(0, 5000) == 0) want[i] = rng.integer(0, 1) ? infinity : -infinity;
-                if (rng.integer(0, 5000) == 0) want[i] = std::numeric_limits<float>::quiet_NaN();
+                if (!packs && rng.integer(0, 5000) == 0) want[i] = std::numeric_limits<float>::quiet_NaN();
             }
             for (int r = 0; r < rows; ++r) {
                 biases[r] = rng.integer(0, 1) ? bias.data() : nullptr;
@@ -389,21 +448,26 @@ TEST(AttentionKernels, SoftmaxGivesTheSameBits) {
             SoftmaxTile softmax{
                 want.data(),   rows,          biases.data(), slopes.data(), rng.integer(0, 1) ? 30.0f : 0.0f,
                 states.data(), factors.data()};
-            scalar_kernels.softmax(softmax);
+            PackedWeights packed{}, other_packed{};
+            packs ? scalar_kernels.weigh(softmax, rule, packed) : scalar_kernels.softmax(softmax);
             softmax.scores = got.data();
             softmax.states = others.data();
             softmax.factors = other_factors.data();
-            kernels.softmax(softmax);
+            packs ? kernels.weigh(softmax, rule, other_packed) : kernels.softmax(softmax);
+            expect_same(rows, other_packed, packed);
             for (int r = 0; r < rows; ++r) {
                 ASSERT_TRUE(same(others[r].sum, states[r].sum)) << others[r].sum << " " << states[r].sum;
                 ASSERT_EQ(others[r].reference, states[r].reference);
                 ASSERT_TRUE(same(other_factors[r], factors[r]));
+                if (packs) continue;
                 expect_same(values_of(&got[static_cast<size_t>(r * page_tokens)], page_tokens),
                             values_of(&want[static_cast<size_t>(r * page_tokens)], page_tokens));
             }
         }
     });
 }
+TEST(AttentionKernels, SoftmaxGivesTheSameBits) { expect_same_softmax(false); }
+TEST(AttentionKernels, WeighingGivesTheSameBits) { expect_same_softmax(true); }
 
 TEST(AttentionKernels, WeightsPackToTheSameBits) {
     for_each_fast(60, [](const Kernels & kernels, Random & rng) {
@@ -421,10 +485,7 @@ TEST(AttentionKernels, WeightsPackToTheSameBits) {
                               1 << rng.integer(0, 2), rng.integer(0, 1) == 1};
         scalar_kernels.pack_weights(weights.data(), rows, rule, want);
         kernels.pack_weights(weights.data(), rows, rule, got);
-        EXPECT_EQ(std::memcmp(got.w, want.w, static_cast<size_t>(rows) * operand_bytes), 0);
-        expect_same(values_of(got.scale, rows), values_of(want.scale, rows));
-        expect_same(values_of(got.sum[0], rows * largest_groups), values_of(want.sum[0], rows * largest_groups));
-        expect_same(values_of(got.total[0], rows * largest_groups), values_of(want.total[0], rows * largest_groups));
+        expect_same(rows, got, want);
     });
 }
 
@@ -480,6 +541,21 @@ TEST(AttentionKernels, WeightsAreExponentials) {
         ASSERT_NEAR(tanh_score(x), t, 12 * unit) << x;
     }
     EXPECT_LE(worst, 4 * unit) << "in units of 1 + |x|";
+    double worst_power = 0, worst_coarse = 0;
+    for (int i = 0; i <= 100000; ++i) {
+        const float x = 12.0f - 136.0f * static_cast<float>(i) / 100000;
+        const double want = std::exp2(static_cast<double>(x));
+        worst_power = std::max(worst_power, std::abs(power_of_two(x) - want) / want);
+        worst_coarse = std::max(worst_coarse, std::abs(coarse_power_of_two(x) - want) / want);
+    }
+    EXPECT_LE(worst_power, 4 * unit);
+    EXPECT_LE(worst_coarse, 52 * unit);
+    for (const auto power : {power_of_two, coarse_power_of_two}) {
+        EXPECT_EQ(power(0.0f), 1.0f);
+        EXPECT_EQ(power(-124.5f), 0.0f);
+        EXPECT_EQ(power(-infinity), 0.0f);
+        EXPECT_TRUE(std::isnan(power(std::numeric_limits<float>::quiet_NaN())));
+    }
     EXPECT_EQ(exp_weight(0.0f), 1.0f);
     EXPECT_EQ(exp_weight(-87.0f), 0.0f);
     EXPECT_EQ(exp_weight(-infinity), 0.0f);

@@ -219,12 +219,12 @@ class Row {
         double bias = args_.mask ? half_to_float(args_.mask[token_ * args_.mask_stride + cell]) : 0.0;
         if (bias == -infinity || (args_.causal && cell > args_.cells - args_.tokens + token_)) return {};
         bias *= alibi_slope(head_, args_.heads, args_.max_bias);
-        Score s{args_.scale * dot, std::abs(args_.scale) * dot_error + 4 * unit * std::abs(args_.scale * dot)};
+        Score s{args_.scale * dot, std::abs(args_.scale) * dot_error + 6 * unit * std::abs(args_.scale * dot)};
         if (args_.softcap != 0) {
             s.value = args_.softcap * std::tanh(s.value / args_.softcap);
             s.error += 12 * unit * args_.softcap;
         }
-        s.error += (2 * args_.heads + 4) * unit * std::abs(bias) + unit * std::abs(s.value + bias);
+        s.error += (2 * args_.heads + 6) * unit * std::abs(bias) + unit * std::abs(s.value + bias);
         s.value += bias;
         return s;
     }
@@ -280,7 +280,7 @@ std::vector<Score> score_row(const Row & row, const KeyRows & rows, const Planne
 // Relative error of a softmax weight and of the sums, without the scores' own.
 double summation_error(int64_t cells) {
     const int64_t touched = cells / page_tokens + 2;
-    const double pages = static_cast<double>(touched), chunks = 128, exponentials = 2 * 4 * 96;
+    const double pages = static_cast<double>(touched), chunks = 128, exponentials = 2 * (4 * 96 + 48);
     return (4 * (pages + 2) + exponentials + static_cast<double>(cells) + 2 * pages + chunks + 8) * unit;
 }
 
