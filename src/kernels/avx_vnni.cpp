@@ -15,7 +15,7 @@ bool avx_vnni_supported() {
 
 } // namespace vidkv
 
-#define VIDKV_VPDPBUSD "{vex} vpdpbusd"
+#define VIDKV_VPDPBUSD "%{vex%} vpdpbusd"
 #define VIDKV_VPDPBUSD_TARGET ",avxvnni"
 #define VIDKV_TABLE avx_vnni_kernels
 #define VIDKV_TABLE_NAME "avxvnni"

@@ -11,7 +11,7 @@ bool vnni_256_supported() {
 
 } // namespace vidkv
 
-#define VIDKV_VPDPBUSD "{evex} vpdpbusd"
+#define VIDKV_VPDPBUSD "%{evex%} vpdpbusd"
 #define VIDKV_VPDPBUSD_TARGET ",avx512vl,avx512vnni"
 #define VIDKV_TABLE vnni_256_kernels
 #define VIDKV_TABLE_NAME "vnni256"

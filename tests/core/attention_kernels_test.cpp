@@ -514,7 +514,7 @@ TEST(AttentionKernels, ValuesAddUpToTheSameBits) {
             for (int i = g * quads * stride; i < (g + 1) * quads * stride; ++i)
                 levels[i] = static_cast<uint8_t>(rng.integer(0, 2) ? largest : rng.integer(0, largest));
             ValueGroup & group = product.group[g];
-            group = {{{g * quads, quads, largest}},
+            group = {{{g * quads, quads, largest, QuadCode::none, nullptr}},
                      1,
                      rng.integer(0, 1) ? &step[g * channels] : nullptr,
                      rng.integer(0, 1) ? &base[g * channels] : nullptr,
