@@ -70,6 +70,11 @@ static inline vidkv_status vidkv_blocks_attend(vidkv_blocks * blocks, const vidk
     return vidkv_blocks_attend_sized(blocks, batch, sizeof(*batch));
 }
 
+/* The queries of a text that stands for others, q [tokens][heads][head_dim]: keys of blocks begun from now on are packed as if these
+ * had been seen before the block's own. The same queries give the same codes; 0 tokens: forgets them. */
+VIDKV_API vidkv_status vidkv_blocks_learn(vidkv_blocks * blocks, const float * q, int64_t q_stride, int64_t tokens,
+                                          int32_t heads);
+
 /* A full block in bytes that another process can import: 0 if it is not packed. bytes_out may be null to ask for the size alone. */
 VIDKV_API uint64_t vidkv_blocks_export(const vidkv_blocks * blocks, int64_t block, uint8_t * bytes_out);
 /* VIDKV_E_FORMAT, and the block as it was, if these are not the bytes of a block of this shape and parameters. */

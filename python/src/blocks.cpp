@@ -109,6 +109,14 @@ class Blocks {
         check(vidkv_blocks_attend(blocks_.get(), &batch));
     }
 
+    void learn(const ConstArray & q) {
+        require_tokens(q, "q", 0, head_dim_);
+        check(vidkv_blocks_learn(blocks_.get(), static_cast<const float *>(q.data()), q.stride(0),
+                                 static_cast<int64_t>(q.shape(0)), static_cast<int32_t>(q.shape(1))));
+    }
+
+    void forget() { check(vidkv_blocks_learn(blocks_.get(), nullptr, 0, 0, static_cast<int32_t>(kv_heads_))); }
+
     nb::object export_block(int64_t block) const {
         const uint64_t size = vidkv_blocks_export(blocks_.get(), block, nullptr);
         if (size == 0) return nb::none();
@@ -179,6 +187,10 @@ void bind_blocks(nb::module_ & m) {
             "Writes k and v of a batch of texts, attends with q, packs what is full. Tokens are float32 [tokens, heads, head_dim].")
         .def("write", &Blocks::write, "k"_a, "v"_a, "query_start"_a, "lengths"_a, "table"_a,
              "The same without queries: writes and packs.")
+        .def(
+            "learn", &Blocks::learn, "q"_a,
+            "q [tokens, heads, head_dim]: keys of blocks begun from now on are packed as if these queries had been seen before.")
+        .def("forget", &Blocks::forget, "Undoes learn.")
         .def("export_block", &Blocks::export_block, "block"_a, "The bytes of a full block; None if it is not full.")
         .def("import_block", &Blocks::import_block, "block"_a, "bytes"_a,
              "Makes a block what export_block gave. ValueError if it cannot be.")

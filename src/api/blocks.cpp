@@ -117,9 +117,23 @@ class Batch {
     }
 
     void attend_all() const {
+        std::vector<int> texts;
         for (int r = 0; r < args_.texts; ++r) {
-            if (tokens(r) > 0) attend_text(r);
+            if (tokens(r) > 0) texts.push_back(r);
         }
+        if (!are_alike(texts)) {
+            for (const int r : texts) attend_text(r, args_.threads);
+            return;
+        }
+        std::atomic<bool> no_memory{false};
+        parallel_for(static_cast<int64_t>(texts.size()), args_.threads, [&](int64_t i) {
+            try {
+                attend_text(texts[static_cast<size_t>(i)], 1);
+            } catch (const std::bad_alloc &) {
+                no_memory = true;
+            }
+        });
+        if (no_memory) throw std::bad_alloc();
     }
 
     void pack() {
@@ -167,7 +181,18 @@ class Batch {
         blocks_.fill(piece.block, piece.cell, piece.count, rows);
     }
 
-    void attend_text(int r) const {
+    // Whether threads that take a text each are busy to the end: that saves waking them for every text.
+    bool are_alike(const std::vector<int> & texts) const {
+        int64_t all = 0, largest = 0;
+        for (const int r : texts) {
+            const int64_t work = int64_t{tokens(r)} * args_.lengths[r];
+            all += work;
+            largest = std::max(largest, work);
+        }
+        return args_.threads > 1 && texts.size() > 1 && 4 * largest * args_.threads <= 5 * all;
+    }
+
+    void attend_text(int r, int threads) const {
         vidkv_attention_args call{};
         const int head_dim = blocks_.layout().head_dim;
         call.q = args_.q + args_.query_start[r] * args_.q_stride;
@@ -180,7 +205,7 @@ class Batch {
         call.causal = args_.causal;
         call.scale = args_.scale, call.softcap = args_.softcap;
         call.sinks = args_.sinks;
-        call.threads = worthwhile_threads(call, 2 * head_dim) > 1 ? args_.threads : 1;
+        call.threads = worthwhile_threads(call, 2 * head_dim) > 1 ? threads : 1;
         // What had left the window before this batch is read as it is packed, whoever else still has its rows.
         const int64_t before = args_.lengths[r] - tokens(r);
         const int64_t first_open = std::max<int64_t>(before - residual_, 0) / page_tokens;
@@ -265,6 +290,16 @@ vidkv_status vidkv_blocks_attend_sized(vidkv_blocks * blocks, const vidkv_blocks
             call.attend_all();
         }
         call.pack();
+        return VIDKV_OK;
+    });
+}
+
+vidkv_status vidkv_blocks_learn(vidkv_blocks * blocks, const float * q, int64_t q_stride, int64_t tokens, int32_t heads) {
+    if (!blocks || (!q && tokens > 0)) return null_pointer();
+    if (tokens < 0 || heads < 1 || heads % unwrap(blocks)->layout().kv_heads != 0)
+        return refuse("query heads must be a positive multiple of the KV heads");
+    return guarded([&] {
+        unwrap(blocks)->learn(q, tokens, heads, q_stride);
         return VIDKV_OK;
     });
 }

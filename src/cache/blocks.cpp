@@ -16,6 +16,7 @@ namespace {
 
 constexpr uint32_t magic = 0x31424b56; // "VKB1"
 constexpr size_t header_bytes = 8;     // magic, u8 begins, u8 zero, u16 sink tokens
+constexpr int learned_tokens = 128;    // as which the queries learned before count in a block
 constexpr int64_t patience = 4;        // batches that the rows of a packed block outlive their last use by
 
 AlignedBytes make_bytes(size_t bytes) { return AlignedBytes(new (std::align_val_t{64}) uint8_t[bytes]()); }
@@ -107,8 +108,17 @@ vidkv_status Blocks::prepare(int64_t index, int cell, bool begins) {
     block.used = clock_;
     if (layout_.packs_keys && wants_queries(params_) && !block.queries) {
         block.queries = std::make_unique<QueryStatistics>(layout_.kv_heads, layout_.head_dim);
+        if (learned_) block.queries->begin_with(*learned_, learned_tokens);
     }
     return VIDKV_OK;
+}
+
+void Blocks::learn(const float * q, int64_t tokens, int heads, int64_t token_stride) {
+    learned_.reset();
+    if (tokens < 1 || !layout_.packs_keys || !wants_queries(params_)) return;
+    auto learned = std::make_unique<QueryStatistics>(layout_.kv_heads, layout_.head_dim);
+    learned->count(q, tokens, heads, token_stride, layout_.head_dim);
+    learned_ = std::move(learned);
 }
 
 void Blocks::fill(int64_t index, int cell, int n, const TokenRows & tokens) {
@@ -122,10 +132,7 @@ void Blocks::fill(int64_t index, int cell, int n, const TokenRows & tokens) {
             for (size_t c = 0; c < channels; ++c) to[c] = float_to_half(from[c]);
         }
     }
-    // One by one: the statistics must not depend on how the tokens came in batches.
-    for (int t = 0; t < n && block.queries && tokens.q; ++t) {
-        block.queries->observe(tokens.q + t * tokens.q_stride, 1, tokens.heads, tokens.q_stride, layout_.head_dim);
-    }
+    if (block.queries && tokens.q) block.queries->count(tokens.q, n, tokens.heads, tokens.q_stride, layout_.head_dim);
     block.filled = static_cast<uint8_t>(cell + n);
 }
 
@@ -351,6 +358,7 @@ vidkv_status Blocks::import_from(int64_t index, const uint8_t * bytes, size_t si
 vidkv_blocks_stats Blocks::stats() const {
     vidkv_blocks_stats stats{};
     stats.bytes_beside = blocks_.capacity() * sizeof(Block) + listed_.capacity() * sizeof(int64_t);
+    if (learned_) stats.bytes_beside += learned_->bytes();
     for (const Block & block : blocks_) {
         stats.open += block.rows != nullptr;
         stats.packed += block.sealed;

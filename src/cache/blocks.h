@@ -51,6 +51,8 @@ class Blocks {
 
     // Before tokens are written from `cell` on: what lies there and behind is forgotten. begins: the block is the first of a text.
     vidkv_status prepare(int64_t block, int cell, bool begins);
+    // From now on blocks begin with the statistics of these queries; no tokens: with none.
+    void learn(const float * q, int64_t tokens, int heads, int64_t token_stride);
     // Then n tokens; several blocks may be filled side by side.
     void fill(int64_t block, int cell, int n, const TokenRows & tokens);
     int filled(int64_t block) const { return blocks_[static_cast<size_t>(block)].filled; }
@@ -100,6 +102,7 @@ class Blocks {
     size_t spare_;
     std::vector<Block> blocks_;
     std::vector<int64_t> listed_; // blocks with rows of their own
+    std::unique_ptr<QueryStatistics> learned_;
     int64_t clock_ = 1;
 };
 

@@ -54,9 +54,8 @@ struct QueryStatistics::Sample {
 };
 
 // Channels from .. to - 1 of one KV head: their sums decay once, then four rows are added at a time.
-void QueryStatistics::add(const Sample & sample, int kv_head, int from, int to, float step_decay) {
+void QueryStatistics::add(const Sample & sample, int kv_head, int from, int to, float decay) {
     constexpr size_t together = 4;
-    const float decay = sample.weights.front() * step_decay;
     const size_t rows = sample.rows(), channels = static_cast<size_t>(head_dim_);
     static const float nothing[512] = {}; // of the largest head_dim
     float * mean = &mean_[static_cast<size_t>(kv_head) * channels];
@@ -102,15 +101,36 @@ void QueryStatistics::observe(const float * q, int64_t tokens, int heads, int64_
     for (size_t i = sample.weights.size(); i-- > 0; weight *= step_decay) {
         sample.weights[i] = weight;
     }
+    const float decay = sample.weights.front() * step_decay;
     const int bands = (head_dim_ + band - 1) / band;
     parallel_for(int64_t{kv_heads_} * bands, sample.rows() > static_cast<size_t>(small_batch) * 4 ? threads : 1,
                  [&](int64_t task) {
                      const int from = static_cast<int>(task % bands) * band;
-                     add(sample, static_cast<int>(task / bands), from, std::min(from + band, head_dim_), step_decay);
+                     add(sample, static_cast<int>(task / bands), from, std::min(from + band, head_dim_), decay);
                  });
     seen_ += tokens; // not before the loop above has begun: it may find no memory
     for (size_t i = 0; i < sample.weights.size(); ++i) weight_ = weight_ * step_decay + sample.heads_per_kv_head;
     sampled_ += static_cast<int64_t>(sample.weights.size());
+}
+
+void QueryStatistics::count(const float * q, int64_t tokens, int heads, int64_t token_stride, int64_t head_stride) {
+    Sample sample{q, head_stride, heads / kv_heads_, {0}, {1.0f}};
+    for (int64_t t = 0; t < tokens; ++t) { // one by one: sums depend on which rows are added together
+        if (!is_sane(q + t * token_stride, heads, head_stride, head_dim_)) continue;
+        sample.offsets[0] = t * token_stride;
+        for (int kv_head = 0; kv_head < kv_heads_; ++kv_head) add(sample, kv_head, 0, head_dim_, 1.0f);
+        weight_ += sample.heads_per_kv_head;
+        ++sampled_;
+    }
+    seen_ += tokens;
+}
+
+void QueryStatistics::begin_with(const QueryStatistics & other, int tokens) {
+    const double factor = other.sampled_ > 0 ? static_cast<double>(tokens) / static_cast<double>(other.sampled_) : 0;
+    for (size_t i = 0; i < second_.size(); ++i) second_[i] = static_cast<float>(other.second_[i] * factor);
+    for (size_t i = 0; i < mean_.size(); ++i) mean_[i] = static_cast<float>(other.mean_[i] * factor);
+    weight_ = other.weight_ * factor;
+    sampled_ = seen_ = other.sampled_ > 0 ? tokens : 0;
 }
 
 double QueryStatistics::second(int head, int i, int j) const {

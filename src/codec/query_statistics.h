@@ -18,6 +18,11 @@ class QueryStatistics {
     // The result does not depend on the number of threads, bit for bit. Throws std::bad_alloc, and is then as it was.
     void observe(const float * q, int64_t tokens, int heads, int64_t token_stride, int64_t head_stride, int threads = 1);
 
+    // Every token counts, and none more than another: the result does not depend on how tokens come in batches, bit for bit.
+    void count(const float * q, int64_t tokens, int heads, int64_t token_stride, int64_t head_stride);
+    // Becomes what `other` has seen, as if it were so many tokens. `other` has the same shape.
+    void begin_with(const QueryStatistics & other, int tokens);
+
     bool empty() const { return sampled_ == 0; }
     // E[q_i q_j] times a factor that is the same for all heads; E[q_i] times its own.
     double second(int head, int i, int j) const;
@@ -32,7 +37,7 @@ class QueryStatistics {
 
   private:
     struct Sample; // a batch's tokens that count
-    void add(const Sample & sample, int kv_head, int from, int to, float step_decay);
+    void add(const Sample & sample, int kv_head, int from, int to, float decay);
 
     int kv_heads_, head_dim_;
     size_t triangle_;           // elements per head

@@ -459,6 +459,32 @@ TEST(QueryStatistics, ThreadsAndBatchesDoNotMatter) {
     }
 }
 
+TEST(QueryStatistics, CountedTokensAreEqualHoweverTheyCome) {
+    constexpr int heads = 6, kv_heads = 2, dim = 16;
+    constexpr int64_t tokens = 75;
+    Random rng(78);
+    const std::vector<float> q = rng.normals(tokens * heads * dim);
+    QueryStatistics one(kv_heads, dim), parts(kv_heads, dim), later(kv_heads, dim);
+    one.count(q.data(), tokens, heads, heads * dim, dim);
+    for (int64_t t = 0; t < tokens; ++t) parts.count(&q[static_cast<size_t>(t * heads * dim)], 1, heads, heads * dim, dim);
+    later.begin_with(one, 25); // a third of what is counted behind it
+    later.count(q.data(), tokens, heads, heads * dim, dim);
+    EXPECT_FALSE(later.empty());
+    for (int head = 0; head < kv_heads; ++head) {
+        for (int i = 0; i < dim * dim; ++i) {
+            double sum = 0;
+            for (size_t row = 0; row < q.size() / dim; ++row) {
+                if (static_cast<int>(row % heads) / 3 == head)
+                    sum += double{q[row * dim + i / dim]} * q[row * dim + i % dim];
+            }
+            ASSERT_NEAR(one.second(head, i / dim, i % dim), sum / (tokens * 3), 1e-5);
+            ASSERT_EQ(one.second(head, i / dim, i % dim), parts.second(head, i / dim, i % dim));
+            ASSERT_NEAR(later.second(head, i / dim, i % dim), sum / (tokens * 3), 1e-5);
+        }
+        ASSERT_EQ(one.mean(head, 3), parts.mean(head, 3));
+    }
+}
+
 TEST(QueryStatistics, AreTheMomentsOfTheQueriesOfEachHead) {
     Random rng(36);
     SCOPED_TRACE(rng.trace());

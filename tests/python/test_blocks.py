@@ -106,6 +106,36 @@ def test_a_sealed_block_does_not_depend_on_who_filled_it():
     assert one.blocks.export_block(7) is None  # not full
 
 
+def packed_keys(preset, lesson=None, steps=(128,), forget=False):
+    """The keys of a block, its tokens written in steps of these sizes, after a lesson of queries."""
+    layer, (q, k, v) = Layer(preset), tokens(128, 5)
+    if lesson is not None:
+        layer.blocks.learn(lesson)
+    if forget:
+        layer.blocks.forget()
+    at = 0
+    for n in steps:
+        layer.step([([4], at + n, *(x[at : at + n] for x in (q, k, v)))])
+        at += n
+    data = layer.blocks.export_block(4)
+    layer.blocks.import_block(4, data)  # without its f16 rows
+    return k, read(layer, "keys", 4).reshape(k.shape).astype(np.float32)
+
+
+def test_keys_are_packed_for_the_queries_of_a_lesson():
+    lesson = np.random.default_rng(6).normal(size=(300, HEADS, HEAD_DIM)).astype(np.float32) * 0.05
+    lesson[:, :, 7] *= 100  # all later queries look at one channel
+    k, plain = packed_keys("t1.15")
+    _, taught = packed_keys("t1.15", lesson)
+    rest = slice(4, None)  # without the sinks
+    error = lambda found: np.square(found - k)[rest, :, 7].mean()
+    assert error(taught) < 0.3 * error(plain)
+    for steps in [(1,) * 128, (60, 4, 64)]:
+        np.testing.assert_array_equal(packed_keys("t1.15", lesson, steps)[1], taught)
+    np.testing.assert_array_equal(packed_keys("t1.15", lesson, forget=True)[1], plain)
+    np.testing.assert_array_equal(packed_keys("k2v2", lesson)[1], packed_keys("k2v2")[1])  # knows no queries
+
+
 def test_a_block_is_shared_and_goes_to_another_process():
     q, k, v = tokens(500, 5)
     layer, second = Layer("t1.65"), Layer("t1.65")

@@ -1,13 +1,16 @@
 """Entries and stores of vidkv.vllm that need no vLLM: what is altered, foreign, cut off, too old or too much."""
+import contextlib
 import os
 import shutil
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from vidkv.vllm import entries, keys
+import vidkv.vllm
+from vidkv.vllm import entries, keys, versions
 from vidkv.vllm.store import Folder, open_store
 
 ABOUT = {"preset": "t1.65", "layers": 2}
@@ -86,28 +89,67 @@ def free_port():
         return s.getsockname()[1]
 
 
-def test_redis_comes_and_goes(tmp_path, caplog):
-    pytest.importorskip("redis", reason="the package redis is not installed")
-    if not shutil.which("redis-server"):
-        pytest.skip("Debian's redis-server is not installed")
-    port = free_port()
-    store = open_store(f"redis://127.0.0.1:{port}/0", ttl=100)
-    assert store.get("name") is None and not store.put("name", b"data")
-    assert len([r for r in caplog.records if "going on without it" in r.message]) == 1
-    server = subprocess.Popen(["redis-server", "--port", str(port), "--save", "", "--dir", str(tmp_path)], stdout=subprocess.PIPE, text=True)
+@contextlib.contextmanager
+def redis_server(port, folder, *options):
+    command = ["redis-server", "--port", str(port), "--save", "", "--dir", str(folder), *options]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         for line in server.stdout:
             if "Ready to accept" in line:
                 break
+        yield server
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def port():
+    pytest.importorskip("redis", reason="the package redis is not installed")
+    if not shutil.which("redis-server"):
+        pytest.skip("Debian's redis-server is not installed")
+    return free_port()
+
+
+def test_redis_comes_and_goes(tmp_path, caplog, port):
+    store = open_store(f"redis://127.0.0.1:{port}/0", ttl=100)
+    assert store.get("name") is None and not store.put("name", b"data")
+    assert len([r for r in caplog.records if "going on without it" in r.message]) == 1
+    with redis_server(port, tmp_path) as server:
         store._down_until = 0
         assert store.put("name", b"data") and store.has("name") and store.get("name") == b"data"
         assert store._client.ttl(b"vidkv:name") > 90
         server.kill()
         server.wait()
         assert store.get("name") is None and not store.has("name")
-    finally:
-        server.kill()
-        server.wait()
+
+
+def test_a_full_redis_is_one_line_and_is_still_read(tmp_path, caplog, port):
+    with redis_server(port, tmp_path, "--maxmemory", "3mb", "--maxmemory-policy", "noeviction"):
+        store = open_store(f"redis://127.0.0.1:{port}/0")
+        assert store.put("first", b"1" * 1000)
+        stored = [store.put(f"more {i}", b"2" * 500_000) for i in range(12)]
+        assert not all(stored) and store.get("first") == b"1" * 1000
+    assert len([r for r in caplog.records if "is full" in r.message]) == 1
+
+
+def test_many_writers_of_one_key_leave_whole_entries(tmp_path):
+    name, made = "ab" + "0" * 30, [entries.write("name", ABOUT, [bytes([i]) * 200_000]) for i in range(4)]
+    stores = [Folder(str(tmp_path)) for _ in made]
+    stores[0].put(name, made[0])
+    with ThreadPoolExecutor(5) as pool:
+        writing = [pool.submit(lambda s, d: [s.put(name, d) for _ in range(40)], s, d) for s, d in zip(stores, made)]
+        while not all(w.done() for w in writing):
+            assert entries.read(stores[0].get(name), "name", ABOUT) is not None
+    assert all(all(w.result()) for w in writing) and [p.name for p in tmp_path.rglob("*.*")] == [name + Folder.SUFFIX]
+
+
+def test_another_version_of_vllm_is_one_line(monkeypatch, caplog):
+    monkeypatch.setattr(versions, "version_of_vllm", lambda: "0.99.0")
+    vidkv.vllm.register()
+    assert [r.message for r in caplog.records] == [
+        "VidKV: not used: this is vLLM 0.99.0, tested are 0.32.0; vLLM goes on without it (VIDKV_VLLM_ANY_VERSION=1 tries it all the same)"
+    ]
 
 
 def test_bad_places_are_refused():

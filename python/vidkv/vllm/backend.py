@@ -14,6 +14,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from .. import _core
 from . import layers, options
+from .lesson import Lesson
 
 
 def is_packed(spec):
@@ -83,6 +84,9 @@ class VidKVAttentionImpl(CPUAttentionBackendImpl):
             super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
 
     def forward(self, layer, query, key, value, kv_cache, attn_metadata, output, output_scale=None, output_block_scale=None):
+        if attn_metadata is Lesson:
+            native = layers.blocks_of(kv_cache, self.num_kv_heads, self.head_size) if self.packed(kv_cache) else None
+            return Lesson.attend(self, query, key, value, output, native)
         if attn_metadata is None or not self.packed(kv_cache):
             return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale)
         if output_scale is not None or output_block_scale is not None:

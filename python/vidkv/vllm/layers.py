@@ -18,3 +18,8 @@ def blocks_of(kv_cache, kv_heads, head_dim):
 
 def all_blocks():
     return [native for _, native in _blocks.values()]
+
+
+def clear():
+    """Forgets the blocks of engines that are gone."""
+    _blocks.clear()

@@ -20,6 +20,7 @@ class Layer:
 class State:
     """One for each process: its layers make themselves known while the model is built, before vLLM asks for the size of a block."""
 
+    config: object = None  # vLLM's
     preset: str | None = None
     params: Params | None = None
     drafts: int = 0
@@ -56,10 +57,13 @@ def refuse(reason):
 
 def configure(vllm_config):
     """The state for this configuration; called by each layer as it is made."""
-    preset = preset_asked_for(vllm_config)
-    if preset is None or preset == _state.preset:
+    global _state
+    if vllm_config is _state.config:
         return _state
-    _state.preset = preset
+    _state = State(config=vllm_config, preset=preset_asked_for(vllm_config))
+    preset = _state.preset
+    if preset is None:
+        return _state
     _state.params = Params.from_preset(preset)
     if _state.params.protect > 0:
         raise ValueError(f"VidKV: preset {preset} protects tokens (-stp), which makes pages of unequal size: in vLLM use {preset.split('-stp')[0]}")

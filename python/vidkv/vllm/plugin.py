@@ -11,6 +11,7 @@ def register():
 
     if "VidKVConnector" not in KVConnectorFactory._registry:
         KVConnectorFactory.register_connector("VidKVConnector", "vidkv.vllm.connector", "VidKVConnector")
+    _add_tier()
     if not current_platform.is_cpu():
         return
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
@@ -18,6 +19,15 @@ def register():
     register_backend(AttentionBackendEnum.CPU_ATTN, "vidkv.vllm.backend.VidKVAttentionBackend")
     register_backend(AttentionBackendEnum.CPU_MLA, "vidkv.vllm.mla.UnpackedMLABackend")
     _count_what_lies_beside()
+    _read_a_lesson()
+
+
+def _add_tier():
+    """`"type": "vidkv"` among the secondary tiers of vLLM's offloading."""
+    from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory
+
+    if "vidkv" not in SecondaryTierFactory._registry:
+        SecondaryTierFactory.register_tier("vidkv", "vidkv.vllm.tier", "VidKVTier")
 
 
 def _count_what_lies_beside():
@@ -37,3 +47,22 @@ def _count_what_lies_beside():
 
     determine_available_memory.counts_vidkv = True
     CPUWorker.determine_available_memory = determine_available_memory
+
+
+def _read_a_lesson():
+    """When a worker's model and blocks are ready."""
+    from vllm.v1.worker.cpu_worker import CPUWorker
+
+    original = CPUWorker.compile_or_warm_up_model
+    if getattr(original, "reads_vidkv_lesson", False):
+        return
+
+    @functools.wraps(original)
+    def compile_or_warm_up_model(self):
+        from . import lesson
+
+        lesson.read(self)
+        return original(self)
+
+    compile_or_warm_up_model.reads_vidkv_lesson = True
+    CPUWorker.compile_or_warm_up_model = compile_or_warm_up_model

@@ -143,6 +143,7 @@ class Redis(Store):
             import redis
         except ImportError as error:
             raise ValueError("VidKV: a store in Redis needs the package redis (pip install redis)") from error
+        self._full, self._said_full = redis.exceptions.OutOfMemoryError, False
         self._client = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=2)
 
     def _get(self, name):
@@ -153,7 +154,13 @@ class Redis(Store):
         return bool(self._client.exists(self.PREFIX + name.encode()))
 
     def _put(self, name, data):
-        return bool(self._client.set(self.PREFIX + name.encode(), data, ex=self.ttl))
+        try:
+            return bool(self._client.set(self.PREFIX + name.encode(), data, ex=self.ttl))
+        except self._full:  # it can still be read
+            if not self._said_full:
+                logger.warning("VidKV: %s is full, nothing is added (maxmemory-policy allkeys-lru makes room)", self.place)
+            self._said_full = True
+            return False
 
 
 def open_store(place, ttl=None, max_bytes=None):
