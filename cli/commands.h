@@ -12,6 +12,7 @@ using Command = std::function<void()>;
 void add_ask(CLI::App & app, Command & run);
 void add_chat(CLI::App & app, Command & run);
 void add_file(CLI::App & app, Command & run); // show and verify
+void add_pack(CLI::App & app, Command & run); // and unpack
 void add_videos(CLI::App & app, Command & run);
 void add_serve(CLI::App & app, Command & run);
 void add_frames(CLI::App & app, Command & run);

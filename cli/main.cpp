@@ -111,6 +111,7 @@ int run(int argc, char ** argv) {
     add_serve(app, command);
     add_frames(app, command);
     add_file(app, command);
+    add_pack(app, command);
     add_presets(app, command);
     add_plan(app, command);
     add_data(app, command);

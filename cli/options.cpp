@@ -156,8 +156,10 @@ Sampling Options::sampling(const ModelFiles & files) const {
     return sampling;
 }
 
-double Options::timestamp_seconds(const Model & loaded) const {
-    return timestamps >= 0 ? timestamps : loaded.options().small || loaded.llava_onevision() ? 0 : DEFAULT_TIMESTAMPS;
+double Options::timestamp_seconds(const ModelOptions & loaded) const {
+    return timestamps >= 0                                             ? timestamps
+           : loaded.small || read_llava_onevision(loaded.files.mmproj) ? 0
+                                                                       : DEFAULT_TIMESTAMPS;
 }
 
 } // namespace vidkv::cli

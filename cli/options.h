@@ -40,7 +40,7 @@ struct Options {
 
     ModelOptions model_options() const;
     Sampling sampling(const ModelFiles & files = {}) const; // files: of the model that it has to suit
-    double timestamp_seconds(const Model & model) const;
+    double timestamp_seconds(const ModelOptions & loaded) const;
 };
 
 // Cores this process may use.

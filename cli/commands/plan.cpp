@@ -110,7 +110,7 @@ uint64_t bytes_held(const KvChoice & kv, const Model & model, int64_t cells) {
 }
 
 Plan make_plan(const PlanOptions & options, const Model & model) {
-    const double stamp_seconds = options.common.timestamp_seconds(model);
+    const double stamp_seconds = options.common.timestamp_seconds(model.options());
     const double seconds = options.minutes * 60;
     Plan plan;
     const Sampling sampling = options.common.sampling(model.options().files);

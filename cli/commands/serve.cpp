@@ -1,5 +1,7 @@
 // vidkv serve: the stock llama-server with a packed cache.
+#include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -15,6 +17,7 @@
 
 #include "commands.h"
 #include "engine/kv_choice.h"
+#include "engine/slot_videos.h"
 #include "error.h"
 #include "interrupt.h"
 #include "options.h"
@@ -32,7 +35,8 @@ struct ServeOptions {
     std::string host = "127.0.0.1";
     int port = 8080;
     int64_t context = 0;
-    std::vector<std::string> more; // for llama-server
+    std::vector<std::string> videos; // watched before
+    std::vector<std::string> more;   // for llama-server
 };
 
 // llama-server with its output in a pipe. It ends when this object does.
@@ -111,8 +115,28 @@ int Server::wait() {
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
+// What the server works with.
+struct Served {
+    fs::path slots, media;
+    std::vector<std::unique_ptr<SlotVideo>> videos;
+};
+
+// So that the server takes the videos as they were taken, and its prompts begin as theirs.
+void add_videos(std::vector<std::string> & arguments, const Served & served, bool small) {
+    const ServedSampling & sampling = served.videos.front()->sampling();
+    const auto add = [&](const char * option, const std::string & value) {
+        arguments.insert(arguments.end(), {option, value});
+    };
+    add("--media-path", served.media.string());
+    arguments.insert(arguments.end(), {"--no-jinja", "--kv-unified"});
+    if (sampling.fps > 0) add("--video-fps", std::to_string(sampling.fps));
+    if (sampling.frame_tokens > 0) add("--image-max-tokens", std::to_string(sampling.frame_tokens));
+    if (sampling.timestamps >= 0 && !small)
+        add("--video-timestamp-interval", std::to_string(std::lround(sampling.timestamps * 1000)));
+}
+
 std::vector<std::string> arguments_of(const ServeOptions & options, const ModelOptions & model, const KvChoice & kv,
-                                      const fs::path & slots) {
+                                      const Served & served) {
     const std::string program = server_path();
     if (program.empty())
         throw Error("no llama-server beside llama.cpp's libraries or in PATH: set VIDKV_LLAMA_SERVER to its path");
@@ -133,13 +157,14 @@ std::vector<std::string> arguments_of(const ServeOptions & options, const ModelO
                                           "-fa",
                                           "on",
                                           "--slot-save-path",
-                                          slots.string()};
+                                          served.slots.string()};
     const auto add = [&](std::initializer_list<std::string> more) { arguments.insert(arguments.end(), more); };
     if (!kv.stock) add({"--device", "VIDKV"});
     if (options.context > 0) add({"-c", std::to_string(options.context)});
     if (model.small) // what it was trained with
         add({"--image-max-tokens", std::to_string(model.frame_tokens), "--video-fps", "4", "--video-timestamp-interval",
              "0"});
+    if (!served.videos.empty()) add_videos(arguments, served, model.small);
     arguments.insert(arguments.end(), options.more.begin(), options.more.end());
     return arguments;
 }
@@ -151,16 +176,25 @@ std::vector<std::pair<std::string, std::string>> settings_of(const KvChoice & kv
     return {{"GGML_BACKEND_PATH", plugin}, {"VIDKV_PRESET", kv.name}};
 }
 
-void list_slots(const fs::path & folder) {
-    std::string names;
+void list_slots(const Served & served) {
+    std::string names, videos;
+    const auto is_video = [&](const std::string & name) {
+        return std::ranges::any_of(served.videos, [&](const auto & video) { return video->name() == name; });
+    };
     std::error_code failed;
-    for (const auto & entry : fs::directory_iterator(folder, failed))
-        names += (names.empty() ? "" : ", ") + entry.path().filename().string();
+    for (const auto & entry : fs::directory_iterator(served.slots, failed)) {
+        const std::string name = entry.path().filename().string();
+        if (!name.starts_with(".") && !is_video(name)) names += (names.empty() ? "" : ", ") + name;
+    }
+    for (const auto & video : served.videos) videos += (videos.empty() ? "" : ", ") + video->name();
     if (!names.empty()) std::fprintf(stderr, "saved conversations: %s (POST /slots/0?action=restore)\n", names.c_str());
+    if (!videos.empty())
+        std::fprintf(stderr, "watched videos: %s (POST /slots/0?action=restore, then ask with file://NAME)\n",
+                     videos.c_str());
 }
 
 // Everything the server says with --verbose, the two lines that matter otherwise; the last complaint.
-std::string follow(Server & server, bool verbose, const fs::path & slots) {
+std::string follow(Server & server, bool verbose, const Served & served) {
     std::string line, complaint;
     bool listening = false;
     while (server.read_line(line)) {
@@ -172,9 +206,31 @@ std::string follow(Server & server, bool verbose, const fs::path & slots) {
         listening = true;
         complaint.clear();
         std::cout << line.substr(address + std::strlen("listening on ")) << std::endl;
-        list_slots(slots);
+        list_slots(served);
     }
     return complaint;
+}
+
+fs::path make_folder(const char * name) {
+    fs::path folder = cache_folder() / name;
+    std::error_code failed;
+    fs::create_directories(folder, failed);
+    if (failed) throw Error("cannot make the folder '" + folder.string() + "' (" + failed.message() + ")");
+    return folder;
+}
+
+Served make_served(const ServeOptions & options, const ModelOptions & model, const KvChoice & kv) {
+    Served served{make_folder("slots"), options.videos.empty() ? fs::path() : make_folder("served"), {}};
+    remove_left_slots(served.slots);
+    const VideoCache cache;
+    for (const std::string & name : options.videos) {
+        served.videos.push_back(std::make_unique<SlotVideo>(cache, name, model.files, kv.name,
+                                                            options.common.session.threads, served.slots, served.media));
+        if (served.videos.back()->sampling() != served.videos.front()->sampling())
+            throw Error("'" + name + "' was watched with another --fps, --timestamps or --frame-tokens than '" +
+                        options.videos.front() + "': a server takes all videos alike");
+    }
+    return served;
 }
 
 void run_serve(ServeOptions & options) {
@@ -183,12 +239,9 @@ void run_serve(ServeOptions & options) {
     progress.clear();
     const KvChoice kv = parse_kv(options.common.kv_name());
     const ModelOptions model = options.common.model_options();
-    const fs::path slots = cache_folder() / "slots";
-    std::error_code failed;
-    fs::create_directories(slots, failed);
-    if (failed) throw Error("cannot make the folder '" + slots.string() + "' (" + failed.message() + ")");
-    Server server(arguments_of(options, model, kv, slots), settings_of(kv));
-    const std::string complaint = follow(server, options.common.verbose, slots);
+    const Served served = make_served(options, model, kv);
+    Server server(arguments_of(options, model, kv, served), settings_of(kv));
+    const std::string complaint = follow(server, options.common.verbose, served);
     const int status = server.wait();
     check_interrupt();
     if (status != 0)
@@ -212,14 +265,29 @@ void add_serve(CLI::App & app, Command & run) {
     serve->add_option("-c,--ctx-size", options->context, "tokens the cache holds (default: llama-server's)")
         ->check(CLI::Range(int64_t(1), int64_t(1) << 30))
         ->type_name("N");
+    serve
+        ->add_option("--video", options->videos,
+                     "offer a video that was watched before (vidkv videos), by the name of its file; may be given again")
+        ->allow_extra_args(false)
+        ->type_name("NAME");
     serve->allow_extras();
     serve->footer(
         R"(Any other option goes to llama-server as it is (-np 2, --api-key KEY). The address goes to standard output once it listens, and
 one line about the cache to standard error; Ctrl-C ends both. What a slot holds is kept by name, and is there after a restart:
   curl -d '{"filename":"holiday"}' 'http://127.0.0.1:8080/slots/0?action=save'      (or action=restore)
 
+A video that vidkv ask has watched is offered with --video: restored into a slot, the server knows it, and a question
+about it waits for no frame to be looked at. The request names it as file://, for llama-server tells pictures by the
+file that they are of:
+  curl -d '{"filename":"holiday.mp4"}' 'http://127.0.0.1:8080/slots/0?action=restore'
+  curl -d '{"messages":[{"role":"user","content":[{"type":"input_video","input_video":{"url":"file://holiday.mp4"}},
+           {"type":"text","text":"Where are we?"}]}]}' http://127.0.0.1:8080/v1/chat/completions
+The server still opens the video, to count its frames. With --video it uses llama.cpp's own chat formats (--no-jinja),
+as ask does.
+
 EXAMPLES
   vidkv serve
+  vidkv serve --video holiday.mp4
   vidkv serve -m Qwen2.5-VL-7B.gguf --mmproj mmproj.gguf --port 8000 -np 2)");
     serve->callback([options, serve, &run] {
         options->more = serve->remaining();

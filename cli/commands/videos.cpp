@@ -21,8 +21,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr size_t SHORTEST_ID = 4;
-
 std::string size_text(uint64_t bytes) {
     char text[32];
     const double mib = static_cast<double>(bytes) / (1 << 20);
@@ -78,13 +76,6 @@ void list_videos(bool json) {
     }
 }
 
-bool is_named(const KeptVideo & video, const std::string & name) {
-    if (name.size() >= SHORTEST_ID && video.id.starts_with(name)) return true;
-    if (video.title() == name) return true;
-    const std::string path = fs::absolute(name).lexically_normal().string();
-    return std::ranges::any_of(video.manifest.files, [&](const WatchedFile & file) { return file.path == path; });
-}
-
 void say_removed(const KeptVideo & video) {
     std::fprintf(stderr, "removed %.8s %s (%s)\n", video.id.c_str(), video.title().c_str(), size_text(video.bytes).c_str());
 }
@@ -94,11 +85,11 @@ void remove_videos(const std::vector<std::string> & names) {
     const VideoCache cache;
     const std::vector<KeptVideo> videos = cache.videos();
     for (const std::string & name : names) {
-        if (std::ranges::none_of(videos, [&](const KeptVideo & video) { return is_named(video, name); }))
+        if (std::ranges::none_of(videos, [&](const KeptVideo & video) { return video.is_named(name); }))
             throw Error("no watched video '" + name + "': vidkv videos lists them");
     }
     for (const KeptVideo & video : videos) {
-        const bool meant = std::ranges::any_of(names, [&](const std::string & name) { return is_named(video, name); });
+        const bool meant = std::ranges::any_of(names, [&](const std::string & name) { return video.is_named(name); });
         if (meant && cache.remove(video)) say_removed(video);
     }
 }

@@ -118,17 +118,40 @@ void warn(Progress & progress, const std::string & line) {
     std::fprintf(stderr, "vidkv: %s\n", line.c_str());
 }
 
+std::string listed(const std::vector<std::string> & videos) {
+    std::string names;
+    for (const std::string & video : videos) names += (names.empty() ? "" : ", ") + video;
+    return names;
+}
+
+// 0: not known.
+int64_t expected_frames(const Readers & readers) {
+    int64_t frames = 0;
+    for (const auto & reader : readers) {
+        if (reader->expected() == 0) return 0;
+        frames += reader->expected();
+    }
+    return frames;
+}
+
 // Null where the video has to be watched.
 std::unique_ptr<Watched> from_cache(const AskOptions & options, const ModelOptions & model_options,
                                     const VideoCache & cache, const VideoKey & key,
                                     const std::vector<std::string> & questions, Progress & progress) {
     std::string complaint;
-    const std::unique_ptr<VideoFile> file = cache.find(key, options.common.session.threads, complaint);
+    std::unique_ptr<VideoFile> file = cache.find(key, options.common.session.threads, complaint);
     if (!complaint.empty()) warn(progress, complaint);
+    if (!file) {
+        const Readers readers = open_videos(options.videos, options.common.sampling(model_options.files));
+        file = cache.find_pictures(key, expected_frames(readers), options.common.session.threads, [&] {
+            return pictures_of(readers, options.common.timestamp_seconds(model_options), progress);
+        });
+    }
     if (!file) return nullptr;
     auto watched = std::make_unique<Watched>(session_for(options, model_options, *file, questions));
     try {
         watched->session->restore(*file);
+        watched->session->name_video(listed(options.videos));
     } catch (const Error & error) {
         warn(progress, std::string(error.what()) + "; the video is read anew");
         return nullptr;
@@ -144,12 +167,6 @@ void keep(const VideoCache & cache, const VideoKey & key, const Session & sessio
     } catch (const Error & error) {
         warn(progress, std::string("the video is not kept for the next question: ") + error.what());
     }
-}
-
-std::string listed(const std::vector<std::string> & videos) {
-    std::string names;
-    for (const std::string & video : videos) names += (names.empty() ? "" : ", ") + video;
-    return names;
 }
 
 } // namespace
@@ -177,10 +194,11 @@ Watched read_video(const AskOptions & options, const ModelOptions & model_option
     watched.model = std::make_unique<Model>(model_options, watched.kv);
     const auto start = std::chrono::steady_clock::now();
     const EncodedVideo video =
-        encode_videos(*watched.model, readers, options.common.timestamp_seconds(*watched.model), progress);
+        encode_videos(*watched.model, readers, options.common.timestamp_seconds(model_options), progress);
     watched.read_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     watched.session =
         std::make_unique<Session>(*watched.model, watched.kv, options.common.session, video.tokens, questions);
+    watched.manifest.pictures = video.pictures;
     watched.session->prefill(video, listed(options.videos), protected_cells(*watched.model, watched.kv, video, questions),
                              progress);
     progress.clear();
@@ -197,13 +215,18 @@ Watched watch(AskOptions & options, const std::vector<std::string> & questions, 
     const ModelOptions model_options = options.common.model_options();
     const VideoCache cache;
     const bool packed = !kv.stock && kv.params.key_bits < 16; // others are measured against, and large
-    const std::optional<VideoKey> key = key_of(options, model_options, kv, questions);
+    std::optional<VideoKey> key = key_of(options, model_options, kv, questions);
     const bool cached = key && cache.keeps() && packed && !options.no_cache;
     std::unique_ptr<Watched> found =
         cached ? from_cache(options, model_options, cache, *key, questions, progress) : nullptr;
     Watched watched = found ? std::move(*found) : read_video(options, model_options, kv, questions, progress);
-    if (!found) watched.manifest = key ? key->manifest : manifest_of(model_options.files);
-    if (!found && !key) watched.manifest.sampling = sampling_text(options, kv, questions);
+    if (!found) {
+        Manifest manifest = key ? key->manifest : manifest_of(model_options.files);
+        manifest.sampling = sampling_text(options, kv, questions);
+        manifest.pictures = watched.manifest.pictures;
+        if (key) key->manifest.pictures = manifest.pictures;
+        watched.manifest = std::move(manifest);
+    }
     if (cached && !found) keep(cache, *key, *watched.session, progress);
     if (!options.save.empty()) watched.save(options.save);
     return watched;

@@ -7,6 +7,7 @@
 #include "interrupt.h"
 #include "engine/logs.h"
 #include "engine/llava_onevision_encoder.h"
+#include "engine/prompt_tokens.h"
 
 namespace vidkv::cli {
 
@@ -32,7 +33,7 @@ class VideoEncoder {
 
     void add_text(const std::string & words, bool start) { add_tokens(model_.tokenize(words, start)); }
 
-    void add_video(FrameReader & reader, double timestamp_seconds, Progress & progress);
+    void add_video(FrameReader & reader, size_t number, double timestamp_seconds, Progress & progress);
     // Up to two frames that follow each other; models with temporal patches merge them.
     void add_frames(const std::vector<Bitmap> & frames);
 
@@ -87,8 +88,10 @@ void VideoEncoder::add_frames(const std::vector<Bitmap> & frames) {
     }
 }
 
-Bitmap to_bitmap(const Frame & frame) {
+// Named as llama-server names them: after the video, and by their number in it.
+Bitmap to_bitmap(const Frame & frame, const std::string & video, int64_t number) {
     Bitmap bitmap(mtmd_bitmap_init(frame.width, frame.height, frame.rgb.data()));
+    mtmd_bitmap_set_id(bitmap.get(), (video + '+' + std::to_string(number)).c_str());
     mtmd_bitmap_set_mergeable(bitmap.get(), true);
     return bitmap;
 }
@@ -101,13 +104,13 @@ std::string timestamp(double seconds) {
     return text.data();
 }
 
-void VideoEncoder::add_video(FrameReader & reader, double timestamp_seconds, Progress & progress) {
+void VideoEncoder::add_video(FrameReader & reader, size_t number, double timestamp_seconds, Progress & progress) {
     std::vector<Bitmap> waiting;
     double next_stamp = 0;
     int64_t frames = 0;
     while (const std::optional<Frame> frame = reader.next()) {
         check_interrupt();
-        waiting.push_back(to_bitmap(*frame));
+        waiting.push_back(to_bitmap(*frame, video_stand_in(number), frames));
         ++video_.frames;
         progress.show("reading video", ++frames, reader.expected(), "frames");
         const bool stamp = timestamp_seconds > 0 && frame->seconds >= next_stamp;
@@ -146,7 +149,7 @@ EncodedVideo encode(const Model & model, const Readers & readers, double timesta
     encoder.add_text(model.format("").before, true);
     for (size_t i = 0; i < readers.size(); ++i) {
         encoder.add_text(video_prompt(i + 1, readers.size()), false);
-        encoder.add_video(*readers[i], timestamp_seconds, progress);
+        encoder.add_video(*readers[i], i, timestamp_seconds, progress);
     }
     return video;
 }
@@ -155,8 +158,23 @@ EncodedVideo encode(const Model & model, const Readers & readers, double timesta
 
 EncodedVideo encode_videos(const Model & model, const Readers & readers, double timestamp_seconds, Progress & progress) {
     EncodedVideo video = encode(model, readers, timestamp_seconds, progress);
-    for (const auto & reader : readers) video.seconds += reader->shown_seconds();
+    for (const auto & reader : readers) {
+        video.seconds += reader->shown_seconds();
+        video.pictures += reader->fingerprint(timestamp_seconds > 0);
+    }
     return video;
+}
+
+std::string pictures_of(const Readers & readers, double timestamp_seconds, Progress & progress) {
+    std::string pictures;
+    for (const auto & reader : readers) {
+        for (int64_t frames = 0; reader->next(); ++frames) {
+            check_interrupt();
+            progress.show("looking at the video", frames, reader->expected(), "frames");
+        }
+        pictures += reader->fingerprint(timestamp_seconds > 0);
+    }
+    return pictures;
 }
 
 } // namespace vidkv::cli

@@ -33,6 +33,7 @@ struct EncodedVideo {
     int64_t visual_tokens = 0; // tokens that stand for pixels
     int64_t tokens = 0;        // these, and the text around them
     double seconds = 0;        // of each video, from its first frame to its last
+    std::string pictures;      // fingerprint of all frames
 };
 
 using Readers = std::vector<std::unique_ptr<FrameReader>>;
@@ -41,5 +42,8 @@ using Readers = std::vector<std::unique_ptr<FrameReader>>;
 Readers open_videos(const std::vector<std::string> & names, const Sampling & sampling);
 // Decodes the videos, one after the other, and encodes their frames, one pair (or frame) at a time.
 EncodedVideo encode_videos(const Model & model, const Readers & readers, double timestamp_seconds, Progress & progress);
+
+// The fingerprint that encode_videos gives, without encoding anything.
+std::string pictures_of(const Readers & readers, double timestamp_seconds, Progress & progress);
 
 } // namespace vidkv::cli

@@ -1,16 +1,13 @@
 #include "engine/sequence_state.h"
 
 #include <algorithm>
-#include <array>
-#include <cstring>
 #include <memory>
 #include <string_view>
 
-#include <sys/mman.h>
-#include <zlib.h>
-
 #include "engine/logs.h"
 #include "engine/plugin.h"
+#include "engine/state_layout.h"
+#include "engine/state_section.h"
 #include "engine/video_file.h"
 #include "error.h"
 #include "vidkv/file.h"
@@ -20,33 +17,6 @@ namespace vidkv::cli {
 namespace {
 
 constexpr const char * STATE = "state";
-constexpr size_t MOST_RATIO = 1100;              // of zlib
-constexpr size_t MOST_PACKED = size_t(64) << 20; // a stock cache is not worth zlib's time
-
-// Addresses for a state, most of which is never touched.
-class Mapping {
-  public:
-    explicit Mapping(size_t bytes) : bytes_(bytes) {
-        void * data = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (data == MAP_FAILED) throw std::bad_alloc();
-        data_ = static_cast<uint8_t *>(data);
-    }
-    ~Mapping() { munmap(data_, bytes_); }
-    Mapping(const Mapping &) = delete;
-    Mapping & operator=(const Mapping &) = delete;
-
-    uint8_t * data() const { return data_; }
-    size_t bytes() const { return bytes_; }
-
-  private:
-    uint8_t * data_ = nullptr;
-    size_t bytes_;
-};
-
-// A piece of the state that is not kept.
-struct Gap {
-    uint64_t at, bytes;
-};
 
 class RowsLeftAlone {
   public:
@@ -66,113 +36,58 @@ std::vector<Gap> gaps_of(const Mapping & mapping) {
     return gaps;
 }
 
-void append_bytes(std::vector<uint8_t> & to, const void * data, size_t bytes) {
-    const size_t at = to.size();
-    to.resize(at + bytes);
-    if (bytes > 0) std::memcpy(to.data() + at, data, bytes);
-}
-
-void append_number(std::vector<uint8_t> & to, uint64_t number) { append_bytes(to, &number, sizeof(number)); }
-
-// The cells' records of 12 or 24 bytes count up: differences of words 24 bytes apart are mostly the same.
-constexpr size_t STRIDE = 24;
-
-void to_differences(std::vector<uint8_t> & bytes) {
-    for (size_t i = bytes.size(); i-- > STRIDE;) bytes[i] = static_cast<uint8_t>(bytes[i] - bytes[i - STRIDE]);
-}
-
-void from_differences(std::vector<uint8_t> & bytes) {
-    for (size_t i = STRIDE; i < bytes.size(); ++i) bytes[i] = static_cast<uint8_t>(bytes[i] + bytes[i - STRIDE]);
-}
-
-// u64 size, u64 gaps, [gap] u64 at, u64 bytes; u64 size of the rest, the rest by zlib.
-std::vector<uint8_t> pack(const Mapping & mapping, size_t size, const std::vector<Gap> & gaps) {
-    std::vector<uint8_t> rest, out;
-    append_number(out, size);
-    append_number(out, gaps.size());
-    size_t at = 0;
-    for (const Gap & gap : gaps) {
-        append_number(out, gap.at);
-        append_number(out, gap.bytes);
-        append_bytes(rest, mapping.data() + at, gap.at - at);
-        at = gap.at + gap.bytes;
-    }
-    append_bytes(rest, mapping.data() + at, size - at);
-    append_number(out, rest.size());
-    to_differences(rest);
-    uLongf packed = compressBound(rest.size());
-    const size_t head = out.size();
-    out.resize(head + packed);
-    if (compress2(out.data() + head, &packed, rest.data(), rest.size(), rest.size() > MOST_PACKED ? 0 : 1) != Z_OK)
-        throw std::bad_alloc();
-    out.resize(head + packed);
-    return out;
-}
-
-// Reads numbers of a section, each of which may be wrong.
-class Reader {
-  public:
-    explicit Reader(std::string_view bytes) : left_(bytes) {}
-    uint64_t number() {
-        uint64_t out = 0;
-        if (left_.size() < sizeof(out)) throw Error("its state is cut off");
-        std::memcpy(&out, left_.data(), sizeof(out));
-        left_.remove_prefix(sizeof(out));
-        return out;
-    }
-    std::string_view left() const { return left_; }
-
-  private:
-    std::string_view left_;
-};
-
-std::vector<Gap> read_gaps(Reader & in, uint64_t size, uint64_t & kept) {
-    const uint64_t n = in.number();
-    if (n > in.left().size() / sizeof(Gap)) throw Error("its state is cut off");
-    std::vector<Gap> gaps(n);
-    uint64_t at = 0;
-    kept = size;
-    for (Gap & gap : gaps) {
-        gap.at = in.number();
-        gap.bytes = in.number();
-        if (gap.at < at || gap.at > size || gap.bytes > size - gap.at) throw Error("its state contradicts itself");
-        at = gap.at + gap.bytes;
-        kept -= gap.bytes;
-    }
-    return gaps;
-}
-
-std::unique_ptr<Mapping> unpack(std::string_view section) {
-    Reader in(section);
-    const uint64_t size = in.number();
-    uint64_t kept = 0;
-    const std::vector<Gap> gaps = read_gaps(in, size, kept);
-    if (in.number() != kept || kept / MOST_RATIO > in.left().size()) throw Error("its state contradicts itself");
-    std::vector<uint8_t> rest(kept);
-    uLongf got = kept;
-    const auto * packed = reinterpret_cast<const Bytef *>(in.left().data());
-    if (uncompress(rest.data(), &got, packed, in.left().size()) != Z_OK || got != kept) throw Error("its state is altered");
-    from_differences(rest);
-    auto mapping = std::make_unique<Mapping>(size);
-    uint64_t from = 0, at = 0;
-    const auto put = [&](uint64_t end) {
-        std::copy_n(rest.data() + from, end - at, mapping->data() + at);
-        from += end - at;
-    };
-    for (const Gap & gap : gaps) {
-        put(gap.at);
-        at = gap.at + gap.bytes;
-    }
-    put(size);
-    return mapping;
-}
-
 // llama.cpp's state and the gaps in it.
 std::vector<uint8_t> read_state(llama_context * context, bool stock) {
     const Mapping mapping(llama_state_seq_get_size(context, 0));
     const size_t written = llama_state_seq_get_data(context, mapping.data(), mapping.bytes(), 0);
     if (written == 0) throw Error("llama.cpp cannot save this model's cache: " + logged_error());
-    return pack(mapping, written, stock ? std::vector<Gap>{} : gaps_of(mapping));
+    return pack_state(mapping.data(), written, stock ? std::vector<Gap>{} : gaps_of(mapping));
+}
+
+// One token's state, which shows how this context writes its own.
+std::vector<uint8_t> example_state(llama_context * context) {
+    llama_token token = 0;
+    if (llama_decode(context, llama_batch_get_one(&token, 1)) != 0)
+        throw Error("llama.cpp failed to decode: " + logged_error());
+    llama_synchronize(context);
+    std::vector<uint8_t> state(llama_state_seq_get_size(context, 0));
+    state.resize(llama_state_seq_get_data(context, state.data(), state.size(), 0));
+    llama_memory_clear(llama_get_memory(context), true);
+    return state;
+}
+
+// llama.cpp's state for cells that another engine has filled: positions up to the next one, and no rows. Masks ask of a cell only
+// whether it comes before the token.
+std::unique_ptr<Mapping> make_state(llama_context * context, const Manifest & manifest) {
+    const std::vector<uint8_t> example = example_state(context);
+    const StateLayout layout = layout_of_state(example.data(), example.size());
+    if (layout.cells != 1 || layout.rows.empty() || layout.rows.back().at + layout.rows.back().bytes(1) != example.size())
+        throw Error("a model with this kind of memory takes no cache of transformers'");
+    constexpr uint64_t shape = 16, head = 12; // layers, rotations; type and size of a row
+    const uint64_t begin = head_of_state(example.data(), example.size()) + 2 * sizeof(uint32_t); // streams and cells
+    const uint64_t record = layout.rows.front().at - head - shape - begin;
+    const auto cells = static_cast<uint64_t>(manifest.used);
+    uint64_t rows = 0;
+    for (const StateRows & each : layout.rows) rows += head + each.bytes(manifest.used);
+    auto state = std::make_unique<Mapping>(begin + cells * record + shape + rows);
+    uint8_t * to = state->data();
+    const auto put = [&](const void * data, size_t bytes) {
+        to = std::copy_n(static_cast<const uint8_t *>(data), bytes, to);
+    };
+    const auto count = static_cast<uint32_t>(cells);
+    put(example.data(), begin - sizeof(count));
+    put(&count, sizeof(count));
+    for (uint32_t i = 0; i < count; ++i) {
+        const llama_pos position = std::min(static_cast<llama_pos>(i), manifest.position - 1);
+        put(&position, sizeof(position));
+        put(example.data() + begin + sizeof(position), record - sizeof(position));
+    }
+    put(example.data() + begin + record, shape);
+    for (const StateRows & each : layout.rows) {
+        put(example.data() + each.at - head, head);
+        to += each.bytes(manifest.used);
+    }
+    return state;
 }
 
 void write_plain(const std::string & path, const std::vector<Section> & sections) {
@@ -196,8 +111,7 @@ void write_packed(const std::string & path, const std::vector<Section> & section
 }
 
 // llama.cpp logs what it does not like; the plug-in says what does not fit.
-void take(llama_context * context, bool stock, const VideoFile & file) {
-    const std::unique_ptr<Mapping> mapping = unpack(file.section(STATE));
+void take(llama_context * context, bool stock, const VideoFile & file, const Mapping * mapping) {
     forget_logged_error();
     if (llama_state_seq_set_data(context, mapping->data(), mapping->bytes(), 0) != mapping->bytes())
         throw Error("llama.cpp does not take its state: " + logged_error());
@@ -223,9 +137,12 @@ void save_sequence(llama_context * context, bool stock, const std::string & path
 void load_sequence(llama_context * context, bool stock, const VideoFile & file) {
     llama_memory_clear(llama_get_memory(context), true);
     try {
-        if (stock) return take(context, stock, file);
+        if (stock && file.is_foreign()) throw Error("transformers saved it packed: leave --kv out");
+        const std::unique_ptr<Mapping> mapping =
+            file.is_foreign() ? make_state(context, file.manifest()) : unpack_state(file.section(STATE));
+        if (stock) return take(context, stock, file, mapping.get());
         const RowsLeftAlone rows(VIDKV_ROWS_LEFT_ON_LOAD);
-        take(context, stock, file);
+        take(context, stock, file, mapping.get());
     } catch (const Error & error) {
         llama_memory_clear(llama_get_memory(context), true);
         throw Error("the saved cache '" + file.path() + "' does not fit: " + error.what());

@@ -7,6 +7,8 @@
 #include "engine/logs.h"
 #include "engine/plugin.h"
 #include "engine/sequence_state.h"
+#include "engine/slot_file.h"
+#include "engine/state_layout.h"
 #include "error.h"
 #include "interrupt.h"
 
@@ -63,6 +65,15 @@ llama_context_params context_params(const Model & model, const KvChoice & kv, co
     return params;
 }
 
+PromptTokens prompt_of(const VideoFile & file) {
+    PromptTokens unknown;
+    unknown.add_unknown();
+    if (!file.has_section(SLOT_SECTION)) return unknown;
+    const std::vector<uint8_t> head = SlotSection::read(file.section(SLOT_SECTION)).head;
+    const size_t begin = std::min(head.size(), head_of_slot({}).size());
+    return PromptTokens::from_bytes({reinterpret_cast<const char *>(head.data()) + begin, head.size() - begin});
+}
+
 } // namespace
 
 Session::Session(const Model & model, const KvChoice & kv, const SessionOptions & options, int64_t tokens,
@@ -108,10 +119,12 @@ void Session::decode(const std::vector<llama_token> & tokens, bool want_logits) 
         position_ += n;
         used_ += n;
     }
+    prompt_.add(tokens);
 }
 
 // Embeddings at positions that follow each other.
 void Session::decode_rows(const Piece & piece) {
+    prompt_.add_unknown();
     const int64_t width = llama_model_n_embd_inp(model_.text());
     for (int64_t at = 0; at < piece.rows; at += BATCH) {
         const auto n = static_cast<int>(std::min<int64_t>(BATCH, piece.rows - at));
@@ -142,6 +155,7 @@ void Session::decode(const Piece & piece) {
     check_decoded(status);
     position_ = next;
     used_ += piece.size();
+    prompt_.add(piece.chunk.get());
 }
 
 void Session::prefill(const EncodedVideo & video, const std::string & name, const std::vector<int64_t> & protected_cells,
@@ -150,6 +164,7 @@ void Session::prefill(const EncodedVideo & video, const std::string & name, cons
     if (!kv_.stock && !protected_cells.empty()) protect_cells(protected_cells);
     position_ = 0;
     used_ = 0;
+    prompt_.clear();
     forget_logged_error();
     turns_.clear();
     const auto start = std::chrono::steady_clock::now();
@@ -170,6 +185,7 @@ void Session::forget_question() {
         throw Error("this model's memory cannot be rolled back: ask one question at a time");
     position_ = prefix_.position;
     used_ = prefix_.tokens;
+    prompt_.keep_first(used_);
 }
 
 void Session::begin_question(const std::string & question) {
@@ -272,8 +288,11 @@ void Session::save(const std::string & path, Manifest manifest) const {
     manifest.position = position_;
     manifest.turns = turns_;
     const std::string text = manifest.text();
+    std::vector<Section> sections = {{"manifest", {text.begin(), text.end()}}};
+    const std::vector<uint8_t> tokens = prompt_.bytes();
+    if (!kv_.stock && !tokens.empty()) sections.push_back({SLOT_SECTION, SlotSection{head_of_slot(tokens), {}, 0}.bytes()});
     try {
-        save_sequence(context_.get(), kv_.stock, path, {{"manifest", {text.begin(), text.end()}}});
+        save_sequence(context_.get(), kv_.stock, path, std::move(sections));
     } catch (const Error & error) {
         throw Error(cannot_save(path, error.what()));
     }
@@ -281,6 +300,7 @@ void Session::save(const std::string & path, Manifest manifest) const {
 
 void Session::restore(const VideoFile & file) {
     const Manifest & saved = file.manifest();
+    check_shape(file, model_.text());
     load_sequence(context_.get(), kv_.stock, file);
     const llama_pos last = llama_memory_seq_pos_max(llama_get_memory(context_.get()), 0);
     if (last < 0 || last >= saved.position || saved.used > cells())
@@ -290,6 +310,7 @@ void Session::restore(const VideoFile & file) {
     position_ = saved.position;
     used_ = saved.used;
     turns_ = saved.turns;
+    prompt_ = prompt_of(file);
 }
 
 } // namespace vidkv::cli

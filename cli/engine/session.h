@@ -10,6 +10,7 @@
 #include "engine/encode.h"
 #include "engine/kv_choice.h"
 #include "engine/model.h"
+#include "engine/prompt_tokens.h"
 #include "engine/video_file.h"
 #include "progress.h"
 
@@ -53,7 +54,8 @@ class Session {
     std::vector<float> answer_distributions(const std::string & question, const std::vector<llama_token> & answer);
 
     const VideoPrefix & prefix() const { return prefix_; }
-    int64_t used() const { return used_; } // cells
+    void name_video(const std::string & name) { prefix_.video = name; } // the same pictures, in another file
+    int64_t used() const { return used_; }                              // cells
     int64_t cells() const { return llama_n_ctx(context_.get()); }
     KvReport kv_report() const;
     double tokens_per_second() const { return seconds_ > 0 ? static_cast<double>(generated_) / seconds_ : 0; }
@@ -86,7 +88,8 @@ class Session {
     std::unique_ptr<llama_context, ContextDeleter> context_;
     VideoPrefix prefix_;
     llama_pos position_ = 0;
-    int64_t used_ = 0; // cells
+    int64_t used_ = 0;    // cells
+    PromptTokens prompt_; // what they hold
     std::vector<llama_token> answer_tokens_;
     int64_t generated_ = 0;
     double seconds_ = 0; // spent on generated_

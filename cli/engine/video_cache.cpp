@@ -56,7 +56,8 @@ void touch(const fs::path & path) { utimensat(AT_FDCWD, path.c_str(), nullptr, 0
 KeptVideo look_up(const fs::path & path) {
     struct stat found = {};
     if (stat(path.c_str(), &found) != 0) return {};
-    return {path.stem().string(), path.string(), static_cast<uint64_t>(found.st_size), found.st_mtim.tv_sec, {}};
+    return {path.stem().string(), path.string(),         static_cast<uint64_t>(found.st_size),
+            found.st_mtim.tv_sec, found.st_mtim.tv_nsec, {}};
 }
 
 std::vector<KeptVideo> list(const fs::path & folder) {
@@ -68,7 +69,8 @@ std::vector<KeptVideo> list(const fs::path & folder) {
         if (!video.path.empty()) videos.push_back(std::move(video));
     }
     std::ranges::sort(videos, [](const KeptVideo & a, const KeptVideo & b) {
-        return a.last_use != b.last_use ? a.last_use > b.last_use : a.id < b.id;
+        const auto when = [](const KeptVideo & video) { return std::pair(video.last_use, video.last_use_nanoseconds); };
+        return when(a) != when(b) ? when(a) > when(b) : a.id < b.id;
     });
     return videos;
 }
@@ -130,6 +132,14 @@ std::string KeptVideo::title() const {
     return title.empty() ? manifest.prefix.video : title;
 }
 
+bool KeptVideo::is_named(const std::string & name) const {
+    constexpr size_t shortest_id = 4;
+    if (name.size() >= shortest_id && id.starts_with(name)) return true;
+    if (title() == name) return true;
+    const std::string absolute = fs::absolute(name).lexically_normal().string();
+    return std::ranges::any_of(manifest.files, [&](const WatchedFile & file) { return file.path == absolute; });
+}
+
 VideoCache::VideoCache()
     : most_bytes_(parse_size(setting("VIDKV_VIDEOS_MAX_SIZE", DEFAULT_MAX_SIZE), "VIDKV_VIDEOS_MAX_SIZE")) {
     const std::string folder = setting("VIDKV_VIDEOS_DIR", "");
@@ -153,13 +163,33 @@ std::unique_ptr<VideoFile> VideoCache::find(const VideoKey & key, int threads, s
         return nullptr;
     }
     const Manifest &saved = file->manifest(), &now = key.manifest;
-    const bool same = saved.kv == now.kv && saved.model == now.model && saved.mmproj == now.mmproj &&
-                      saved.engine == now.engine && saved.library == now.library && saved.sampling == now.sampling;
-    if (!same || saved.files.size() != now.files.size()) return nullptr;
+    if (differing_fact(saved, now) != Difference::NONE || saved.files.size() != now.files.size()) return nullptr;
     for (size_t i = 0; i < now.files.size(); ++i)
         if (!is_unchanged(key.names[i], saved.files[i], now.files[i])) return nullptr;
     touch(path);
     return file;
+}
+
+std::unique_ptr<VideoFile> VideoCache::find_pictures(const VideoKey & key, int64_t frames, int threads,
+                                                     const std::function<std::string()> & pictures) const {
+    std::string seen;
+    for (const KeptVideo & video : list(folder_)) {
+        const Manifest saved = readable_manifest(video.path);
+        if (saved.pictures.empty() || differing_fact(saved, key.manifest) != Difference::NONE ||
+            saved.files.size() != key.manifest.files.size())
+            continue;
+        constexpr int64_t leeway = 2; // containers are not exact about their lengths
+        if (frames > 0 && std::abs(saved.prefix.frames - frames) > leeway) continue;
+        if (seen.empty()) seen = pictures();
+        if (saved.pictures != seen) continue;
+        try {
+            auto file = std::make_unique<VideoFile>(video.path, true, threads);
+            touch(video.path);
+            return file;
+        } catch (const Error &) { // find() says so when it is asked for
+        }
+    }
+    return nullptr;
 }
 
 void VideoCache::keep(const VideoKey & key,

@@ -24,9 +24,11 @@ struct VideoKey {
 struct KeptVideo {
     std::string id, path;
     uint64_t bytes = 0;
-    int64_t last_use = 0; // seconds since 1970
+    int64_t last_use = 0;             // seconds since 1970
+    int64_t last_use_nanoseconds = 0; // of that second
     Manifest manifest;
-    std::string title() const; // names without their folders
+    std::string title() const;                     // names without their folders
+    bool is_named(const std::string & name) const; // title, path, or the beginning of the id
 };
 
 class VideoCache {
@@ -40,6 +42,10 @@ class VideoCache {
 
     // Null where it was not watched before, or has been changed since. A damaged file is removed, and `complaint` says so.
     std::unique_ptr<VideoFile> find(const VideoKey & key, int threads, std::string & complaint) const;
+    // Likewise by its frames: the same ones may lie in another file. pictures() looks at them, and is only called where there is a
+    // video of the same kind, and with about as many frames, to compare with.
+    std::unique_ptr<VideoFile> find_pictures(const VideoKey & key, int64_t frames, int threads,
+                                             const std::function<std::string()> & pictures) const;
     // save(path) writes the file of a video that has just been watched. Throws Error if it cannot be kept; what was there is as
     // before.
     void keep(const VideoKey & key,

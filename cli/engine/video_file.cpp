@@ -13,6 +13,7 @@
 #include <xxhash.h>
 
 #include "build-info.h"
+#include "engine/slot_file.h"
 #include "error.h"
 #include "vidkv/file.h"
 
@@ -50,6 +51,7 @@ class Facts {
     Facts(std::string path, json facts) : path_(std::move(path)), facts_(std::move(facts)) {
         if (!facts_.is_object()) throw Error("the saved cache '" + path_ + "' has no valid manifest" + AGAIN);
     }
+    bool has(const char * name) const { return facts_.contains(name); }
     std::string text(const char * name) const {
         if (!facts_.contains(name) || !facts_[name].is_string()) wrong(name);
         return facts_[name];
@@ -89,6 +91,7 @@ Manifest read_manifest(const std::string & path, std::string_view text) {
     manifest.engine = facts.text("engine");
     manifest.library = facts.text("library");
     manifest.sampling = facts.text("sampling");
+    if (facts.has("pictures")) manifest.pictures = facts.text("pictures");
     for (const Facts & file : facts.list("files")) {
         const auto bytes = static_cast<uint64_t>(file.whole("bytes", 0, INT64_MAX));
         manifest.files.push_back({file.text("path"), bytes, file.text("stat"), file.text("content")});
@@ -104,6 +107,30 @@ Manifest read_manifest(const std::string & path, std::string_view text) {
     manifest.used = used;
     manifest.position = static_cast<llama_pos>(facts.whole("end_position", position, MOST_TOKENS));
     for (const Facts & turn : facts.list("turns")) manifest.turns.push_back({turn.text("question"), turn.text("answer")});
+    return manifest;
+}
+
+// What VidKVCache.save (python/vidkv/transformers/saved.py) says. One sequence, none of it padding; models with M-RoPE say by how
+// much positions differ from the number of tokens.
+Manifest foreign_manifest(const std::string & path, const json & all) {
+    const Facts facts(path, all);
+    const std::vector<Facts> layers = facts.list("layers");
+    if (layers.empty()) throw Error("the saved cache '" + path + "' holds nothing");
+    Manifest manifest;
+    manifest.kv = facts.text("preset");
+    manifest.library = facts.text("vidkv");
+    manifest.used = layers.front().whole("length", 1, MOST_TOKENS);
+    const json deltas = all.value("rope_deltas", json());
+    const json * delta = &deltas;
+    while (delta->is_array() && delta->size() == 1) delta = &delta->front();
+    if (!delta->is_null() && !delta->is_number_integer())
+        throw Error("the saved cache '" + path + "' is of several sequences: save one of them by itself");
+    const int64_t position = manifest.used + (delta->is_null() ? 0 : delta->get<int64_t>());
+    if (position < 1 || position > MOST_TOKENS) throw Error("the saved cache '" + path + "' has no valid positions");
+    manifest.position = static_cast<llama_pos>(position);
+    manifest.prefix.video = facts.has("title") ? facts.text("title") : path;
+    manifest.prefix.tokens = manifest.used;
+    manifest.prefix.position = manifest.position;
     return manifest;
 }
 
@@ -138,6 +165,7 @@ std::string Manifest::text() const {
                 {"library", library},
                 {"sampling", sampling},
                 {"files", listed},
+                {"pictures", pictures},
                 {"video", prefix.video},
                 {"frames", prefix.frames},
                 {"visual_tokens", prefix.visual_tokens},
@@ -171,13 +199,23 @@ VideoFile::VideoFile(const std::string & path, bool whole, int threads) : path_(
     file_.reset(file);
     if (status == VIDKV_OK && whole) status = vidkv_file_verify(file, threads);
     if (status != VIDKV_OK) throw Error("the saved cache cannot be used: " + std::string(vidkv_last_error()));
-    manifest_ = read_manifest(path, section("manifest"));
+    const std::string_view manifest = section("manifest");
+    const json facts = json::parse(manifest, nullptr, false);
+    if (facts.is_object() && facts.value("kind", json()) == SLOT_KIND)
+        throw Error("'" + path + "' is a packed slot of llama-server: vidkv unpack makes its slot file again");
+    foreign_ = facts.is_object() && facts.value("kind", json()) == "transformers";
+    manifest_ = foreign_ ? foreign_manifest(path, facts) : read_manifest(path, manifest);
 }
 
 uint64_t VideoFile::bytes() const {
     vidkv_file_info info = {};
     vidkv_file_get_info(file_.get(), &info);
     return info.bytes;
+}
+
+bool VideoFile::has_section(const std::string & name) const {
+    uint64_t bytes = 0;
+    return vidkv_file_section(file_.get(), name.c_str(), &bytes) != nullptr;
 }
 
 std::string_view VideoFile::section(const std::string & name) const {
@@ -187,14 +225,54 @@ std::string_view VideoFile::section(const std::string & name) const {
     return {static_cast<const char *>(data), bytes};
 }
 
+Difference differing_fact(const Manifest & a, const Manifest & b) {
+    if (a.model != b.model) return Difference::MODEL;
+    if (a.mmproj != b.mmproj) return Difference::MMPROJ;
+    if (a.engine != b.engine) return Difference::ENGINE;
+    if (a.kv != b.kv) return Difference::KV;
+    if (a.library != b.library) return Difference::LIBRARY;
+    return a.sampling != b.sampling ? Difference::SAMPLING : Difference::NONE;
+}
+
+void check_shape(const VideoFile & file, const llama_model * model) {
+    if (!file.is_foreign()) return;
+    const json all = json::parse(file.section("manifest"), nullptr, false), facts = all.value("model", json::object());
+    const auto check = [&](const char * name, int64_t here) {
+        if (facts.is_object() && facts.contains(name) && facts[name] != here)
+            throw Error("the saved cache '" + file.path() + "' is of another model: its " + name + " is " +
+                        facts[name].dump() + ", not " + std::to_string(here) +
+                        "; name the GGUF of the same weights with -m");
+    };
+    if (llama_model_rope_type(model) == LLAMA_ROPE_TYPE_NORM) // its converter puts pairs side by side
+        throw Error("the saved cache '" + file.path() +
+                    "' is of no use here: llama.cpp orders this model's key channels in another way");
+    check("num_hidden_layers", llama_model_n_layer(model));
+    check("hidden_size", llama_model_n_embd(model));
+    check("num_attention_heads", llama_model_n_head(model));
+    check("num_key_value_heads", llama_model_n_head_kv(model));
+    check("vocab_size", llama_vocab_n_tokens(llama_model_get_vocab(model)));
+}
+
+// The library may be another one, and how the video was taken is the file's. transformers does not know the GGUF: check_shape does
+// what can be done there.
 void check_origin(const VideoFile & file, const ModelFiles & model, const std::string & asked) {
-    const Manifest &saved = file.manifest(), here = manifest_of(model);
+    const Manifest & saved = file.manifest();
+    Manifest here = manifest_of(model);
+    if (file.is_foreign()) {
+        here.model = saved.model;
+        here.mmproj = saved.mmproj;
+        here.engine = saved.engine;
+    }
+    here.library = saved.library;
+    here.sampling = saved.sampling;
+    here.kv = asked.empty() ? saved.kv : asked;
     const std::string it = "the saved cache '" + file.path() + "' ";
-    if (saved.model != here.model) throw Error(it + "is of another model: name that model with -m and --mmproj");
-    if (saved.mmproj != here.mmproj) throw Error(it + "is of another vision tower: name that one with --mmproj");
-    if (saved.engine != here.engine)
+    const Difference differs = differing_fact(saved, here);
+    if (differs == Difference::MODEL) throw Error(it + "is of another model: name that model with -m and --mmproj");
+    if (differs == Difference::MMPROJ) throw Error(it + "is of another vision tower: name that one with --mmproj");
+    if (differs == Difference::ENGINE)
         throw Error(it + "was saved with llama.cpp " + saved.engine + ", this is " + here.engine + AGAIN);
-    if (!asked.empty() && saved.kv != asked)
+    if (differs == Difference::KV)
         throw Error(it + "was kept as " + saved.kv + ": leave --kv out, or use --kv " + saved.kv);
 }
 

@@ -27,6 +27,7 @@ struct Manifest {
     std::string model, mmproj, engine, library; // fingerprints and versions
     std::string sampling;                       // what the video was taken with, as text to compare
     std::vector<WatchedFile> files;             // none for pipes and URLs
+    std::string pictures;                       // fingerprint of the frames that were taken; "": unknown
     VideoPrefix prefix;
     int64_t used = 0;       // cells, with the turns'
     llama_pos position = 0; // after them
@@ -38,6 +39,10 @@ struct Manifest {
 // The manifest's part that tells one model and engine from another.
 Manifest manifest_of(const ModelFiles & model);
 
+// In which of the facts that cells depend on two manifests differ first; NONE: in none. The files of videos are not looked at.
+enum class Difference { NONE, MODEL, MMPROJ, ENGINE, KV, LIBRARY, SAMPLING };
+Difference differing_fact(const Manifest & a, const Manifest & b);
+
 class VideoFile {
   public:
     // Throws Error with one line where it cannot be read, is cut off or altered, or was not made by this command. whole: the
@@ -47,8 +52,11 @@ class VideoFile {
     const std::string & path() const { return path_; }
     const Manifest & manifest() const { return manifest_; }
     uint64_t bytes() const;
-    bool copied() const { return copied_; }                   // in memory: its file system has no mmap
+    bool copied() const { return copied_; } // in memory: its file system has no mmap
+    // Saved by transformers: it has pages in order, and no state of llama.cpp's.
+    bool is_foreign() const { return foreign_; }
     std::string_view section(const std::string & name) const; // throws Error if there is none
+    bool has_section(const std::string & name) const;
 
   private:
     struct Closer {
@@ -57,8 +65,11 @@ class VideoFile {
     std::string path_;
     std::unique_ptr<vidkv_file, Closer> file_;
     Manifest manifest_;
-    bool copied_ = false;
+    bool copied_ = false, foreign_ = false;
 };
+
+// Throws Error if a file of transformers' is not of a model of this shape.
+void check_shape(const VideoFile & file, const llama_model * model);
 
 // Throws Error if the file is of another model, engine or preset (asked; "": any), and says which.
 void check_origin(const VideoFile & file, const ModelFiles & model, const std::string & asked);

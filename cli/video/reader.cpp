@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <thread>
+
+#include <xxhash.h>
 
 #include "error.h"
 #include "interrupt.h"
@@ -104,6 +107,24 @@ void FrameReader::set_both_ends(double begin, double last) {
 }
 
 std::optional<Frame> FrameReader::next() {
+    std::optional<Frame> frame = next_frame();
+    if (!frame) return frame;
+    const uint32_t size[] = {frame->width, frame->height};
+    pictures_seen_ = XXH3_64bits_withSeed(size, sizeof(size), pictures_seen_);
+    pictures_seen_ = XXH3_64bits_withSeed(frame->rgb.data(), frame->rgb.size(), pictures_seen_);
+    const int64_t hundredths = std::llround(frame->seconds * 100);
+    times_seen_ = XXH3_64bits_withSeed(&hundredths, sizeof(hundredths), times_seen_);
+    return frame;
+}
+
+std::string FrameReader::fingerprint(bool with_times) const {
+    char text[40];
+    std::snprintf(text, sizeof(text), "%016llx", static_cast<unsigned long long>(pictures_seen_));
+    if (with_times) std::snprintf(text + 16, sizeof(text) - 16, "+%016llx", static_cast<unsigned long long>(times_seen_));
+    return text;
+}
+
+std::optional<Frame> FrameReader::next_frame() {
     if (evenly_at_the_end_ && !begun_) collect_evenly();
     if (!evenly_at_the_end_) return take_next();
     if (collected_.empty()) return std::nullopt;

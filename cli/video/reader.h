@@ -30,6 +30,8 @@ class FrameReader {
     const std::string & name() const { return source_.name; }
     // From the first frame that was taken to the last.
     double shown_seconds() const { return last_taken_ ? *last_taken_ - first_taken_ : 0; }
+    // Tells the pictures that next() has given from others; with_times: and their times, to a hundredth of a second.
+    std::string fingerprint(bool with_times) const;
     // Packets that were decoded for the frames.
     int64_t decoded() const { return pictures_->decoded(); }
 
@@ -39,6 +41,7 @@ class FrameReader {
     Span measured(std::unique_ptr<Demuxer> & demuxer) const;
     void set_times(double begin, double end, bool known_end);
     void set_both_ends(double begin, double last);
+    std::optional<Frame> next_frame();
     std::optional<Frame> take_next();
     void collect_evenly();
     void begin();
@@ -56,6 +59,7 @@ class FrameReader {
     std::optional<double> last_taken_;
     double claimed_ = 0, last_seen_ = 0, first_taken_ = 0;
     int64_t expected_ = 0, taken_ = 0;
+    uint64_t pictures_seen_ = 0, times_seen_ = 0; // fingerprints
     bool begun_ = false, ended_ = false;
     bool evenly_at_the_end_ = false; // how long the video is shows when it has been read
     std::deque<Frame> collected_;

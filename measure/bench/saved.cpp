@@ -2,7 +2,10 @@
 // made of.
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <iostream>
 #include <memory>
 
@@ -31,6 +34,8 @@ constexpr uint32_t SEED = 20251126;
 constexpr uint32_t WIDTH = 32; // of the random model: its cache has the shape asked for, and its weights next to nothing
 constexpr int64_t SPARE_CELLS = 512;
 constexpr int RESTORES = 3;
+constexpr int64_t BLOCK_TOKENS = 8192;     // of a cache too large to pass through f16 as a whole
+constexpr int64_t MOST_IN_F16 = 64 * 1024; // tokens
 
 struct SavedOptions {
     std::string shape = "28/4/128", tokens = "4k";
@@ -60,6 +65,14 @@ class StateWriter {
         const size_t after = 16 + cells * CELL;
         layout_.assign(like.begin() + static_cast<ptrdiff_t>(after), like.begin() + static_cast<ptrdiff_t>(after + 16));
         type_ = at<int32_t>(like, after + 16);
+    }
+
+    // The same state with the positions from `first` on.
+    static void move_to(std::vector<uint8_t> & state, llama_pos first) {
+        for (uint32_t i = 0; i < at<uint32_t>(state, 12); ++i) {
+            const llama_pos position = first + static_cast<llama_pos>(i);
+            std::memcpy(&state[16 + i * CELL], &position, sizeof(position));
+        }
     }
 
     std::vector<uint8_t> write(int64_t tokens, const std::vector<uint16_t> & rows) const {
@@ -114,7 +127,10 @@ class SavedBench {
     void decode(llama_context * context, int n, llama_pos from) const;
     std::vector<float> logits(llama_context * context) const;
     std::vector<uint8_t> state(llama_context * context) const;
-    double set_state(llama_context * context, const std::vector<uint8_t> & state) const;
+    double set_state(llama_context * context, const std::vector<uint8_t> & state, llama_seq_id sequence = 0) const;
+    double fill(llama_context * context, Progress & progress) const;
+    Json run_slots(const Context & first, double packing, const std::vector<float> & wanted, Progress & progress) const;
+    bool passes_through_f16() const { return tokens_ <= MOST_IN_F16; }
     std::string manifest() const;
 
     SavedOptions options_;
@@ -149,6 +165,9 @@ Context SavedBench::make_context() const {
     configure_plugin(params_);
     llama_context_params params = llama_context_default_params();
     params.n_ctx = static_cast<uint32_t>(tokens_ + SPARE_CELLS);
+    params.n_seq_max = 2; // one of them while the cache is filled
+    params.kv_unified = true;
+    if (!passes_through_f16()) params.n_batch = params.n_ubatch = 32; // masks are as wide as the context
     params.n_threads = params.n_threads_batch = options_.threads;
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     Context context(llama_init_from_model(model_.get(), params));
@@ -191,9 +210,9 @@ std::vector<uint8_t> SavedBench::state(llama_context * context) const {
     return bytes;
 }
 
-double SavedBench::set_state(llama_context * context, const std::vector<uint8_t> & state) const {
+double SavedBench::set_state(llama_context * context, const std::vector<uint8_t> & state, llama_seq_id sequence) const {
     const auto start = Clock::now();
-    if (llama_state_seq_set_data(context, state.data(), state.size(), 0) != state.size())
+    if (llama_state_seq_set_data(context, state.data(), state.size(), sequence) != state.size())
         throw Error("llama.cpp cannot restore the cache: " + logged_error());
     return seconds_since(start);
 }
@@ -213,82 +232,134 @@ std::vector<uint16_t> half_rows(int channels) {
     return rows;
 }
 
+// Fills a sequence with rows that are packed once; returns how long that took. A large cache is made of equal blocks, which carry
+// their packed pages.
+double SavedBench::fill(llama_context * context, Progress & progress) const {
+    const int64_t block = passes_through_f16() ? tokens_ : BLOCK_TOKENS;
+    decode(context, 1, 0);
+    const StateWriter writer(state(context), options_.layers, shape_.channels());
+    const double packing = set_state(context, writer.write(block, half_rows(shape_.channels())));
+    if (block == tokens_) return packing;
+    std::vector<uint8_t> packed = state(context);
+    llama_memory_t memory = llama_get_memory(context);
+    for (int64_t at = block; at < tokens_; at += block) {
+        check_interrupt();
+        progress.show("filling the cache", at, tokens_, "tokens");
+        StateWriter::move_to(packed, static_cast<llama_pos>(at));
+        set_state(context, packed, 1);
+        llama_memory_seq_cp(memory, 1, 0, -1, -1);
+        llama_memory_seq_rm(memory, 1, -1, -1);
+    }
+    return packing;
+}
+
+// What this process has held at most since `forget`, in bytes.
+uint64_t peak_memory() {
+    std::ifstream status("/proc/self/status");
+    for (std::string line; std::getline(status, line);)
+        if (line.starts_with("VmHWM:")) return std::strtoull(line.c_str() + 6, nullptr, 10) * 1024;
+    return 0;
+}
+
+void forget_peak() { std::ofstream("/proc/self/clear_refs") << "5"; }
+
+Json SavedBench::run_slots(const Context & first, double packing, const std::vector<float> & wanted,
+                           Progress & progress) const {
+    const auto start = Clock::now();
+    const std::vector<uint8_t> slot = state(first.get());
+    const double saving = seconds_since(start);
+    progress.show("restoring a slot", 0, 0, "");
+    const Context slots = make_context();
+    const double restoring = set_state(slots.get(), slot);
+    return {{"slot_bytes", slot.size()},
+            {"slot_save_s", saving},
+            {"slot_restore_s", restoring},
+            {"slot_same_logits", logits(slots.get()) == wanted},
+            {"slot_restore_by_packing_s", packing},
+            {"slot_speedup", packing / restoring}};
+}
+
 Json SavedBench::run() {
     Progress progress(options_.json);
     Context first = make_context();
-    decode(first.get(), 1, 0);
     progress.show("filling the cache", 0, tokens_, "tokens");
-    const StateWriter writer(state(first.get()), options_.layers, shape_.channels());
-    const double packing = set_state(first.get(), writer.write(tokens_, half_rows(shape_.channels())));
+    const double packing = fill(first.get(), progress);
     const vidkv_store_stats held = plugin_stats();
     const std::vector<float> wanted = logits(first.get());
 
     progress.show("saving", 0, 0, "");
     const std::string text = manifest();
+    forget_peak();
     auto start = Clock::now();
     save_sequence(first.get(), false, file_, {{"manifest", {text.begin(), text.end()}}});
     const double saving = seconds_since(start);
+    const uint64_t saving_peak = peak_memory();
     struct stat found = {};
     stat(file_.c_str(), &found);
-
-    start = Clock::now();
-    const std::vector<uint8_t> slot = state(first.get());
-    const double slot_saving = seconds_since(start);
+    const Json slots = passes_through_f16() ? run_slots(first, packing, wanted, progress) : Json::object();
     first.reset();
 
     progress.show("restoring", 0, 0, "");
+    start = Clock::now();
+    { const VideoFile whole(file_, true, options_.threads); }
+    const double verifying = seconds_since(start);
+    start = Clock::now();
+    { const VideoFile opened(file_, false, options_.threads); }
+    const double opening = seconds_since(start);
     double restoring = INFINITY;
     bool same = true;
+    forget_peak();
     for (int i = 0; i < RESTORES; ++i) {
         const Context context = make_context();
         start = Clock::now();
-        load_sequence(context.get(), false, VideoFile(file_, i == 0, options_.threads));
+        load_sequence(context.get(), false, VideoFile(file_, false, options_.threads));
         restoring = std::min(restoring, seconds_since(start));
         same = same && logits(context.get()) == wanted;
     }
-    progress.show("restoring a slot", 0, 0, "");
-    Context slots = make_context();
-    const double slot_restoring = set_state(slots.get(), slot);
-    const bool slot_same = logits(slots.get()) == wanted;
+    const uint64_t restoring_peak = peak_memory();
     progress.clear();
     const PrefillEstimate prefill = estimate_prefill(options_.threads);
     const double prefill_seconds = prefill.seconds_per_token * static_cast<double>(tokens_);
-    return {{"cpu", cpu_name()},
-            {"shape", shape_.name()},
-            {"layers", options_.layers},
-            {"kv", options_.kv},
-            {"tokens", tokens_},
-            {"threads", options_.threads},
-            {"bytes_held", held.bytes},
-            {"bytes_f16", held.bytes_f16},
-            {"file_bytes", found.st_size},
-            {"file_per_held", static_cast<double>(found.st_size) / static_cast<double>(held.bytes)},
-            {"save_s", saving},
-            {"restore_s", restoring},
-            {"same_logits", same},
-            {"prefill_estimate_s", prefill_seconds},
-            {"prefill_estimate", prefill.method},
-            {"restore_per_prefill", restoring / prefill_seconds},
-            {"slot_bytes", slot.size()},
-            {"slot_save_s", slot_saving},
-            {"slot_restore_s", slot_restoring},
-            {"slot_same_logits", slot_same},
-            {"slot_restore_by_packing_s", packing},
-            {"slot_speedup", packing / slot_restoring}};
+    Json report = {{"cpu", cpu_name()},
+                   {"shape", shape_.name()},
+                   {"layers", options_.layers},
+                   {"kv", options_.kv},
+                   {"tokens", tokens_},
+                   {"threads", options_.threads},
+                   {"bytes_held", held.bytes},
+                   {"bytes_f16", held.bytes_f16},
+                   {"file_bytes", found.st_size},
+                   {"file_per_held", static_cast<double>(found.st_size) / static_cast<double>(held.bytes)},
+                   {"save_s", saving},
+                   {"save_peak_bytes", saving_peak},
+                   {"open_s", opening},
+                   {"verify_s", verifying},
+                   {"restore_s", restoring},
+                   {"restore_peak_bytes", restoring_peak},
+                   {"same_logits", same},
+                   {"prefill_estimate_s", prefill_seconds},
+                   {"prefill_estimate", prefill.method},
+                   {"restore_per_prefill", restoring / prefill_seconds}};
+    report.update(slots);
+    return report;
 }
 
 void print_report(const Json & r) {
     const auto number = [&](const char * name) { return r[name].get<double>(); };
-    constexpr double MIB = 1 << 20;
+    constexpr double MIB = 1 << 20, GIB = 1 << 30;
     std::printf("%s, shape %s, %d layers, %s, %lld tokens, %d threads\n", r["cpu"].get<std::string>().c_str(),
                 r["shape"].get<std::string>().c_str(), r["layers"].get<int>(), r["kv"].get<std::string>().c_str(),
                 r["tokens"].get<long long>(), r["threads"].get<int>());
     std::printf("file            %10.1f MiB, %.3f of the bytes held (f16: %.1f MiB)\n", number("file_bytes") / MIB,
                 number("file_per_held"), number("bytes_f16") / MIB);
-    std::printf("save            %10.3f s\n", number("save_s"));
+    std::printf("save            %10.3f s, %.2f GiB of memory at most\n", number("save_s"),
+                number("save_peak_bytes") / GIB);
+    std::printf("open            %10.4f s; all of it checked in %.2f s\n", number("open_s"), number("verify_s"));
     std::printf("restore         %10.3f s, warm, %s logits; %.5f of its prefill (%s)\n", number("restore_s"),
                 r["same_logits"].get<bool>() ? "the same" : "OTHER", number("restore_per_prefill"),
                 r["prefill_estimate"].get<std::string>().c_str());
+    std::printf("                           %.2f GiB of memory at most\n", number("restore_peak_bytes") / GIB);
+    if (!r.contains("slot_bytes")) return void(std::puts("slots           left out: too large to pass through f16"));
     std::printf("slot save       %10.3f s, %.1f MiB\n", number("slot_save_s"), number("slot_bytes") / MIB);
     std::printf("slot restore    %10.3f s, %s logits; by packing anew %.3f s, %.1f times as long\n",
                 number("slot_restore_s"), r["slot_same_logits"].get<bool>() ? "the same" : "other",

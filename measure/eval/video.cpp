@@ -138,7 +138,8 @@ EncodedVideo Evaluation::encode(const Clip & clip, bool blank) const {
     Sampling sampling = options_.common.sampling(model_->options().files);
     sampling.blank = blank;
     Progress silent(true);
-    return encode_videos(*model_, open_videos({clip.path}, sampling), options_.common.timestamp_seconds(*model_), silent);
+    return encode_videos(*model_, open_videos({clip.path}, sampling), options_.common.timestamp_seconds(model_->options()),
+                         silent);
 }
 
 Session Evaluation::watch(const Contender & contender, const Clip & clip, const EncodedVideo & video) const {

@@ -33,6 +33,8 @@ struct SavedCells {
     bool is_sound() const;
     std::vector<int64_t> numbers() const;
     static SavedCells from_numbers(const int64_t * numbers, size_t n); // throws std::out_of_range
+    // One text, cell after cell, of which the first pages are packed.
+    static SavedCells in_order(int64_t cells, int64_t packed_pages);
 };
 
 // Where a restored cell lay in its text before: in page `page` of those, which begins with `sinks` sink cells. page -1: it is not

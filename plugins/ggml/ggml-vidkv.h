@@ -115,7 +115,8 @@ typedef struct vidkv_state {
     /* Writes a .vidkv file (vidkv_file_create) of the sequence whose rows were left alone: pages, and how its cells lie in them
      * (section "cells"), after the sections given. Returns NULL, or one line. */
     const char * (*save)(const char * path, const vidkv_named_bytes * sections, int64_t n);
-    /* Gives the cells that the host has just filled the pages of such a file. manifest: of the file that the state is of; another
+    /* Gives the cells that the host has just filled the pages of such a file; without a section "cells" they are those of one text, in
+     * order. manifest: of the file that the state is of; another
      * one is refused. copy: as in vidkv_file_open. Returns NULL, or one line: the cells are then without rows, and have to be
      * removed. */
     const char * (*load)(const char * path, int32_t copy, const void * manifest, uint64_t bytes);

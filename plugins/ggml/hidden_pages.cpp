@@ -2,41 +2,13 @@
 
 #include <algorithm>
 
-#include "kv_store.h"
-#include "placement.h"
-
 namespace vidkv_ggml {
 
 namespace {
 
 constexpr int64_t page_cells = CellMap::page_cells;
-constexpr int64_t most_pages = 1 << 16; // that a tag can name
-
-// Of a row that is not to be changed: null.
-const HiddenPage * hidden_page(const KvStore & store, int stream, int64_t page, int & first) {
-    const CellMap & map = store.placement()->map(stream);
-    if (page >= most_pages || !map.is_packed(page) || !map.is_full(page)) return nullptr;
-    return store.hidden_page(stream, page, first);
-}
 
 } // namespace
-
-bool hide_pages(const KvStore & store, int64_t first_row, int64_t n, uint16_t * rows) {
-    if (!store.placement()) return true;
-    for (int64_t i = 0; i < n; ++i) {
-        const int64_t id = first_row + i, place = store.place_of(id);
-        if (place < 0) continue;
-        int first = 0;
-        const auto stream = static_cast<int>(id / store.cells());
-        const HiddenPage * page = hidden_page(store, stream, place / page_cells, first);
-        const auto token = static_cast<int>(place % page_cells);
-        if (!page || page->bits == 0 || token < first) continue;
-        const RowTag tag{static_cast<uint32_t>(place / page_cells), token, first, page->bits};
-        hide(rows + i * store.channels(), store.channels(), tag,
-             &page->bytes[static_cast<size_t>((token - first) * hidden_bytes(store.channels(), page->bits))]);
-    }
-    return true;
-}
 
 std::vector<std::optional<RowTag>> tags_of(const uint16_t * rows, int64_t n, int64_t channels) {
     std::vector<std::optional<RowTag>> tags(static_cast<size_t>(n));

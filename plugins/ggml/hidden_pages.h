@@ -11,12 +11,6 @@
 
 namespace vidkv_ggml {
 
-class KvStore;
-
-// Rows of a store as the host is about to save them: those of full packed pages get the page into their lowest bits. False, with
-// vidkv_last_error() set, if memory runs out.
-bool hide_pages(const KvStore & store, int64_t first_row, int64_t n, uint16_t * rows);
-
 // The tags of rows that a host restores.
 std::vector<std::optional<RowTag>> tags_of(const uint16_t * rows, int64_t n, int64_t channels);
 // Where their cells lay, and the sink cells before them, which carry no tag. Empty: none of them is known.

@@ -7,6 +7,8 @@
 #include <cstring>
 #include <new>
 #include <numeric>
+#include <system_error>
+#include <thread>
 
 #include "kv_allocation.h"
 #include "saved_state.h"
@@ -74,18 +76,57 @@ bool write_tensor(KvStore & store, size_t offset, size_t size, const void * data
     return placement->end_restore(store, row, n, seal_threads);
 }
 
-bool read_tensor(const KvStore & store, size_t offset, size_t size, uint8_t * data) {
-    const size_t row_bytes = store.row_bytes();
-    if (offset % row_bytes != 0 || size % row_bytes != 0) return store.read_bytes(offset, size, data);
+bool read_saved_rows(const KvStore & store, int64_t row, int64_t n, uint8_t * data) {
     std::vector<uint16_t> rows;
-    const auto row = static_cast<int64_t>(offset / row_bytes), n = static_cast<int64_t>(size / row_bytes);
     for (int64_t done = 0; done < n; done += rows_at_once) {
         const int64_t some = std::min(rows_at_once, n - done);
         rows.resize(static_cast<size_t>(some * store.channels()));
         if (!store.read_saved(row + done, some, rows.data())) return false;
-        std::memcpy(data + done * static_cast<int64_t>(row_bytes), rows.data(), rows.size() * 2);
+        std::memcpy(data + done * static_cast<int64_t>(store.row_bytes()), rows.data(), rows.size() * 2);
     }
     return true;
+}
+
+// Runs work(part) for each part on a thread of its own, the last one on this thread. What fails is tried once more on this thread,
+// so that the complaint is this one's.
+template <typename Work> bool on_threads(int parts, Work work) {
+    if (parts == 1) return work(0);
+    std::vector<char> done(static_cast<size_t>(parts));
+    std::vector<std::thread> threads;
+    const auto run = [&](int part) {
+        try {
+            done[static_cast<size_t>(part)] = work(part);
+        } catch (const std::bad_alloc &) {
+        }
+    };
+    threads.reserve(static_cast<size_t>(parts));
+    for (int part = 0; part < parts - 1; ++part) {
+        try {
+            threads.emplace_back(run, part);
+        } catch (const std::system_error &) { // no more threads
+            run(part);
+        }
+    }
+    run(parts - 1);
+    for (std::thread & thread : threads) thread.join();
+    for (int part = 0; part < parts; ++part) {
+        if (!done[static_cast<size_t>(part)] && !work(part)) return false;
+    }
+    return true;
+}
+
+// Packed pages are decoded by as many threads as the host computes with: it waits meanwhile.
+bool read_tensor(const KvStore & store, size_t offset, size_t size, uint8_t * data) {
+    const size_t row_bytes = store.row_bytes();
+    if (offset % row_bytes != 0 || size % row_bytes != 0) return store.read_bytes(offset, size, data);
+    const auto row = static_cast<int64_t>(offset / row_bytes), n = static_cast<int64_t>(size / row_bytes);
+    const int64_t blocks = (n + rows_at_once - 1) / rows_at_once;
+    const int parts = static_cast<int>(std::clamp<int64_t>(seal_threads, 1, std::max<int64_t>(blocks / 2, 1)));
+    return on_threads(parts, [&](int part) {
+        const int64_t first = blocks * part / parts * rows_at_once,
+                      end = std::min(n, blocks * (part + 1) / parts * rows_at_once);
+        return read_saved_rows(store, row + first, end - first, data + first * static_cast<int64_t>(row_bytes));
+    });
 }
 
 void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {

@@ -251,8 +251,28 @@ const HiddenPage * KvStore::hidden_page(int stream, int64_t page, int & first) c
     return last.hidden.bits > 0 ? &last.hidden : nullptr;
 }
 
+// Null: that row is not to be changed.
+const HiddenPage * KvStore::page_to_hide(int stream, int64_t place, int & first) const {
+    constexpr int64_t most_pages = 1 << 16; // that a tag can name
+    const CellMap & map = placement_->map(stream);
+    const int64_t page = place / VIDKV_PAGE;
+    if (place < 0 || page >= most_pages || !map.is_packed(page) || !map.is_full(page)) return nullptr;
+    return hidden_page(stream, page, first);
+}
+
 bool KvStore::read_saved(int64_t first_row, int64_t n, uint16_t * out) const {
-    return read_rows(first_row, n, out) && hide_pages(*this, first_row, n, out);
+    if (!read_rows(first_row, n, out)) return false;
+    for (int64_t i = 0; placement_ && i < n; ++i) {
+        const int64_t id = first_row + i, place = place_of(id);
+        int first = 0;
+        const HiddenPage * page = page_to_hide(static_cast<int>(id / shape_.cells), place, first);
+        const auto token = static_cast<int>(place % VIDKV_PAGE);
+        if (!page || token < first) continue;
+        const RowTag tag{static_cast<uint32_t>(place / VIDKV_PAGE), token, first, page->bits};
+        hide(out + i * channels(), channels(), tag,
+             &page->bytes[static_cast<size_t>((token - first) * hidden_bytes(channels(), page->bits))]);
+    }
+    return true;
 }
 
 // Pages whose rows have all come are packed as they were.

@@ -63,8 +63,6 @@ class KvStore {
     bool read_saved(int64_t first_row, int64_t n, uint16_t * out) const;
     bool write_restored(const int64_t * ids, int64_t n, const uint16_t * rows,
                         const std::vector<std::optional<RowTag>> & tags);
-    // Null: that page cannot be hidden. Good until the next call on this thread.
-    const HiddenPage * hidden_page(int stream, int64_t page, int & first) const;
     int64_t place_of(int64_t id) const; // in its stream; -1: nowhere
 
     // Attention reads these values with those keys, scores times scale.
@@ -98,6 +96,9 @@ class KvStore {
         HiddenPage hidden;
     };
     LastHidden hide_page(int stream, int64_t page) const;
+    // Null: that page cannot be hidden. Good until the next call on this thread.
+    const HiddenPage * hidden_page(int stream, int64_t page, int & first) const;
+    const HiddenPage * page_to_hide(int stream, int64_t place, int & first) const;
     bool read_places(int stream, int64_t first, int64_t n, uint16_t * out) const;
     void changed();
 

@@ -128,6 +128,15 @@ SavedCells SavedCells::from_numbers(const int64_t * numbers, size_t n) {
     return saved;
 }
 
+SavedCells SavedCells::in_order(int64_t cells, int64_t packed_pages) {
+    SavedCells saved;
+    saved.text_of_page.resize(static_cast<size_t>((cells + CellMap::page_cells - 1) / CellMap::page_cells));
+    saved.texts.push_back({1, cells - 1, cells - 1, cells - 1, {}});
+    for (int64_t page = packed_pages; page < saved.pages(); ++page) saved.texts[0].open.push_back(page);
+    saved.runs.push_back({cells, 0, 0, 0});
+    return saved;
+}
+
 SavedCells CellMap::save(const std::vector<int64_t> & cells, std::vector<int64_t> & pages) const {
     pages.clear();
     for (const int64_t cell : cells) pages.push_back(where(cell) / page_cells);

@@ -160,10 +160,19 @@ const char * save(const char * path, const vidkv_named_bytes * sections, int64_t
     });
 }
 
-SavedCells saved_cells(const vidkv_file * file) {
+// Packed pages come first in every store of a cache that was filled in order.
+int64_t pages_packed(const vidkv_file * file) {
+    vidkv_file_store_info store{};
+    check(vidkv_file_get_store(file, 0, &store));
+    return store.pages_sealed;
+}
+
+// Files of other engines have one text of n cells, in order.
+SavedCells saved_cells(const vidkv_file * file, int64_t n) {
     uint64_t bytes = 0;
     const void * data = vidkv_file_section(file, cells_section, &bytes);
-    if (!data || bytes % sizeof(int64_t) != 0) throw std::runtime_error("the file does not say how its cells lie");
+    if (!data) return SavedCells::in_order(n, pages_packed(file));
+    if (bytes % sizeof(int64_t) != 0) throw std::runtime_error("the file does not say how its cells lie");
     std::vector<int64_t> numbers(bytes / sizeof(int64_t));
     std::memcpy(numbers.data(), data, bytes);
     SavedCells saved = SavedCells::from_numbers(numbers.data(), numbers.size());
@@ -205,7 +214,7 @@ const char * load(const char * path, int32_t copy, const void * manifest, uint64
         const void * own = vidkv_file_section(file.get(), "manifest", &found);
         if (!own || found != bytes || std::memcmp(own, manifest, bytes) != 0)
             throw std::runtime_error("the file was replaced while it was read: try again");
-        const SavedCells saved = saved_cells(file.get());
+        const SavedCells saved = saved_cells(file.get(), static_cast<int64_t>(named.cells.size()));
         if (saved.cells() != static_cast<int64_t>(named.cells.size()))
             throw std::runtime_error("the file has another number of cells than its state");
         check_stores(file.get(), *named.placement, saved.pages());

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import unittest
 
-from test_cli import QUESTION, VIDKV, Clips, vidkv
+from test_cli import QUESTION, VIDKV, Clips, ffmpeg, vidkv
 
 
 class Kept(Clips):
@@ -69,9 +69,13 @@ class ChangedVideo(Kept):
         self.assertTrue(self.ask()["watched_before"])
         self.assertEqual(len(self.files()), 1)
 
+    def pictures(self):
+        done = subprocess.run(["ffmpeg", "-nostdin", "-loglevel", "quiet", "-i", self.video, "-f", "framemd5", "-"], capture_output=True, check=False)
+        return done.stdout
+
     def test_other_bytes_of_the_same_size_and_time(self):
         self.ask()
-        times = os.stat(self.video)
+        times, before = os.stat(self.video), self.pictures()
         with open(self.video, "r+b") as f:
             f.seek(os.path.getsize(self.video) // 2)
             f.write(b"x")
@@ -79,12 +83,37 @@ class ChangedVideo(Kept):
         self.assertFalse(self.ask("--accept-damaged")["watched_before"])
         done = self.run_vidkv("ask", self.video, QUESTION, "-n", "4", "--json")
         if done.returncode == 0:  # otherwise the byte has damaged it
-            self.assertFalse(json.loads(done.stdout)["watched_before"])
+            self.assertEqual(json.loads(done.stdout)["watched_before"], self.pictures() == before)
 
     def test_the_same_bytes_at_another_time(self):
         self.ask()
         os.utime(self.video, (1, 1))
         self.assertTrue(self.ask()["watched_before"])
+
+
+class TheSameFrames(Kept):
+    def test_in_another_file(self):
+        first = self.ask()
+        other = self.path("other.mkv")
+        ffmpeg("-i", self.video, "-c", "copy", other)
+        self.addCleanup(os.remove, other)
+        kept, self.video = self.video, other
+        again = self.ask()
+        self.assertTrue(again["watched_before"])
+        self.assertEqual((again["video"], again["answers"]), (other, first["answers"]))
+        self.video = kept
+        ffmpeg("-i", kept, "-c", "copy", "-metadata", "title=another", self.path("renewed.mp4"))
+        os.replace(self.path("renewed.mp4"), kept)
+        self.assertTrue(self.ask()["watched_before"])
+        self.assertEqual(len(self.files()), 1)
+
+    def test_other_frames_of_the_same_length(self):
+        self.ask()
+        other = self.path("other.mp4")
+        ffmpeg("-i", self.video, "-vf", "drawbox=x=0:y=0:w=8:h=8:color=white:t=fill:enable='between(t,1,1.5)'", "-qp", "0", other)
+        self.addCleanup(os.remove, other)
+        self.video = other
+        self.assertFalse(self.ask()["watched_before"])
 
 
 class Files(Kept):

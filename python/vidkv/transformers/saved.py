@@ -93,6 +93,8 @@ def open_file(path, config):
         manifest = json.loads(file.section("manifest") or b"null")
     except ValueError:
         manifest = None
+    if isinstance(manifest, dict) and "engine" in manifest and "kv" in manifest:
+        manifest = _of_command(path, file, manifest, config)
     if not isinstance(manifest, dict) or manifest.get("kind") != "transformers" or not isinstance(manifest.get("layers"), list):
         raise ValueError(f"VidKVCache.load: '{path}' was not saved by VidKVCache.save: it can be opened by what wrote it (vidkv show says more)")
     ours, theirs = describe_model(config), manifest.get("model") or {}
@@ -100,6 +102,57 @@ def open_file(path, config):
         if ours.get(name) != theirs.get(name):
             raise ValueError(f"VidKVCache.load: '{path}' is of another model: {name} is {theirs.get(name)!r} there and {ours.get(name)!r} here")
     return file, manifest
+
+
+def _numbers(section):
+    return np.frombuffer(section or b"", np.int64).tolist()
+
+
+def _is_in_order(numbers, cells):
+    """Whether a section `cells` (docs/format.md) says that cell i is token i."""
+    try:
+        at = 1 + numbers[0]
+        texts, at = numbers[at], at + 1
+        for _ in range(texts):
+            at += 5 + numbers[at + 4]
+        return texts == 1 and numbers[at:] == [1, cells, 0, 0, 0]
+    except IndexError:
+        return False
+
+
+def _tokens_of_slot(section, picture):
+    """The tokens that llama-server would be told, `picture` in the place of those that stand for pictures; None: it is not said."""
+    numbers = np.frombuffer(section[8:8 + int.from_bytes(section[:8], "little")], np.int32) if section else []
+    if len(numbers) < 6 or numbers[3] != -1 or numbers[4] != 1 or len(numbers) < 6 + numbers[5]:
+        return None
+    tokens = numbers[6:6 + numbers[5]]
+    return np.where(tokens < 0, picture, tokens)
+
+
+def _of_command(path, file, manifest, config):
+    """What `vidkv ask` says of the cache that it saved, as save() would say it. It names the model by its GGUF, which says nothing here:
+    layers, heads and sizes are compared."""
+    text = config.get_text_config(decoder=True)
+    if not text.model_type.startswith("qwen"):
+        raise ValueError(f"VidKVCache.load: '{path}' was saved by llama.cpp, which may order the key channels of a {text.model_type} in another way: "
+                         "only caches of Qwen2, Qwen3 and their kin can be taken over")
+    heads = text.num_key_value_heads
+    used, position = manifest.get("used"), manifest.get("end_position")
+    stores = file.stores
+    layers = {part.layer for part in stores}
+    channels = {part.channels for part in stores}
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    if layers != set(range(text.num_hidden_layers)) or channels != {heads * head_dim}:
+        raise ValueError(f"VidKVCache.load: '{path}' is of another model: {len(layers)} layers of {sorted(channels)} channels, not "
+                         f"{text.num_hidden_layers} of {heads * head_dim}")
+    if not isinstance(used, int) or not isinstance(position, int) or not _is_in_order(_numbers(file.section("cells")), used):
+        raise ValueError(f"VidKVCache.load: the cells of '{path}' do not lie in order: only a video that was watched at once can be taken over")
+    layer = {"kv_heads": heads, "key_dim": head_dim, "value_dim": head_dim, "dtype": None, "length": used, "padding": [0],
+             "scale": head_dim ** -0.5, "marks": []}
+    ours = {"kind": "transformers", "preset": manifest["kv"], "model": describe_model(config), "layers": [layer] * len(layers),
+            "rope_deltas": [[position - used]]}
+    tokens = _tokens_of_slot(file.section("slot"), getattr(config, "image_token_id", 0) or 0)
+    return ours if tokens is None or len(tokens) != used else {**ours, "slot_tokens": tokens.astype(np.int64)[None]}
 
 
 def fill(cache, path, file, manifest, device, model=None):
@@ -110,10 +163,13 @@ def fill(cache, path, file, manifest, device, model=None):
     try:
         for index, (layer, about) in enumerate(zip(cache.layers, manifest["layers"])):
             if about is not None:
+                about = about | {"dtype": about["dtype"] or _dtype_name(torch.float32 if model is None else model.dtype)}
                 (_fill_packed if id(layer) in packed else _fill_plain)(file, index, layer, about, device)
         if "tokens" in manifest:
             tokens = np.frombuffer(file.section("tokens"), np.int32).reshape(manifest["tokens"])
             cache.tokens = torch.from_numpy(tokens.astype(np.int64)).to(device)
+        elif "slot_tokens" in manifest:
+            cache.tokens = torch.from_numpy(manifest["slot_tokens"]).to(device)
         if manifest.get("rope_deltas") is not None:
             for module in _with_rope_deltas(model):
                 module.rope_deltas = torch.tensor(manifest["rope_deltas"], device=next(module.parameters()).device)
