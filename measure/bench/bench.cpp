@@ -94,6 +94,7 @@ void add_bench(CLI::App & app, Command & run) {
     add_bench_file(*bench, run);
     add_bench_video(*bench, run);
     add_bench_saved(*bench, run);
+    add_bench_latency(*bench, run);
 }
 
 } // namespace vidkv::cli

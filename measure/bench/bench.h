@@ -21,6 +21,7 @@ void add_bench_memory(CLI::App & bench, Command & run);
 void add_bench_file(CLI::App & bench, Command & run);
 void add_bench_video(CLI::App & bench, Command & run);
 void add_bench_saved(CLI::App & bench, Command & run);
+void add_bench_latency(CLI::App & bench, Command & run);
 
 // Throws UsageError for a name that is no preset.
 void check_presets(const std::vector<std::string> & names);

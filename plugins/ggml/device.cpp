@@ -73,7 +73,7 @@ void finish_batch(ggml_backend_t backend) {
     try {
         for (Placement * placement : Placement::live()) { // others are gone with their cache
             if (!context.read.contains(placement) || !placement->is_batch_attended()) continue;
-            placement->seal(context.cpu.threads());
+            placement->seal_step(context.cpu.threads());
             context.read.erase(placement);
         }
     } catch (const std::bad_alloc &) { // what is due stays due

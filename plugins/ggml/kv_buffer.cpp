@@ -148,6 +148,8 @@ void warn_of_saving(const KvStore & store, size_t size) {
 void get_tensor(ggml_backend_buffer_t, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
     const KvStore & store = *store_of(tensor);
     const size_t at = tensor->view_offs + offset;
+    Placement * placement = store.placement(); // a saved page is packed in all stores, or in none
+    if (placement) tried("packing", tensor, [&] { return placement->seal(seal_threads); });
     const bool read = tried("reading", tensor, [&] {
         if (note_read(store, at, size, data)) return true;
         warn_of_saving(store, size);

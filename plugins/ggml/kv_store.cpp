@@ -73,7 +73,11 @@ KvStore::~KvStore() {
 vidkv_store_stats KvStore::stats() const {
     vidkv_store_stats now{};
     vidkv_store_get_stats(store_, &now);
-    if (placement_) now.bytes_planned += placement_->texts_beside_the_first() * window_bytes();
+    if (placement_) {
+        const auto page = static_cast<uint64_t>(VIDKV_PAGE) * row_bytes();
+        now.bytes_planned += placement_->texts_beside_the_first() * window_bytes() +
+                             static_cast<uint64_t>(placement_->waiting(*this)) * page;
+    }
     return now;
 }
 

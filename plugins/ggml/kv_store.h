@@ -81,7 +81,7 @@ class KvStore {
                     const std::vector<int64_t> & left);
     void clear();
 
-    vidkv_store_stats stats() const; // planned: for as many conversations as there are
+    vidkv_store_stats stats() const; // planned: for as many conversations as there are, and pages that wait to be packed
 
     // Live stores of the process in order of creation.
     static std::vector<KvStore *> live();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <mutex>
 #include <utility>
 
@@ -22,8 +23,7 @@ std::atomic<bool> sealing_held{false};
 } // namespace
 
 Placement::Placement(int64_t cells, int streams, int64_t window)
-    : cells_(cells), maps_(static_cast<size_t>(streams), CellMap(cells, window)), due_(maps_.size()),
-      restored_(maps_.size()) {
+    : cells_(cells), maps_(static_cast<size_t>(streams), CellMap(cells, window)), restored_(maps_.size()) {
     const std::lock_guard lock(live_mutex);
     live_placements().push_back(this);
 }
@@ -42,6 +42,9 @@ void Placement::hold_sealing(bool hold) { sealing_held = hold; }
 
 void Placement::add(KvStore & store) {
     stores_.push_back(&store);
+    const auto first_keys = std::find_if(packing_order_.begin(), packing_order_.end(),
+                                         [](const KvStore * each) { return each->side() == VIDKV_KEYS; });
+    packing_order_.insert(store.side() == VIDKV_KEYS ? packing_order_.end() : first_keys, &store);
     written_.push_back(0);
     attended_.push_back(0);
 }
@@ -87,7 +90,8 @@ bool Placement::begin_batch(const KvStore & store, const int64_t * ids, int64_t 
         written_[store.number()] = 1;
         return true;
     }
-    if (!seal(threads)) return false;
+    if (!seal_step(threads)) return false;
+    has_stepped_ = false;
     batch_.assign(ids, ids + n);
     std::fill(written_.begin(), written_.end(), char{0});
     std::fill(attended_.begin(), attended_.end(), char{0});
@@ -138,8 +142,8 @@ bool Placement::end_restore(KvStore & store, int64_t first_id, int64_t n, int th
     for (size_t s = 0; s < maps_.size(); ++s) {
         const std::vector<int64_t> due = maps_[s].take_due();
         restored_[s].insert(restored_[s].end(), due.begin(), due.end());
-        due_[s].insert(due_[s].end(), due.begin(),
-                       due.end()); // whatever is not packed below is packed before the next batch
+        for (const int64_t page : due)
+            due_.push_back({static_cast<int>(s), page}); // packed later, where it is not packed below
     }
     return store.protects() ||
            pack({&store}, restored_, threads); // which tokens to protect is seen when keys and values are there
@@ -191,21 +195,59 @@ bool Placement::pack(const std::vector<KvStore *> & stores, Pages pages, int thr
 
 void Placement::collect_due() {
     for (size_t s = 0; s < maps_.size(); ++s) {
-        const std::vector<int64_t> due = maps_[s].take_due();
-        due_[s].insert(due_[s].end(), due.begin(), due.end());
+        for (const int64_t page : maps_[s].take_due()) due_.push_back({static_cast<int>(s), page});
     }
+    std::erase_if(due_, [&](const Due & due) { return !is_packed(due); });
+}
+
+// Packs `most` pages of single stores, the oldest pages first: those of one store together.
+bool Placement::pack_due(size_t most, int threads) {
+    const size_t all = packing_order_.size();
+    std::vector<Pages> pages(all, Pages(maps_.size()));
+    std::vector<Due> left = due_;
+    for (Due & due : left) {
+        for (; due.done < all && most > 0; --most) pages[due.done++][static_cast<size_t>(due.stream)].push_back(due.page);
+    }
+    std::vector<vidkv_seal_request> requests;
+    for (size_t i = 0; i < all; ++i) {
+        for (size_t s = 0; s < maps_.size(); ++s) {
+            if (!pages[i][s].empty()) requests.push_back(packing_order_[i]->seal_request(static_cast<int>(s), pages[i][s]));
+        }
+    }
+    if (!requests.empty() && vidkv_seal_pages(requests.data(), static_cast<int64_t>(requests.size()), threads) != VIDKV_OK)
+        return false; // they stay due
+    std::erase_if(left, [&](const Due & due) { return due.done == all; });
+    due_ = std::move(left);
+    return true;
 }
 
 bool Placement::seal(int threads) { return sealing_held || seal_now(threads); }
 
 bool Placement::seal_now(int threads) {
     collect_due();
-    if (!pack(stores_, due_, threads)) return false; // they stay due
-    for (size_t s = 0; s < maps_.size(); ++s) {
-        due_[s].clear();
-        restored_[s].clear();
-    }
+    if (!pack_due(SIZE_MAX, threads)) return false;
+    for (std::vector<int64_t> & of_stream : restored_) of_stream.clear();
     return true;
+}
+
+// A text gives its stores a page each in 128 tokens; for every token at least a 64th of what waits is packed. So a decoded token
+// waits for one page of one store in most models, all have packed before the next page is full, and a prompt packs its own.
+bool Placement::seal_step(int threads) {
+    constexpr size_t steps = CellMap::page_cells / 2;
+    if (sealing_held || std::exchange(has_stepped_, true)) return true;
+    collect_due();
+    size_t backlog = 0;
+    for (const Due & due : due_) backlog += packing_order_.size() - due.done;
+    if (backlog == 0) return true;
+    has_stepped_ = pack_due((backlog + steps - 1) / steps * batch_.size(), threads);
+    for (std::vector<int64_t> & of_stream : restored_) of_stream.clear();
+    return has_stepped_;
+}
+
+int64_t Placement::waiting(const KvStore & store) const {
+    const auto at = std::find(packing_order_.begin(), packing_order_.end(), &store) - packing_order_.begin();
+    return std::count_if(due_.begin(), due_.end(),
+                         [&](const Due & due) { return is_packed(due) && due.done <= static_cast<size_t>(at); });
 }
 
 bool Placement::take(int stream, const SavedCells & saved, const std::vector<int64_t> & cells,
@@ -220,15 +262,17 @@ bool Placement::take(int stream, const SavedCells & saved, const std::vector<int
 void Placement::copy_stream(int from, int to) {
     if (from == to) return;
     maps_[static_cast<size_t>(to)] = maps_[static_cast<size_t>(from)];
-    due_[static_cast<size_t>(to)] = due_[static_cast<size_t>(from)];
+    std::erase_if(due_, [&](const Due & due) { return due.stream == to; });
+    for (size_t i = 0, n = due_.size(); i < n; ++i) {
+        if (due_[i].stream == from) due_.push_back({to, due_[i].page, due_[i].done});
+    }
     translated_.clear();
 }
 
 void Placement::clear() {
     for (CellMap & each : maps_) each.clear();
-    for (Pages * pages : {&due_, &restored_}) {
-        for (std::vector<int64_t> & of_stream : *pages) of_stream.clear();
-    }
+    due_.clear();
+    for (std::vector<int64_t> & of_stream : restored_) of_stream.clear();
     batch_.clear();
     std::fill(written_.begin(), written_.end(), char{0});
     std::fill(attended_.begin(), attended_.end(), char{0});

@@ -53,9 +53,12 @@ class Placement {
     // The mask of a stream's tokens over places instead of cells; null if that is the same. Good until the next batch.
     const uint16_t * translated(int stream, const uint16_t * rows, int64_t stride, int64_t tokens, int64_t cells);
 
-    // Packs what is old enough, in all stores side by side, unless sealing is held.
+    // Packs what is old enough, unless sealing is held: all of it; or as much as this batch may wait for, once a batch, so that no
+    // decoded token waits for the pages of all layers.
     bool seal(int threads);
+    bool seal_step(int threads);
     bool seal_now(int threads);
+    int64_t waiting(const KvStore & store) const; // pages that are old enough and not packed there yet
     void copy_stream(int from, int to);
     void clear();
 
@@ -79,15 +82,26 @@ class Placement {
         std::vector<uint16_t> places;
     };
 
+    // A page that is old enough. Stores pack it in the order of packing_order_, `done` of them have.
+    struct Due {
+        int stream;
+        int64_t page;
+        size_t done = 0;
+    };
+
     template <typename Work> bool by_stream(const int64_t * ids, int64_t n, Work work) const;
     bool apply(int stream, const CellMap::Changes & changes);
     bool pack(const std::vector<KvStore *> & stores, Pages pages, int threads);
+    bool pack_due(size_t most, int threads);
+    bool is_packed(const Due & due) const { return maps_[static_cast<size_t>(due.stream)].is_packed(due.page); }
     void collect_due();
 
     int64_t cells_;
     std::vector<CellMap> maps_;
     std::vector<KvStore *> stores_;
-    Pages due_;                            // to be packed in all stores
+    std::vector<KvStore *> packing_order_; // values before keys, which tell them which tokens to protect
+    std::vector<Due> due_;                 // the oldest first
+    bool has_stepped_ = false;             // seal_step, since the batch began
     Pages restored_;                       // since the last batch: packed store by store
     std::vector<int64_t> batch_;           // its ids
     std::vector<char> written_, attended_; // [store], by the batch

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/thread_pool.h"
+#include "codec/encoder_loops.h"
 
 namespace vidkv {
 
@@ -53,38 +54,27 @@ struct QueryStatistics::Sample {
     float weight(size_t r) const { return weights[r / static_cast<size_t>(heads_per_kv_head)]; }
 };
 
-// Channels from .. to - 1 of one KV head: their sums decay once, then four rows are added at a time.
+// Channels from .. to - 1 of one KV head.
 void QueryStatistics::add(const Sample & sample, int kv_head, int from, int to, float decay) {
-    constexpr size_t together = 4;
+    constexpr size_t at_once = 256;
     const size_t rows = sample.rows(), channels = static_cast<size_t>(head_dim_);
-    static const float nothing[512] = {}; // of the largest head_dim
     float * mean = &mean_[static_cast<size_t>(kv_head) * channels];
     float * second = &second_[static_cast<size_t>(kv_head) * triangle_];
-    for (int i = from; i < to; ++i) {
-        mean[i] *= decay;
-        float * out = second + static_cast<size_t>(i) * (i + 1) / 2;
-        for (int j = 0; j <= i; ++j) out[j] *= decay;
-    }
-    for (size_t first = 0; first < rows; first += together) {
-        const float * x[together];
-        float w[together];
-        for (size_t k = 0; k < together; ++k) {
-            const bool there = first + k < rows;
-            x[k] = there ? sample.row(first + k, kv_head) : nothing;
-            w[k] = there ? sample.weight(first + k) : 0.0f;
+    const float * row[at_once];
+    float weight[at_once];
+    for (size_t done = 0; done < rows; done += at_once) {
+        const size_t some = std::min(at_once, rows - done);
+        for (size_t r = 0; r < some; ++r) {
+            row[r] = sample.row(done + r, kv_head);
+            weight[r] = sample.weight(done + r);
         }
-        for (int i = from; i < to; ++i) {
-            float * out = second + static_cast<size_t>(i) * (i + 1) / 2;
-            const float a = w[0] * x[0][i], b = w[1] * x[1][i], c = w[2] * x[2][i], d = w[3] * x[3][i];
-            mean[i] += (a + b) + (c + d);
-            for (int j = 0; j <= i; ++j) out[j] += (a * x[0][j] + b * x[1][j]) + (c * x[2][j] + d * x[3][j]);
-        }
+        encoder_loops().add_products(second, mean, from, to, done == 0 ? decay : 1.0f, row, weight, some);
     }
 }
 
 void QueryStatistics::observe(const float * q, int64_t tokens, int heads, int64_t token_stride, int64_t head_stride,
                               int threads) {
-    constexpr int band = 32; // channels that a thread takes at once
+    constexpr int band = 64; // channels that a thread takes at once
     const int step = tokens <= small_batch ? stride : 1;
     Sample sample{q, head_stride, heads / kv_heads_, {}, {}};
     for (int64_t t = 0; t < tokens; ++t) {
@@ -131,6 +121,15 @@ void QueryStatistics::begin_with(const QueryStatistics & other, int tokens) {
     for (size_t i = 0; i < mean_.size(); ++i) mean_[i] = static_cast<float>(other.mean_[i] * factor);
     weight_ = other.weight_ * factor;
     sampled_ = seen_ = other.sampled_ > 0 ? tokens : 0;
+}
+
+void QueryStatistics::second(int head, double * out) const {
+    const size_t n = static_cast<size_t>(head_dim_);
+    const float * from = &second_[static_cast<size_t>(head) * triangle_];
+    const double factor = weight_ > 0 ? 1.0 / weight_ : 0.0;
+    for (size_t i = 0; i < n; ++i) {
+        for (size_t j = 0; j <= i; ++j) out[i * n + j] = out[j * n + i] = factor * static_cast<double>(*from++);
+    }
 }
 
 double QueryStatistics::second(int head, int i, int j) const {

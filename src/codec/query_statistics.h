@@ -27,6 +27,7 @@ class QueryStatistics {
     // E[q_i q_j] times a factor that is the same for all heads; E[q_i] times its own.
     double second(int head, int i, int j) const;
     double mean(int head, int i) const;
+    void second(int head, double * out) const; // all of a head's: [head_dim][head_dim]
     void save(std::vector<uint8_t> & out) const;
     bool load(ByteReader & in); // of the same shape
     size_t bytes() const { return bytes_for(kv_heads_, head_dim_); }

@@ -17,7 +17,7 @@ struct TrellisTable {
     std::array<uint8_t, 16> mix;
     std::array<std::array<uint8_t, 16>, 2> values;
 
-    uint8_t level(int sample, uint8_t state) const { return values[sample][(state & 15) ^ mix[state >> 4]]; }
+    constexpr uint8_t level(int sample, uint8_t state) const { return values[sample][(state & 15) ^ mix[state >> 4]]; }
 };
 
 inline constexpr TrellisTable trellis_tables[] = {
@@ -80,9 +80,10 @@ struct TrellisRing {
 };
 
 // Finds the bits for one lane of a quad: x [rows] in units of the scale (about unit variance), finite. Writes the lane's bytes
-// of `packed` and its levels [rows]. weight: [rows], what a squared error costs, up to about 4; null: 1.
+// of `packed` and its levels [rows]. weight: [rows], what a squared error costs, up to about 4; null: 1. keep_seam: the ring is closed
+// where the lane's present code is, which saves looking for the place.
 void encode_trellis_lane(QuadCode code, const float * x, int rows, int lane, uint8_t * packed, uint8_t * levels,
-                         const float * weight = nullptr);
+                         const float * weight = nullptr, bool keep_seam = false);
 
 // Finds bits for one lane that give exactly these levels [rows], as rows that were coded before have them; false if there are none. use:
 // [rows], 0 where any level will do, which then becomes what the bits give. Codes with one sample per step and as many steps as rows.

@@ -1,12 +1,14 @@
 #include "codec/trellis_keys.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <numeric>
 
 #include "base/half.h"
 #include "base/softmax_math.h"
 #include "codec/two_bit.h"
+#include "codec/encoder_loops.h"
 #include "codec/log_scale.h"
 #include "codec/trellis.h"
 
@@ -26,25 +28,11 @@ constexpr double damping =
 constexpr float most_attention = 16.0f; // times the median token's: with more, the other tokens of the page lose too much
 constexpr float most_searched = 4.0f;   // the largest weight in the trellis search: its 16-bit costs would saturate
 
-struct Moments {
-    double mean = 0, variance = 0;
-};
-
-Moments moments(const float * x, const float * weight) {
-    double sum = 0, squares = 0, total = 0;
-    for (int t = 0; t < page_tokens; ++t) {
-        const double w = weight[t];
-        sum += w * x[t];
-        squares += w * x[t] * x[t];
-        total += w;
-    }
-    if (total == 0) return {};
-    const double mean = sum / total;
-    return {mean, std::max(0.0, squares / total - mean * mean)};
-}
-
 bool all_finite(const std::vector<float> & x) {
-    return std::all_of(x.begin(), x.end(), [](float v) { return std::isfinite(v); });
+    constexpr uint32_t exponent = 0x7f800000u;
+    bool finite = true;
+    for (const float v : x) finite &= (std::bit_cast<uint32_t>(v) & exponent) != exponent;
+    return finite;
 }
 
 // E[q q^T] of a head with damping; the identity where no query was seen.
@@ -53,10 +41,8 @@ std::vector<double> damped_second(const QueryStatistics * statistics, int head, 
     std::vector<double> h(n * n);
     double diagonal = 0;
     if (statistics && !statistics->empty()) {
-        for (int i = 0; i < head_dim; ++i) {
-            for (int j = 0; j <= i; ++j) h[i * n + j] = h[j * n + i] = statistics->second(head, i, j);
-            diagonal += h[i * n + i];
-        }
+        statistics->second(head, h.data());
+        for (size_t i = 0; i < n; ++i) diagonal += h[i * n + i];
     }
     const double added = diagonal > 0 ? damping * diagonal / head_dim : 1.0;
     for (size_t i = 0; i < n; ++i) h[i * n + i] += added;
@@ -67,7 +53,7 @@ std::vector<double> damped_second(const QueryStatistics * statistics, int head, 
 double page_variance(const std::vector<const KeyRows *> & rows, const KeyFeedback & feedback, int channel) {
     double sum = 0;
     for (size_t p = 0; p < rows.size(); ++p) {
-        sum += moments(rows[p]->data() + channel * page_tokens, feedback.page(p)).variance;
+        sum += encoder_loops().moments(rows[p]->data() + channel * page_tokens, feedback.page(p)).variance;
     }
     return sum / static_cast<double>(rows.size());
 }
@@ -87,22 +73,37 @@ float plan_mean(const std::vector<const KeyRows *> & rows, const std::vector<uin
 }
 
 // log E[exp(scale q.k)] for Gaussian queries with the head's statistics, for each token of a page.
-void log_attention(const QueryStatistics & queries, int head, int head_dim, const KeyRows & keys, float * out) {
-    const double scale = 1.0 / std::sqrt(static_cast<double>(head_dim));
-    std::fill_n(out, page_tokens, 0.0f);
-    float along[page_tokens];
-    for (int i = 0; i < head_dim; ++i) {
-        const double mean = scale * queries.mean(head, i);
-        std::fill_n(along, page_tokens, static_cast<float>(mean));
-        for (int j = 0; j < head_dim; ++j) {
-            const double covariance =
-                scale * scale * (queries.second(head, i, j) - queries.mean(head, i) * queries.mean(head, j));
-            const float half = static_cast<float>(0.5 * covariance);
-            for (int t = 0; t < page_tokens; ++t) along[t] += half * keys[j * page_tokens + t];
+class LogAttention {
+  public:
+    LogAttention(const QueryStatistics & queries, int head, int head_dim)
+        : n_(static_cast<size_t>(head_dim)), mean_(n_), triangle_(n_ * n_) {
+        const double scale = 1.0 / std::sqrt(static_cast<double>(head_dim));
+        std::vector<double> second(n_ * n_), mean(n_);
+        queries.second(head, second.data());
+        for (size_t i = 0; i < n_; ++i) mean[i] = queries.mean(head, static_cast<int>(i));
+        for (size_t i = 0; i < n_; ++i) {
+            mean_[i] = static_cast<float>(scale * mean[i]);
+            for (size_t j = 0; j <= i; ++j) { // the other triangle is the same: twice the half below the diagonal
+                const double covariance = scale * scale * (second[i * n_ + j] - mean[i] * mean[j]);
+                triangle_[i * n_ + j] = static_cast<float>(i == j ? 0.5 * covariance : covariance);
+            }
         }
-        for (int t = 0; t < page_tokens; ++t) out[t] += along[t] * keys[i * page_tokens + t];
     }
-}
+
+    void of(const KeyRows & keys, float * out) const {
+        std::fill_n(out, page_tokens, 0.0f);
+        float along[page_tokens];
+        for (size_t i = 0; i < n_; ++i) {
+            std::fill_n(along, page_tokens, mean_[i]);
+            encoder_loops().pull(along, keys.data(), &triangle_[i * n_], nullptr, i + 1);
+            for (size_t t = 0; t < page_tokens; ++t) out[t] += along[t] * keys[i * page_tokens + t];
+        }
+    }
+
+  private:
+    size_t n_;
+    std::vector<float> mean_, triangle_;
+};
 
 // How much the error of each token counts: the root of its expected attention over the median token's, within bounds.
 std::vector<float> expected_attention(const QueryStatistics * statistics, int head, int head_dim,
@@ -110,7 +111,8 @@ std::vector<float> expected_attention(const QueryStatistics * statistics, int he
     std::vector<float> weight(use.begin(), use.end());
     if (!statistics || statistics->empty()) return weight;
     std::vector<float> log(weight.size()), used;
-    for (size_t p = 0; p < rows.size(); ++p) log_attention(*statistics, head, head_dim, *rows[p], &log[p * page_tokens]);
+    const LogAttention attention(*statistics, head, head_dim);
+    for (size_t p = 0; p < rows.size(); ++p) attention.of(*rows[p], &log[p * page_tokens]);
     for (size_t i = 0; i < log.size(); ++i) {
         if (use[i]) used.push_back(log[i]);
     }
@@ -139,24 +141,23 @@ KeyFeedback make_feedback(const QueryStatistics * statistics, int head, int head
                      [&](uint16_t a, uint16_t b) { return importance[a] < importance[b]; });
     // H in coding order = U U^T with U upper triangular, found from the last column back: the error of channels e costs
     // sum over c of U[c][c]^2 (e_c + sum over j < c of U[j][c] / U[c][c] e_j)^2.
-    std::vector<double> u(n * n);
-    for (size_t c = n; c-- > 0;) {
-        for (size_t j = c + 1; j-- > 0;) {
-            double sum = h[feedback.order[j] * n + feedback.order[c]];
-            for (size_t k = c + 1; k < n; ++k) sum -= u[j * n + k] * u[c * n + k];
-            u[j * n + c] = j == c ? std::sqrt(std::max(sum, 1e-30)) : sum / u[c * n + c];
-        }
+    std::vector<double> ordered(n * n), columns(n * n);
+    for (size_t c = 0; c < n; ++c) {
+        for (size_t j = 0; j < n; ++j) ordered[c * n + j] = h[feedback.order[c] * n + feedback.order[j]];
     }
+    encoder_loops().factor(ordered.data(), n, columns.data());
     feedback.pull.resize(n * n);
     for (size_t c = 0; c < n; ++c) {
-        for (size_t j = 0; j < n; ++j)
-            feedback.pull[c * n + j] = j == c ? 0.0f : static_cast<float>(h[c * n + j] / h[c * n + c]);
+        const double inverse = 1.0 / h[c * n + c];
+        for (size_t j = 0; j < n; ++j) feedback.pull[c * n + j] = static_cast<float>(h[c * n + j] * inverse);
+        feedback.pull[c * n + c] = 0.0f;
     }
     feedback.carry.resize(n * n);
     feedback.weight.resize(n);
     for (size_t c = 0; c < n; ++c) {
-        feedback.weight[feedback.order[c]] = static_cast<float>(u[c * n + c] * u[c * n + c]);
-        for (size_t j = 0; j < c; ++j) feedback.carry[c * n + j] = static_cast<float>(u[j * n + c] / u[c * n + c]);
+        const double *column = &columns[c * n], inverse = 1.0 / column[c];
+        feedback.weight[feedback.order[c]] = static_cast<float>(column[c] * column[c]);
+        for (size_t j = 0; j < c; ++j) feedback.carry[c * n + j] = static_cast<float>(column[j] * inverse);
     }
     const bool sound = all_finite(feedback.pull) && all_finite(feedback.carry) && all_finite(feedback.weight);
     if (statistics && !sound) return make_feedback(nullptr, head, head_dim, rows, use);
@@ -191,8 +192,9 @@ std::vector<QuadCode> allot_bits(const KeyLayout & layout, const std::vector<Cha
             double weight = 0;
             for (int i = 0; i < 4; ++i) {
                 const int channel = plans[head].order[4 * quad + i];
-                weight += feedback[head].weight[channel] *
-                          moments(rows[head]->data() + channel * page_tokens, feedback[head].page(page)).variance;
+                weight +=
+                    feedback[head].weight[channel] *
+                    encoder_loops().moments(rows[head]->data() + channel * page_tokens, feedback[head].page(page)).variance;
             }
             for (int bits = 0; bits < most_bits; ++bits) {
                 gains.push_back({weight * (distortion[bits] - distortion[bits + 1]), bits, head * quads + quad});
@@ -228,47 +230,39 @@ void encode_uniform_lane(QuadCode code, const float * x, uint8_t * levels) {
     }
 }
 
-// target: [128], what the channel should be; lane: its place in the quad at `codes`. decoded: [128], what it became, without the
+// target: [128], what the channel should be; lane: its place in the quad at `codes`; again: which has a code of it. decoded: [128], what it became, without the
 // plan's mean. quad_levels: [128][4] of the quad, for uniform codes, which are packed when all four lanes are there.
-ChannelCode encode_channel(QuadCode code, const float * target, const float * weight, int lane, uint8_t * codes,
+ChannelCode encode_channel(QuadCode code, const float * target, const float * weight, int lane, bool again, uint8_t * codes,
                            uint8_t * quad_levels, float * decoded) {
-    const Moments m = moments(target, weight);
-    const float mean = static_cast<float>(m.mean);
+    const EncoderLoops & loops = encoder_loops();
+    const Moments m = loops.moments(target, weight);
     // The mean is stored in eighths of the scale, -127..127.
-    const float least = std::fabs(mean) * (8.0f / 127.0f),
-                deviation = std::max(static_cast<float>(std::sqrt(m.variance)), least);
+    const float least = std::fabs(m.mean) * (8.0f / 127.0f), deviation = std::max(std::sqrt(m.variance), least);
     float scale = least;
     float z[page_tokens], y[page_tokens] = {};
     if (code != QuadCode::none && deviation > 0.0f) {
-        for (int t = 0; t < page_tokens; ++t) z[t] = weight[t] > 0.0f ? (target[t] - mean) / deviation : 0.0f;
+        loops.standardize(target, m.mean, deviation, weight, z);
         float searched[page_tokens];
         for (int t = 0; t < page_tokens; ++t) searched[t] = std::min(weight[t], most_searched);
         uint8_t levels[page_tokens];
         if (code <= QuadCode::trellis3)
-            encode_trellis_lane(code, z, page_tokens, lane, codes, levels, searched);
+            encode_trellis_lane(code, z, page_tokens, lane, codes, levels, searched, again);
         else
             encode_uniform_lane(code, z, levels);
         const LevelGrid grid = level_grid(code);
-        float zz = 0, zy = 0;
         for (int t = 0; t < page_tokens; ++t) {
             quad_levels[4 * t + lane] = levels[t];
             y[t] = (static_cast<float>(levels[t]) - grid.offset) * grid.step;
-            zz += weight[t] * z[t] * z[t];
-            zy += weight[t] * z[t] * y[t];
         }
         // Unbiased for dot products: <z, z> / <z, y>, unless the code misses altogether.
+        const float zz = loops.dot(z, z, weight), zy = loops.dot(z, y, weight);
         scale = std::max(zy > 0.3f * zz && zz > 0.0f ? deviation * (zz / zy) : deviation, least);
     }
     ChannelCode out;
     out.scale = scale > least ? log_scale_code(scale) : log_scale_at_least(least);
     const float stored = log_scale_value(out.scale);
     // The mean that the levels do not express: without it the page as a whole would be shifted against the others.
-    float left = 0, total = 0;
-    for (int t = 0; t < page_tokens; ++t) {
-        left += weight[t] * (target[t] - stored * y[t]);
-        total += weight[t];
-    }
-    const float rest = total > 0.0f ? left / total : 0.0f;
+    const float rest = loops.mean_rest(target, y, stored, weight);
     out.mean =
         stored > 0.0f ? static_cast<int8_t>(std::clamp(std::nearbyint(8.0f * rest / stored), -127.0f, 127.0f)) : int8_t{0};
     const float offset = 0.125f * stored * static_cast<float>(out.mean);
@@ -293,9 +287,9 @@ class HeadEncoder {
         for (size_t c = 0; c < n_; ++c) {
             const size_t channel = feedback_.order[c];
             aim(channel);
-            for (size_t j = 0; j < c; ++j) pull_target(feedback_.carry[c * n_ + j], feedback_.order[j]);
-            hold_target(channel);
-            keep(channel, encode(channel));
+            loops_.pull(target_, errors_.data(), &feedback_.carry[c * n_], feedback_.order.data(), c);
+            hold_target();
+            keep(channel, encode(channel, false));
         }
     }
 
@@ -305,17 +299,18 @@ class HeadEncoder {
             const size_t quad = place_[channel] / 4;
             if (quads_[quad] == QuadCode::none) continue;
             aim(channel);
-            for (size_t j = 0; j < n_; ++j) pull_target(feedback_.pull[channel * n_ + j], j);
-            hold_target(channel);
-            const std::vector<uint8_t> old_codes(codes_ + start_[quad], codes_ + start_[quad + 1]);
-            const std::vector<uint8_t> old_levels(quad_levels(quad), quad_levels(quad) + 4 * page_tokens);
-            const double before = miss_of_kept(channel);
-            const ChannelCode coded = encode(channel);
-            if (miss() < before) {
+            loops_.pull(target_, errors_.data(), &feedback_.pull[channel * n_], nullptr, n_);
+            hold_target();
+            const float before = miss_of_kept(channel);
+            uint8_t old_codes[4 * page_tokens], old_levels[4 * page_tokens];
+            std::copy(codes_ + start_[quad], codes_ + start_[quad + 1], old_codes);
+            std::copy_n(quad_levels(quad), 4 * page_tokens, old_levels);
+            const ChannelCode coded = encode(channel, true);
+            if (loops_.distance(target_, decoded_, attention_) < before) {
                 keep(channel, coded);
             } else {
-                std::copy(old_codes.begin(), old_codes.end(), codes_ + start_[quad]);
-                std::copy(old_levels.begin(), old_levels.end(), quad_levels(quad));
+                std::copy(old_codes, old_codes + (start_[quad + 1] - start_[quad]), codes_ + start_[quad]);
+                std::copy_n(old_levels, 4 * page_tokens, quad_levels(quad));
             }
         }
     }
@@ -332,49 +327,34 @@ class HeadEncoder {
 
   private:
     uint8_t * quad_levels(size_t quad) { return &levels_[quad * 4 * page_tokens]; }
-    float wanted(size_t channel, int t) const {
-        return attention_[t] > 0.0f ? rows_[channel * page_tokens + t] - half_to_float(plan_.mean[place_[channel]]) : 0.0f;
-    }
     void aim(size_t channel) {
-        for (int t = 0; t < page_tokens; ++t) target_[t] = wanted(channel, t);
+        loops_.aim(&rows_[channel * page_tokens], half_to_float(plan_.mean[place_[channel]]), attention_, wanted_);
+        std::copy_n(wanted_, page_tokens, target_);
     }
     // Statistics that no queries gave, from a file that was forged, may carry errors on beyond all bounds.
-    void hold_target(size_t channel) {
-        for (int t = 0; t < page_tokens; ++t) {
-            if (!(std::fabs(target_[t]) < 1e9f)) target_[t] = wanted(channel, t);
-        }
+    void hold_target() {
+        for (int t = 0; t < page_tokens; ++t) target_[t] = std::fabs(target_[t]) < 1e9f ? target_[t] : wanted_[t];
     }
-    void pull_target(float factor, size_t from) {
-        const float * error = &errors_[from * page_tokens];
-        for (int t = 0; t < page_tokens; ++t) target_[t] += factor * error[t];
-    }
-    ChannelCode encode(size_t channel) {
+    // again: it has codes already.
+    ChannelCode encode(size_t channel, bool again) {
         const size_t at = place_[channel], quad = at / 4;
-        return encode_channel(quads_[quad], target_, attention_, static_cast<int>(at % 4), codes_ + start_[quad],
+        return encode_channel(quads_[quad], target_, attention_, static_cast<int>(at % 4), again, codes_ + start_[quad],
                               quad_levels(quad), decoded_);
     }
     void keep(size_t channel, const ChannelCode & coded) {
         for (int t = 0; t < page_tokens; ++t)
-            errors_[channel * page_tokens + t] = attention_[t] > 0.0f ? wanted(channel, t) - decoded_[t] : 0.0f;
+            errors_[channel * page_tokens + t] = attention_[t] > 0.0f ? wanted_[t] - decoded_[t] : 0.0f;
         meta_[place_[channel]] = coded.scale;
         meta_[n_ + place_[channel]] = static_cast<uint8_t>(coded.mean);
     }
-    // Squared distance to the target: of the channel just coded, and of the codes kept so far.
-    double miss() const {
-        double sum = 0;
-        for (int t = 0; t < page_tokens; ++t)
-            sum += attention_[t] * (target_[t] - decoded_[t]) * (target_[t] - decoded_[t]);
-        return sum;
-    }
-    double miss_of_kept(size_t channel) const {
-        double sum = 0;
-        for (int t = 0; t < page_tokens; ++t) {
-            const float d = target_[t] - (wanted(channel, t) - errors_[channel * page_tokens + t]);
-            sum += attention_[t] * d * d;
-        }
-        return sum;
+    // Squared distance of the codes kept so far to the target.
+    float miss_of_kept(size_t channel) const {
+        float kept[page_tokens];
+        for (int t = 0; t < page_tokens; ++t) kept[t] = wanted_[t] - errors_[channel * page_tokens + t];
+        return loops_.distance(target_, kept, attention_);
     }
 
+    const EncoderLoops & loops_ = encoder_loops();
     const size_t n_;
     const ChannelPlan & plan_;
     const KeyFeedback & feedback_;
@@ -385,8 +365,8 @@ class HeadEncoder {
     std::vector<size_t> place_; // [natural channel]: its place in the plan
     std::vector<size_t> start_; // [quad]: where its codes begin
     std::vector<uint8_t> levels_;
-    std::vector<float> errors_; // [channel][128]: wanted minus decoded
-    float target_[page_tokens], decoded_[page_tokens];
+    std::vector<float> errors_;                                              // [channel][128]: wanted minus decoded
+    float wanted_[page_tokens], target_[page_tokens], decoded_[page_tokens]; // of the channel at hand
 };
 
 } // namespace

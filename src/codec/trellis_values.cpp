@@ -14,20 +14,18 @@ namespace vidkv {
 
 namespace {
 
-// The scale that makes dot products unbiased: <x,x> / <x,y> for the code's values y. rho guards against codes that miss.
-float unbiased_scale(const float * x, const float * y, int n) {
-    float xx = 0, xy = 0;
-    for (int i = 0; i < n; ++i) {
-        xx += x[i] * x[i];
-        xy += x[i] * y[i];
+float dot(const float * x, const float * y, int n) { // n: head_dim, a multiple of 8
+    std::array<float, 8> sums = {};
+    for (int i = 0; i < n; i += 8) {
+        for (int j = 0; j < 8; ++j) sums[j] += x[i + j] * y[i + j];
     }
-    return xy > 0.3f * xx ? xx / xy : 1.0f;
+    return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
 }
 
-float dot(const float * x, const float * y, int n) {
-    std::array<float, 8> sums = {};
-    for (int i = 0; i < n; ++i) sums[i % 8] += x[i] * y[i]; // head_dim is a multiple of 8
-    return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+// The scale that makes dot products unbiased: <x,x> / <x,y> for the code's values y. rho guards against codes that miss.
+float unbiased_scale(const float * x, const float * y, int n) {
+    const float xx = dot(x, x, n), xy = dot(x, y, n);
+    return xy > 0.3f * xx ? xx / xy : 1.0f;
 }
 
 // Equal tokens would get equal codes, and attention that averages over a still scene would average nothing. So tokens that are
@@ -64,11 +62,7 @@ class LikeTokens {
     std::array<Run, 4> runs_;
 };
 
-float rms_of(const float * row, int n) {
-    float energy = 0;
-    for (int c = 0; c < n; ++c) energy += row[c] * row[c];
-    return std::sqrt(energy / static_cast<float>(n));
-}
+float rms_of(const float * row, int n) { return std::sqrt(dot(row, row, n) / static_cast<float>(n)); }
 
 } // namespace
 

@@ -1,5 +1,5 @@
-// The search for the cheapest path through a trellis (Viterbi), 16 states side by side in GNU vectors. Included by one file per
-// instruction set, each compiled for it: whole numbers, so the paths are the same everywhere.
+// The search for the cheapest path through a trellis (Viterbi), 16 states side by side in GNU vectors: the specification, which the
+// searches for one instruction set must equal path for path.
 #pragma once
 
 #include <algorithm>
@@ -8,25 +8,18 @@
 #include <cstring>
 
 #include "codec/trellis.h"
+#include "codec/viterbi_costs.h"
 
 namespace vidkv {
 
 namespace {
 
-constexpr int states = 256;
-constexpr int warm_up = 24; // steps before the seam that decide with which state the ring closes
-
-// Costs are 16-bit: a step costs at most max_cost per sample, and 8 bits of steps (the spread between states) plus as many until
-// the costs are brought down again stay below 2^15.
-constexpr int max_cost = 1792;
-int cost_unit(const TrellisTable & table) { return table.bits == 1 ? 64 : table.samples == 2 ? 96 : 128; }
-
 typedef int16_t Lanes __attribute__((vector_size(32))); // 16 states side by side
 typedef uint8_t Bytes __attribute__((vector_size(16)));
-typedef float Floats __attribute__((vector_size(64)));
+typedef float Points __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 
-Lanes splat(int x) { return Lanes{} + static_cast<int16_t>(x); }
+Lanes all_lanes(int x) { return Lanes{} + static_cast<int16_t>(x); }
 
 // Lane l of the result is e[l ^ X].
 template <int X> Lanes exchange(Lanes e) {
@@ -47,10 +40,9 @@ template <int Bits> struct Viterbi {
     static constexpr int branches = 1 << Bits, parents = states >> Bits;
     Lanes cost[states / 16];
 
-    // Only states whose low bits are `seam` may precede the first step; -1: all.
     void start(int seam) {
         alignas(32) int16_t c[states];
-        for (int s = 0; s < states; ++s) c[s] = seam < 0 || s % parents == seam ? 0 : 16000;
+        start_costs(c, seam, parents);
         std::memcpy(cost, c, sizeof(c));
     }
 
@@ -63,7 +55,7 @@ template <int Bits> struct Viterbi {
                 const Lanes other = cost[b * parents / 16 + o];
                 const Lanes less = other < m;
                 m = less ? other : m;
-                from = less ? splat(b) : from;
+                from = less ? all_lanes(b) : from;
             }
             best[o] = m;
             const Bytes packed = __builtin_convertvector(from, Bytes);
@@ -82,30 +74,13 @@ template <int Bits> struct Viterbi {
         for (const Lanes & c : cost) m = c < m ? c : m;
         int16_t least = m[0];
         for (int l = 1; l < 16; ++l) least = std::min<int16_t>(least, m[l]);
-        for (Lanes & c : cost) c -= splat(least);
+        for (Lanes & c : cost) c -= all_lanes(least);
     }
 
-    // The cheapest state; of equal ones the lowest.
-    int best_state() const {
-        Lanes m = cost[0], block{};
-        for (int o = 1; o < states / 16; ++o) {
-            const Lanes less = cost[o] < m;
-            m = less ? cost[o] : m;
-            block = less ? splat(o) : block;
-        }
-        int best = 0;
-        for (int l = 1; l < 16; ++l) {
-            if (m[l] < m[best] || (m[l] == m[best] && block[l] < block[best])) best = l;
-        }
-        return 16 * block[best] + best;
-    }
-    // The same among states with these low bits.
     int best_state(int seam) const {
-        int best = seam;
-        for (int s = seam + parents; s < states; s += parents) {
-            if (cost[s / 16][s % 16] < cost[best / 16][best % 16]) best = s;
-        }
-        return best;
+        alignas(32) int16_t c[states];
+        std::memcpy(c, cost, sizeof(c));
+        return cheapest_state(c, seam, parents);
     }
 };
 
@@ -114,14 +89,14 @@ class Samples {
   public:
     // x: [steps][samples] pairs of a sample and its weight, 0 where there is no row.
     Samples(const TrellisTable & table, int steps, const float * x)
-        : mix(table.mix.data()), count(steps), table_(table), x_(x) {
+        : mix(table.mix.data()), count(steps), warm_up(warm_up_of(table, steps)), table_(table), x_(x) {
         for (int v = 0; v < table.samples; ++v) {
-            for (int s = 0; s < 16; ++s) points_[v][s] = (static_cast<float>(table.values[v][s]) - 7.5f) * table.step;
+            for (int s = 0; s < 16; ++s) points_[v][s] = trellis_points(table, v).at[s];
         }
     }
 
     const uint8_t * mix;
-    int count;
+    int count, warm_up;
 
     // Costs of all states at coding step i (which may exceed the number of steps: the ring goes round), for Viterbi::step.
     void costs(int i, Lanes * out) const {
@@ -130,8 +105,8 @@ class Samples {
         for (int v = 0; v < table_.samples; ++v) {
             const float unit = x[2 * v + 1] * static_cast<float>(cost_unit(table_));
             if (unit == 0.0f) continue;
-            const Floats d = x[2 * v] - points_[v], cost = d * d * unit + 0.5f,
-                         most = Floats{} + static_cast<float>(max_cost);
+            const Points d = x[2 * v] - points_[v], cost = d * d * unit + 0.5f,
+                         most = Points{} + static_cast<float>(max_cost);
             out[0] += __builtin_convertvector(__builtin_convertvector(cost < most ? cost : most, Ints), Lanes);
         }
         out[1] = exchange<1>(out[0]);
@@ -143,7 +118,7 @@ class Samples {
   private:
     const TrellisTable & table_;
     const float * x_;
-    Floats points_[2];
+    Points points_[2];
 };
 
 // The cheapest path over coding steps first .. first + count - 1.
@@ -158,7 +133,7 @@ void find_path(const Samples & samples, int first, int count, int seam, uint8_t 
         search.step(costs, samples.mix, came + i * Search::parents);
         if (i % (8 / Bits) == 8 / Bits - 1) search.normalize();
     }
-    int state = seam < 0 ? search.best_state() : search.best_state(seam);
+    int state = search.best_state(seam);
     for (int i = count - 1; i >= 0; --i) {
         path[i] = static_cast<uint8_t>(state);
         const int parent = state >> Bits;
@@ -166,18 +141,20 @@ void find_path(const Samples & samples, int first, int count, int seam, uint8_t 
     }
 }
 
-template <int Bits> void close_ring(const Samples & samples, uint8_t * came, uint8_t * path) {
-    const int steps = samples.count, before = std::min(warm_up, steps);
-    find_path<Bits>(samples, steps - before, 2 * before, -1, came, path);
-    const int seam = path[before - 1] % Viterbi<Bits>::parents;
+template <int Bits> void close_ring(const Samples & samples, int seam, uint8_t * came, uint8_t * path) {
+    const int before = samples.warm_up, steps = samples.count;
+    if (seam < 0) {
+        find_path<Bits>(samples, steps - before, 2 * before, -1, came, path);
+        seam = path[before - 1] % Viterbi<Bits>::parents;
+    }
     find_path<Bits>(samples, 0, steps, seam, came, path);
 }
 
-void search_trellis(const TrellisTable & table, int steps, const float * x, uint8_t * came, uint8_t * path) {
+void search_trellis(const TrellisTable & table, int steps, const float * x, int seam, uint8_t * came, uint8_t * path) {
     const Samples samples(table, steps, x);
-    if (table.bits == 1) return close_ring<1>(samples, came, path);
-    if (table.bits == 2) return close_ring<2>(samples, came, path);
-    close_ring<3>(samples, came, path);
+    if (table.bits == 1) return close_ring<1>(samples, seam, came, path);
+    if (table.bits == 2) return close_ring<2>(samples, seam, came, path);
+    close_ring<3>(samples, seam, came, path);
 }
 
 } // namespace

@@ -191,5 +191,18 @@ class Files(Bench):
                 self.assert_fails(bench(name, env=environment), "no folder '/no/such/folder' for temporary files: set TMPDIR to one", 1)
 
 
+class Latency(Bench):
+    def test_a_token_packs_one_store(self):
+        done = bench("latency", "--shape", "4/2/64", "--layers", "2", "--depth", "200", "--tokens", "100", "--json")
+        report = self.report(done)
+        self.assertEqual([report[part]["tokens"] for part in ("all", "packing", "others")], [100, 4, 96])
+        for part in ("all", "packing", "others"):
+            self.assertTrue(0 < report[part]["p50_ms"] <= report[part]["p99_ms"] <= report[part]["max_ms"], report)
+
+    def test_bad_input(self):
+        self.assert_fails(bench("latency", "--kv", "nonsense"), "no preset 'nonsense'", 2)
+        self.assert_fails(bench("latency", "-m", "missing.gguf"), "missing.gguf", 1)
+
+
 if __name__ == "__main__":
     unittest.main()

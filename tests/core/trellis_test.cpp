@@ -4,13 +4,14 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <string>
 
 #include "codec/log_scale.h"
 #include "codec/rotation.h"
-#include "codec/viterbi.h"
+#include "codec/encoder_loops.h"
 #include "core/encoding.h"
 #include "core/random.h"
-#include "codec/viterbi_avx2.h"
 
 namespace vidkv {
 namespace {
@@ -183,35 +184,108 @@ TEST(Trellis, ComesCloseToTheBestRing) {
     EXPECT_LE(found, best * 1.5);
 }
 
-TEST(Trellis, EveryInstructionSetFindsTheSamePath) {
-#if VIDKV_HAVE_VITERBI_AVX2
-    if (!__builtin_cpu_supports("avx2")) GTEST_SKIP() << "this machine has no AVX2";
+// The loops of packing on every instruction set of this machine, against those for any machine.
+class EncoderLoopsOf : public testing::TestWithParam<const char *> {
+  protected:
+    void SetUp() override {
+        for (const EncoderLoops * each : supported_encoder_loops()) {
+            if (std::string(each->name) == GetParam()) loops_ = each;
+        }
+        if (!loops_) GTEST_SKIP() << "this machine has no " << GetParam();
+    }
+    const EncoderLoops & baseline() const { return *supported_encoder_loops().front(); }
+    const EncoderLoops * loops_ = nullptr;
+};
+INSTANTIATE_TEST_SUITE_P(All, EncoderLoopsOf, testing::Values("avx2", "avx512"),
+                         [](const auto & each) { return std::string(each.param); });
+
+TEST_P(EncoderLoopsOf, FindTheSamePath) {
     Random rng(27);
     SCOPED_TRACE(rng.trace());
     for (const QuadCode code : trellis_codes) {
         const TrellisTable & table = trellis_table(code);
         for (const int rows : {8, 64, 72, 128, 512}) {
             const int steps = TrellisRing(table, rows).steps;
-            for (const float spread : {0.0f, 0.01f, 1.0f, 4.0f}) {
+            for (const float spread : {0.0f, 0.01f, 1.0f, 4.0f, 100.0f}) {
                 const std::vector<float> samples = rng.normals(static_cast<size_t>(steps * table.samples), spread);
-                const std::vector<float> weights = rng.normals(samples.size(), 0.5f);
+                const std::vector<float> weights = rng.normals(samples.size(), spread > 4 ? 4.0f : 0.5f);
                 std::vector<float> x; // pairs of a sample and its weight
                 for (size_t i = 0; i < samples.size(); ++i)
                     x.insert(x.end(), {std::clamp(samples[i], -6.0f, 6.0f), std::abs(weights[i])});
                 x[x.size() - 2] = std::numeric_limits<float>::quiet_NaN();
                 x.back() = 0; // a row that does not exist
-                const size_t longest = static_cast<size_t>(std::max(steps, 2 * warm_up));
-                std::vector<uint8_t> came(longest * (states >> table.bits)), baseline(longest), vectors(longest);
-                search_trellis(table, steps, x.data(), came.data(), baseline.data());
-                search_trellis_avx2(table, steps, x.data(), came.data(), vectors.data());
-                ASSERT_TRUE(std::equal(baseline.begin(), baseline.begin() + steps, vectors.begin()))
-                    << static_cast<int>(code) << " " << rows;
+                const int longest = std::max(steps, 2 * longest_warm_up);
+                std::vector<uint8_t> came(search_room(longest)), one(static_cast<size_t>(longest)), other(one.size());
+                for (const int seam : {-1, 5}) {
+                    baseline().search(table, steps, x.data(), seam, came.data(), one.data());
+                    loops_->search(table, steps, x.data(), seam, came.data(), other.data());
+                    ASSERT_TRUE(std::equal(one.begin(), one.begin() + steps, other.begin()))
+                        << static_cast<int>(code) << " " << rows << " " << spread << " " << seam;
+                }
             }
         }
     }
-#else
-    GTEST_SKIP() << "this build has one trellis search only";
-#endif
+}
+
+TEST_P(EncoderLoopsOf, GiveTheSameBitsForRows) {
+    Random rng(28);
+    SCOPED_TRACE(rng.trace());
+    constexpr size_t n = 40;
+    const std::vector<float> rows = rng.normals(n * page_tokens), factors = rng.normals(n);
+    std::vector<float> weight = rng.normals(page_tokens);
+    std::vector<uint16_t> order(n);
+    std::iota(order.rbegin(), order.rend(), uint16_t{0});
+    const float *x = rows.data(), *y = x + page_tokens;
+    for (const bool none : {false, true}) {
+        if (none) std::fill(weight.begin(), weight.end(), 0.0f);
+        const Moments one = baseline().moments(x, weight.data()), other = loops_->moments(x, weight.data());
+        EXPECT_EQ(one.mean, other.mean);
+        EXPECT_EQ(one.variance, other.variance);
+        EXPECT_EQ(baseline().dot(x, y, weight.data()), loops_->dot(x, y, weight.data()));
+        EXPECT_EQ(baseline().distance(x, y, weight.data()), loops_->distance(x, y, weight.data()));
+        EXPECT_EQ(baseline().mean_rest(x, y, 0.3f, weight.data()), loops_->mean_rest(x, y, 0.3f, weight.data()));
+        std::vector<float> a(page_tokens), b(page_tokens);
+        for (const uint16_t * by : {static_cast<const uint16_t *>(nullptr), static_cast<const uint16_t *>(order.data())}) {
+            baseline().aim(x, 0.7f, weight.data(), a.data());
+            loops_->aim(x, 0.7f, weight.data(), b.data());
+            baseline().pull(a.data(), x, factors.data(), by, n);
+            loops_->pull(b.data(), x, factors.data(), by, n);
+            ASSERT_EQ(a, b);
+        }
+        baseline().standardize(x, 0.7f, 3.1f, weight.data(), a.data());
+        loops_->standardize(x, 0.7f, 3.1f, weight.data(), b.data());
+        ASSERT_EQ(a, b);
+    }
+}
+
+TEST_P(EncoderLoopsOf, GiveTheSameBitsForMatrices) {
+    Random rng(29);
+    SCOPED_TRACE(rng.trace());
+    for (const int n : {8, 72, 128}) {
+        const size_t size = static_cast<size_t>(n), row_count = 77;
+        const std::vector<float> rows = rng.normals(row_count * size), weights = rng.normals(row_count);
+        std::vector<const float *> row;
+        for (size_t r = 0; r < row_count; ++r) row.push_back(&rows[r * size]);
+        std::vector<float> one = rng.normals(size * (size + 1) / 2 + 1), mean = rng.normals(size), other = one,
+                           other_mean = mean;
+        baseline().add_products(one.data(), mean.data(), 4, n, 0.5f, row.data(), weights.data(), row_count);
+        loops_->add_products(other.data(), other_mean.data(), 4, n, 0.5f, row.data(), weights.data(), row_count);
+        ASSERT_EQ(one, other) << n;
+        ASSERT_EQ(mean, other_mean) << n;
+        std::vector<double> h(size * size), u(size * size), v(size * size);
+        for (size_t i = 0; i < size * size; ++i) {
+            for (size_t r = 0; r < row_count; ++r) h[i] += rows[r * size + i / size] * rows[r * size + i % size];
+        }
+        for (size_t i = 0; i < size; ++i) h[i * size + i] += 1;
+        baseline().factor(h.data(), size, u.data());
+        loops_->factor(h.data(), size, v.data());
+        ASSERT_EQ(u, v) << n;
+        for (size_t i = 0; i < size * size; ++i) { // and it is one
+            double sum = 0;
+            for (size_t c = 0; c < size; ++c) sum += u[c * size + i / size] * u[c * size + i % size];
+            ASSERT_NEAR(sum, h[i], 1e-9 * h[0] + 1e-6) << n << " " << i;
+        }
+    }
 }
 
 // ---- rotation ----

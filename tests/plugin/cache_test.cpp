@@ -229,8 +229,29 @@ TEST(KvCache, RejectedDraftsDoNotAgePages) {
         ASSERT_TRUE(llama_memory_seq_rm(s.memory(), 0, position + 1, -1));
         ASSERT_EQ(stats().cells_sealed, 0) << position;
     }
-    for (int position = 250; position < 258; ++position) s.feed(position, 1, position);
+    for (int position = 250; position < 255; ++position) s.feed(position, 1, position);
+    EXPECT_EQ(stats().cells_sealed, 0);
+}
+
+// Tokens that come one by one wait for a page of one store each.
+TEST(KvCache, PagesAreSealedStoreByStore) {
+    SessionOptions options;
+    options.preset = "t1.65";
+    Session s(model("llama"), options);
+    s.feed(0, 200, 0);
+    const uint64_t planned = stats().bytes_planned;
+    for (int position = 200; position < 255; ++position) s.feed(position, 1, position);
+    EXPECT_EQ(stats().cells_sealed, 0);
+    for (int stores = 1; stores <= 6; ++stores) { // keys and values of three layers
+        s.feed(254 + stores, 1, 254 + stores);
+        EXPECT_EQ(stats().cells_sealed, 128 * stores);
+        EXPECT_EQ(stats().bytes_planned, planned + uint64_t(6 - stores) * 128 * 128 * 2) << "pages that wait are planned";
+    }
+    s.feed(261, 1, 261);
     EXPECT_EQ(stats().cells_sealed, 128 * 6);
+    s.feed(262, 250, 262); // a prompt packs all it makes old
+    EXPECT_EQ(stats().cells_sealed, 3 * 128 * 6);
+    EXPECT_EQ(stats().bytes_planned, planned);
 }
 
 TEST(KvCache, ProtectedTokensTakeMoreBits) {
