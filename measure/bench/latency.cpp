@@ -9,7 +9,7 @@
 
 #include "bench/attention.h"
 #include "bench/bench.h"
-#include "bench/machine.h"
+#include "machine.h"
 #include "bench/random_model.h"
 #include "engine/kv_choice.h"
 #include "engine/logs.h"
