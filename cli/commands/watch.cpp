@@ -209,8 +209,12 @@ Watched read_video(const AskOptions & options, const ModelOptions & model_option
 
 Watched watch(AskOptions & options, const std::vector<std::string> & questions, Progress & progress) {
     const KvChoice kv = options.kv(options.common.kv_name());
-    if (!options.load.empty()) return restore(options, questions, progress);
     if (!options.save.empty()) check_savable(options.save);
+    if (!options.load.empty()) {
+        Watched watched = restore(options, questions, progress);
+        if (!options.save.empty()) watched.save(options.save);
+        return watched;
+    }
     options.common.fetch(progress);
     const ModelOptions model_options = options.common.model_options();
     const VideoCache cache;

@@ -154,6 +154,12 @@ class SavedCaches(Clips):
         self.assertEqual(vidkv("ask", "--load-cache", self.saved, QUESTION, "-n", "4", env=environment).returncode, 0)
         self.assert_fails(vidkv("ask", "--load-cache", self.saved, QUESTION, "--kv", "k2v2"), "leave --kv out")
 
+    def test_a_loaded_cache_is_saved_elsewhere(self):
+        copy = self.saved + ".copy"
+        done = vidkv("ask", "--load-cache", self.saved, QUESTION, "-n", "4", "--save-cache", copy)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(vidkv("ask", "--load-cache", copy, QUESTION, "-n", "4").stdout, done.stdout)
+
     def test_the_place_is_checked_before_the_work(self):
         for path, advice in ((self.path("no/such/x"), "make its folder first"), (self.folder, "name another place")):
             done = vidkv("ask", self.clip, QUESTION, "-m", "/nowhere.gguf", "--mmproj", "x", "--save-cache", path)
