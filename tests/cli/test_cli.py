@@ -167,7 +167,8 @@ class Reports(Clips):
         self.assertEqual(list(report), ["run", "clips", "questions", "visual_tokens_mean", "presets", "blank_accuracy"])
         self.assertEqual(report["clips"], 1)
         for preset, name in zip(report["presets"], ("f16", "k2v2")):
-            self.assertEqual(list(preset), ["name", "accuracy", "accuracy_by_type", "accuracy_by_candidates", "kld", "kv_bytes", "true_bits"])
+            self.assertEqual(list(preset), ["name", "accuracy", "accuracy_se", "drop", "drop_se", "accuracy_by_type", "accuracy_by_candidates", "kld", "kld_se",
+                                        "kv_bytes", "true_bits"])
             self.assertEqual(preset["name"], name)
             for share in (preset["accuracy"], *preset["accuracy_by_type"].values(), *preset["accuracy_by_candidates"].values()):
                 self.assertTrue(0 <= share <= 1, share)
