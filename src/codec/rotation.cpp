@@ -11,19 +11,6 @@ namespace {
 
 constexpr int largest = 512; // head_dim
 
-// x [n] in place, n a power of two, not normalised; a fixed order of sums.
-void hadamard(float * x, int n) {
-    for (int half = 1; half < n; half *= 2) {
-        for (int i = 0; i < n; i += 2 * half) {
-            for (int j = i; j < i + half; ++j) {
-                const float a = x[j], b = x[j + half];
-                x[j] = a + b;
-                x[j + half] = a - b;
-            }
-        }
-    }
-}
-
 // The signs: the top bit of a 32-bit linear congruential generator (a = 1664525, c = 1013904223), seed 1.
 std::vector<float> make_signs(int n, float magnitude) {
     std::vector<float> signs(static_cast<size_t>(n));
@@ -36,6 +23,18 @@ std::vector<float> make_signs(int n, float magnitude) {
 }
 
 } // namespace
+
+void hadamard(float * x, int n) {
+    for (int half = 1; half < n; half *= 2) {
+        for (int i = 0; i < n; i += 2 * half) {
+            for (int j = i; j < i + half; ++j) {
+                const float a = x[j], b = x[j + half];
+                x[j] = a + b;
+                x[j + half] = a - b;
+            }
+        }
+    }
+}
 
 Rotation::Rotation(int head_dim) : n_(head_dim), even_(head_dim & -head_dim), odd_(head_dim / even_) {
     if (odd_ > 1) dft_ = real_dft(odd_);

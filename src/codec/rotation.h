@@ -22,6 +22,9 @@ class Rotation {
     std::vector<float> signs_;           // +-1 / sqrt(even)
 };
 
+// x [n] in place, n a power of two, not normalised; a fixed order of sums.
+void hadamard(float * x, int n);
+
 // The shared instance for this size; thread-safe.
 std::shared_ptr<const Rotation> rotation(int head_dim);
 

@@ -8,6 +8,7 @@
 #include "base/bytes.h"
 #include "base/half.h"
 #include "codec/log_scale.h"
+#include "codec/rotation.h"
 #include "codec/trit.h"
 
 namespace vidkv {
@@ -278,18 +279,6 @@ void scale(float * x, int n, float factor) {
 
 void add_scaled(const float * x, float factor, int n, float * out) {
     for (int i = 0; i < n; ++i) out[i] = std::fma(x[i], factor, out[i]);
-}
-
-void hadamard(float * x, int n) {
-    for (int half = 1; half < n; half *= 2) {
-        for (int i = 0; i < n; i += 2 * half) {
-            for (int j = i; j < i + half; ++j) {
-                const float a = x[j], b = x[j + half];
-                x[j] = a + b;
-                x[j + half] = a - b;
-            }
-        }
-    }
 }
 
 } // namespace
