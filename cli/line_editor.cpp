@@ -60,7 +60,7 @@ struct LineEditor::Terminal {
     Terminal(const Terminal &) = delete;
     Terminal & operator=(const Terminal &) = delete;
 
-    bool read(std::string & line) {
+    bool read(std::string & line) const {
         // Raw mode before the prompt: libedit enters it after, and a key typed between is the terminal's.
         el_set(editor, EL_PREP_TERM, 1);
         int length = 0;

@@ -120,6 +120,7 @@ bool Demuxer::read(AVPacket & packet) {
 void Demuxer::note_packet(const AVPacket & packet) {
     if (packet.stream_index != stream_->index) return;
     if (packet.dts != AV_NOPTS_VALUE) last_dts_ = packet.dts;
+    last_end_ = packet.pos < 0 ? -1 : packet.pos + packet.size;
     last_is_cut_ = (packet.flags & AV_PKT_FLAG_CORRUPT) != 0;
 }
 
@@ -130,7 +131,7 @@ void Demuxer::note_end(int error) {
     if (error != AVERROR_EOF) failed_ = complaint.empty() ? error_words(error) : complaint;
     if (failed_.empty() && is_gif() && !is_whole_gif(*format_->pb)) failed_ = "it has no end";
     if (!failed_.empty() || jumps_mean_nothing()) return;
-    if (last_is_cut_) failed_ = "its last frame is incomplete";
+    if (last_is_cut_ || ends_within_a_frame()) failed_ = "its last frame is incomplete";
     const int entries = avformat_index_get_entries_count(stream_);
     const AVIndexEntry * last = entries > 0 ? avformat_index_get_entry(stream_, entries - 1) : nullptr;
     if (last && last_dts_ != AV_NOPTS_VALUE && last->timestamp > last_dts_)
@@ -138,6 +139,11 @@ void Demuxer::note_end(int error) {
 }
 
 bool Demuxer::is_gif() const { return can_seek() && std::strcmp(format_->iformat->name, "gif") == 0; }
+
+// FFmpeg takes what is left of a raw stream for its end.
+bool Demuxer::ends_within_a_frame() const {
+    return std::strcmp(format_->iformat->name, "yuv4mpegpipe") == 0 && last_end_ >= 0 && avio_tell(format_->pb) > last_end_;
+}
 
 bool Demuxer::seek(double seconds) {
     const double stamp = (seconds + start_.value_or(0)) / av_q2d(stream_->time_base);
@@ -147,6 +153,7 @@ bool Demuxer::seek(double seconds) {
     const bool done = first || seek_to(target);
     failed_.clear();
     last_dts_ = AV_NOPTS_VALUE;
+    last_end_ = -1;
     last_is_cut_ = false;
     return done;
 }

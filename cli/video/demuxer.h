@@ -47,6 +47,7 @@ class Demuxer {
   private:
     bool seek_to(int64_t stamp);
     bool is_gif() const;
+    bool ends_within_a_frame() const;
     void note_end(int error);
     void note_packet(const AVPacket & packet);
     void open(const Source & source);
@@ -55,7 +56,7 @@ class Demuxer {
 
     std::string name_;
     std::shared_ptr<Spool> spool_;
-    int64_t last_dts_ = AV_NOPTS_VALUE;
+    int64_t last_dts_ = AV_NOPTS_VALUE, last_end_ = -1; // of the last packet; its last byte in the file
     FormatContext format_;
     AVStream * stream_ = nullptr;
     std::optional<double> start_;

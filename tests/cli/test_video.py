@@ -536,7 +536,7 @@ class Streams(Videos):
 class Damaged(Videos):
     def test_cut(self):
         for name, options in (("cut.mp4", ["-c:v", "libx264", "-movflags", "faststart"]), ("cut.mkv", ["-c:v", "ffv1"]), ("cut.webm", ["-c:v", "libvpx"]),
-                              ("cut.flv", ["-c:v", "flv"]), ("late-cut.mp4", ["-c:v", "libx264"]), ("cut.gif", [])):
+                              ("cut.flv", ["-c:v", "flv"]), ("late-cut.mp4", ["-c:v", "libx264"]), ("cut.gif", []), ("cut.y4m", ["-pix_fmt", "yuv420p"])):
             video = self.make(name, *options)
             with open(video, "rb") as f:
                 whole = f.read()
