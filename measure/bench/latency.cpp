@@ -20,13 +20,13 @@
 #include "interrupt.h"
 #include "options.h"
 #include "progress.h"
+#include "temporary_folder.h"
 
 namespace vidkv::cli {
 
 namespace {
 
 constexpr uint32_t SEED = 20251126;
-constexpr uint32_t WIDTH = 32; // of the random model: its cache has the shape asked for, and its weights next to nothing
 constexpr int BATCH = 512, WARM_UP = 8;
 
 struct LatencyOptions {
@@ -40,22 +40,11 @@ struct ContextDeleter {
     void operator()(llama_context * context) const { llama_free(context); }
 };
 
-struct RandomModel {
-    explicit RandomModel(const LatencyOptions & options) {
-        const AttentionShape shape = parse_shape(options.shape);
-        vidkv_test::ModelShape made;
-        made.layers = static_cast<uint32_t>(options.layers);
-        made.width = WIDTH;
-        made.heads = static_cast<uint32_t>(shape.heads);
-        made.kv_heads = static_cast<uint32_t>(shape.kv_heads);
-        made.head_dim = static_cast<uint32_t>(shape.head_dim);
-        path = vidkv_test::write_random_model(made, SEED);
-    }
-    ~RandomModel() { std::remove(path.c_str()); }
-    RandomModel(const RandomModel &) = delete;
-    RandomModel & operator=(const RandomModel &) = delete;
-    std::string path;
-};
+std::string write_model(const LatencyOptions & options, const TemporaryFolder & folder) {
+    const AttentionShape shape = parse_shape(options.shape);
+    const auto made = vidkv_test::cache_shape(options.layers, shape.heads, shape.kv_heads, shape.head_dim);
+    return vidkv_test::write_random_model(made, SEED, folder.path());
+}
 
 LoadedModel load(const std::string & path) {
     std::array<ggml_backend_dev_t, 2> devices = {kv_device(), nullptr};
@@ -125,8 +114,9 @@ Json milliseconds(const std::vector<double> & seconds) {
 }
 
 Json measure(const LatencyOptions & options) {
-    const auto random = options.model.empty() ? std::make_unique<RandomModel>(options) : nullptr;
-    const LoadedModel model = load(random ? random->path : text_model(options.model));
+    const TemporaryFolder folder("vidkv-bench");
+    const bool random = options.model.empty();
+    const LoadedModel model = load(random ? write_model(options, folder) : text_model(options.model));
     const int64_t depth = options.depth == "0" ? 0 : parse_tokens(options.depth);
     LatencyRun run(model.get(), options, depth + WARM_UP + options.tokens);
     Progress progress(options.json);

@@ -126,6 +126,16 @@ void write_feed_forward(Writer & w, const ModelShape & s, const std::string & bl
 
 } // namespace
 
+ModelShape cache_shape(int layers, int heads, int kv_heads, int head_dim) {
+    ModelShape shape;
+    shape.layers = static_cast<uint32_t>(layers);
+    shape.width = 32;
+    shape.heads = static_cast<uint32_t>(heads);
+    shape.kv_heads = static_cast<uint32_t>(kv_heads);
+    shape.head_dim = static_cast<uint32_t>(head_dim);
+    return shape;
+}
+
 std::string write_random_model(const ModelShape & shape, uint32_t seed, const std::string & folder) {
     Writer writer(shape, seed);
     write_numbers(writer, shape);

@@ -18,6 +18,9 @@ struct ModelShape {
     uint32_t vocabulary = 300;
 };
 
+// A model whose cache has this shape, and whose weights are next to nothing.
+ModelShape cache_shape(int layers, int heads, int kv_heads, int head_dim);
+
 // Writes the model to a file in `folder` ("": the system's for temporary files) and returns its path.
 std::string write_random_model(const ModelShape & shape, uint32_t seed, const std::string & folder = "");
 

@@ -31,7 +31,6 @@ namespace vidkv::cli {
 namespace {
 
 constexpr uint32_t SEED = 20251126;
-constexpr uint32_t WIDTH = 32; // of the random model: its cache has the shape asked for, and its weights next to nothing
 constexpr int64_t SPARE_CELLS = 512;
 constexpr int RESTORES = 3;
 constexpr int64_t BLOCK_TOKENS = 8192;     // of a cache too large to pass through f16 as a whole
@@ -146,12 +145,8 @@ SavedBench::SavedBench(const SavedOptions & options)
     : options_(options), shape_(parse_shape(options.shape)), tokens_(parse_tokens(options.tokens)),
       folder_("vidkv-bench", options.folder), file_(folder_.file("cache.vidkv")) {
     if (vidkv_params_from_preset(options_.kv.c_str(), &params_) != VIDKV_OK) throw UsageError(vidkv_last_error());
-    vidkv_test::ModelShape shape;
-    shape.layers = static_cast<uint32_t>(options_.layers);
-    shape.width = WIDTH;
-    shape.heads = static_cast<uint32_t>(shape_.heads);
-    shape.kv_heads = static_cast<uint32_t>(shape_.kv_heads);
-    shape.head_dim = static_cast<uint32_t>(shape_.head_dim);
+    const vidkv_test::ModelShape shape =
+        vidkv_test::cache_shape(options_.layers, shape_.heads, shape_.kv_heads, shape_.head_dim);
     const std::string model = vidkv_test::write_random_model(shape, SEED, folder_.path());
     std::array<ggml_backend_dev_t, 2> devices = {kv_device(), nullptr};
     llama_model_params params = llama_model_default_params();

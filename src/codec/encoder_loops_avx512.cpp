@@ -118,7 +118,7 @@ template <int Table> class Search {
 
     // path: from step `back_to` on.
     void find_path(int first, int count, int seam, int back_to, uint8_t * came, uint8_t * path) const {
-        constexpr int until_lowered = bits == 1 ? 8 : 4; // steps; costs stay below 2^15 as codec/viterbi.h says
+        constexpr int until_lowered = bits == 1 ? 8 : 4; // steps; costs stay below 2^15 as codec/viterbi_costs.h says
         __m512i cost[8];
         start(seam, cost);
         for (int i = 0; i < count; ++i) {
