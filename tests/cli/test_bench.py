@@ -191,6 +191,23 @@ class Files(Bench):
                 self.assert_fails(bench(name, env=environment), "no folder '/no/such/folder' for temporary files: set TMPDIR to one", 1)
 
 
+class Saved(Bench):
+    def test_all_in_one_run(self):
+        report = self.report(bench("saved", "--shape", "9/3/64", "--layers", "2", "--tokens", "1k", "--clip", "none", "--json"))
+        self.assertTrue(report["same_logits"] and report["slot_same_logits"] and report["host_fork_same_logits"], report)
+        self.assertLess(report["open_s"], report["restore_s"])
+        self.assertLess(report["two_processes_pss"], report["two_processes_rss"])
+        self.assertEqual([each["most"] for each in report["targets"]], [1.03, 0.5, 0.01, 0.001, 0.01, 0.2])
+        for each in report["targets"]:
+            self.assertEqual(each["met"], each["value"] <= each["most"], each)
+        self.assertTrue(report["targets"][0]["met"] and report["targets"][4]["met"], report)
+
+    def test_bad_input(self):
+        self.assert_fails(bench("saved", "--clip", "wide"), "--clip", 2)
+        self.assert_fails(bench("saved", "--kv", "k9"), "k9", 2)
+        self.assert_fails(bench("saved", "--folder", "/no/such/folder"), "/no/such/folder", 1)
+
+
 class Latency(Bench):
     def test_a_token_packs_one_store(self):
         done = bench("latency", "--shape", "4/2/64", "--layers", "2", "--depth", "200", "--tokens", "100", "--json")

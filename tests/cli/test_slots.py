@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 import unittest
 import urllib.request
@@ -149,6 +150,44 @@ class Slots(unittest.TestCase):
         self.assertEqual(vidkv("unpack", self.path("carried.vidkv"), self.path("carried.bin")).returncode, 0)
         self.assertTrue(filecmp.cmp(carried, self.path("carried.bin"), shallow=False))
         self.refused(vidkv("pack", os.path.join(server.slots, "stock"), self.path("x")), "a server without the plug-in")
+
+
+class Killed(unittest.TestCase):
+    def test_while_a_slot_is_saved(self):
+        """llama-server writes a slot file in its place, so that the one being saved may be cut (and ends the server that restores it, with
+        the plug-in or without); vidkv pack says so, and the others are as they were."""
+        folder = tempfile.mkdtemp(prefix="vidkv-slots-")
+        self.addCleanup(shutil.rmtree, folder)
+        prompt = [100 + i * 37 % 150 for i in range(TOKENS)]
+        server = Server(folder, "-np", "1")
+        answer = server.complete(prompt)["tokens"]
+        server.slot("save", "kept")
+        server.slot("save", "talk")
+        kept, talk = (os.path.join(server.slots, name) for name in ("kept", "talk"))
+        whole = os.path.getsize(kept)
+        threading.Thread(target=save_again_and_again, args=(server,), daemon=True).start()
+        while os.path.getsize(talk) == whole:  # until one has begun
+            self.assertIsNone(server.child.poll())
+        with open(f"/proc/{server.child.pid}/task/{server.child.pid}/children", encoding="ascii") as f:
+            os.kill(int(f.read()), signal.SIGKILL)
+        _, said = server.child.communicate()
+        self.assertEqual(server.child.returncode, 1)
+        self.assertIn("llama-server ended with 137", said)
+        server = Server(folder, "-np", "1")
+        self.addCleanup(server.stop)
+        if os.path.getsize(talk) != whole:
+            refused = vidkv("pack", talk, os.path.join(folder, "x"))
+            self.assertEqual((refused.returncode, refused.stderr.count("\n")), (1, 1), refused.stderr)
+        self.assertEqual(server.slot("restore", "kept")["n_restored"], TOKENS + 7)
+        self.assertEqual(server.complete(prompt + answer[:4], 4)["tokens"], answer[4:])
+
+
+def save_again_and_again(server):
+    try:
+        while True:
+            server.slot("save", "talk")
+    except OSError:  # it is gone
+        pass
 
 
 class WatchedVideos(Clips):

@@ -53,6 +53,39 @@ class Installed(unittest.TestCase):
         answer = ask_a_clip(self.prefix, self.folder / "ask")
         self.assertRegex(answer, "^[a-z]+\n$")
 
+    @unittest.skipUnless(os.getuid() == 0, "only root can become another user, who is refused root's files")
+    def test_what_another_user_may_not_touch(self):
+        """One line, exit code 1, and everything is as it was."""
+        folder = self.folder / "refused"
+        ask_a_clip(self.prefix, folder)
+        clip = next(folder.rglob("*.mp4"))
+        bare = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "OMP_WAIT_POLICY": "passive", "VIDKV_VIDEOS_MAX_SIZE": "0"}
+        vidkv, question = self.prefix / "bin" / "vidkv", "What colour is the circle?"
+        secret, closed, shared = folder / "secret.vidkv", folder / "closed", folder / "shared"
+        run([vidkv, "ask", clip, question, "--save-cache", secret], env=bare)
+        closed.mkdir()
+        shared.mkdir()
+        for path, mode in ((closed, 0o755), (shared, 0o1777), (secret, 0o600)):
+            path.chmod(mode)
+        shutil.copy(secret, shared / "of_root.vidkv")
+        shutil.copyfile(clip, folder / "secret.mp4")
+        (folder / "secret.mp4").chmod(0o600)
+        before = secret.read_bytes()
+        for arguments in (["ask", folder / "secret.mp4", question], ["ask", clip, question, "--save-cache", closed / "new.vidkv"],
+                          ["ask", clip, question, "--save-cache", shared / "of_root.vidkv"], ["ask", "--load-cache", secret, question],
+                          ["chat", "--load-cache", secret], ["chat", clip, "--save-cache", closed / "new.vidkv"], ["show", secret], ["verify", secret],
+                          ["pack", secret, folder / "new.vidkv"], ["unpack", secret, folder / "new"]):
+            done = subprocess.run([*another_user(), vidkv, *arguments], env=bare, cwd="/", capture_output=True, text=True, stdin=subprocess.DEVNULL)
+            self.assertEqual((done.returncode, done.stdout, done.stderr.count("\n")), (1, "", 1), f"{arguments}: {done.stderr}")
+            self.assertRegex(done.stderr, "(?i)permi", arguments)
+        self.assertEqual((secret.read_bytes(), (shared / "of_root.vidkv").read_bytes(), list(closed.iterdir())), (before, before, []))
+        self.assertEqual([path.name for path in folder.iterdir() if path.name.startswith("new")], [])
+        # An answer does not depend on a place to keep the video.
+        answer = subprocess.run([*another_user(), vidkv, "ask", clip, question], cwd="/", capture_output=True, text=True,
+                                env={**bare, "VIDKV_VIDEOS_MAX_SIZE": "1G", "VIDKV_VIDEOS_DIR": str(closed)})
+        self.assertRegex(answer.stdout, "^[a-z]+\n$", answer.stderr)
+        self.assertEqual(list(closed.iterdir()), [])
+
     def test_nothing_is_searched_for_on_the_machine_that_built_it(self):
         files = [path for path in self.prefix.rglob("*") if path.is_file() and path.read_bytes()[:4] == b"\x7fELF"]
         self.assertGreater(len(files), 6)

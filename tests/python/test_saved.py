@@ -1,5 +1,9 @@
 """Saved caches: generation goes on bit for bit, beams and batches share pages, and what does not fit is said in one line."""
 import json
+import os
+import random
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -153,3 +157,29 @@ def test_forged_manifests_are_refused_in_a_line(tmp_path):
         with pytest.raises(ValueError) as raised:
             VidKVCache.load(path, model.config)
         assert "\n" not in str(raised.value)
+
+
+def test_killed_while_it_saves(tmp_path):
+    """The older file is there, or the new one: each is whole."""
+    model, path = text_model("llama"), tmp_path / "text.vidkv"
+    tokens = prompt_of(model, n=600)
+    caches = [read_through(model, preset, tokens) for preset in ("t1.65", "t2.2")]
+    caches[0].save(path)
+    seen = set()
+    for _ in range(10):
+        before = path.stat().st_ino
+        child = os.fork()
+        if child == 0:
+            while True:
+                for cache in caches:
+                    cache.save(path)
+        while path.stat().st_ino == before:
+            pass
+        time.sleep(random.uniform(0, 0.02))
+        os.kill(child, signal.SIGKILL)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        seen.add(VidKVCache.load(path, model.config).preset)
+        vidkv.File(str(path)).verify()
+    assert seen <= {"t1.65", "t2.2"}
+    caches[0].save(path)
+    assert [each.name for each in tmp_path.iterdir()] == ["text.vidkv"]
