@@ -4,27 +4,19 @@ import argparse
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
 import tempfile
 
-NOBODY = "65534"
+from debian import BARE_ENVIRONMENT, NOBODY, as_nobody, check_answer, in_debian, run
+
 OTHER = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"] if os.getuid() == 0 else []
 QUESTION = "What colour is the circle?"
-BARE_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/nonexistent", "OMP_WAIT_POLICY": "passive"}
 # What a Debian without any choice has: libc's libraries, GCC's, and zlib, which dpkg needs.
 ALLOWED = {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "libresolv.so.2", "libgcc_s.so.1", "libstdc++.so.6",
            "libz.so.1", "linux-vdso.so.1"}
 # Texts that must come with it, of Debian's packages by their names and of FFmpeg's own build.
 LICENCES = {"vidkv", "ffmpeg", "libgomp1", "libssl3", "libedit2", "libdav1d6", "libzimg2", "common/GPL-3"}
 LARGEST = 60e6  # bytes
-
-
-def run(command, **options):
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
-    if done.returncode:
-        sys.exit(f"{command}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 def programs_and_libraries(package):
@@ -54,12 +46,6 @@ def check_licences(package):
     return len(texts) + len(own)
 
 
-def check_answer(answer):
-    if len(answer.split()) != 1:
-        sys.exit(f"no answer of one word: {answer!r}")
-    return answer.strip()
-
-
 def install(wheel, folder):
     run(["/usr/bin/python3", "-m", "venv", folder / "venv"])
     run([folder / "venv/bin/pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", wheel])
@@ -79,42 +65,20 @@ def as_another_user(wheel, folder):
     return clip, files, licences, check_answer(run([*vidkv, "ask", clip, QUESTION, "--kv", "t1.65", "--threads", "1"], env=BARE_ENVIRONMENT, cwd="/"))
 
 
-def bare_debian():
-    """Debian's smallest system with Python and pip, made once."""
-    cache = pathlib.Path(os.environ.get("VIDKV_CACHE_DIR") or pathlib.Path.home() / ".cache" / "vidkv")
-    debian = cache / "bare-bookworm"
-    if not (debian / "complete").exists():
-        shutil.rmtree(debian, ignore_errors=True)
-        run(["debootstrap", "--variant=minbase", "--include=python3-venv", "bookworm", debian])
-        (debian / "complete").touch()
-    return debian
-
-
-def in_debian(debian, *command, user="0"):
-    """Runs a command there, which sees its own /proc; mounts end with it."""
-    script = 'mount -t proc proc "$0/proc" && user=$1 && shift && exec chroot --userspec="$user" "$0" "$@"'
-    return run(["unshare", "--mount", "--pid", "--fork", "sh", "-c", script, debian, f"{user}:{user}", *command], env=BARE_ENVIRONMENT)
-
-
-def in_bare_debian(wheel, clip):
+def in_bare_debian(wheel, clip, folder):
     """`pip install` and `vidkv ask` where no library but Debian's essential ones and Python's is there."""
-    debian = bare_debian()
-    guest = debian / "opt" / "vidkv"
-    shutil.rmtree(guest, ignore_errors=True)
-    guest.mkdir(parents=True)
-    try:
-        shutil.copy(wheel, guest)
-        shutil.copy(clip, guest / "clip.mp4")
-        in_debian(debian, "python3", "-m", "venv", "/opt/vidkv/venv")
-        in_debian(debian, "/opt/vidkv/venv/bin/pip", "install", "--quiet", "--no-index", f"/opt/vidkv/{wheel.name}")
-        package = next((guest / "venv/lib").glob("python3*")) / "site-packages" / "vidkv_cli"
-        for path in programs_and_libraries(package):
-            found = in_debian(debian, "ldd", "/" + str(path.relative_to(debian)))
-            if "not found" in found:
-                sys.exit(f"in a bare Debian {path.name} finds not all of\n{found}")
-        return check_answer(in_debian(debian, "/opt/vidkv/venv/bin/vidkv", "ask", "/opt/vidkv/clip.mp4", QUESTION, "--threads", "1", user=NOBODY))
-    finally:
-        shutil.rmtree(guest)
+    guest = folder / "guest"
+    guest.mkdir()
+    shutil.copy(wheel, guest)
+    shutil.copy(clip, guest / "clip.mp4")
+    found = in_debian(guest, f"""
+python3 -m venv /opt/vidkv/venv
+/opt/vidkv/venv/bin/pip install --quiet --no-index /opt/vidkv/{wheel.name}
+find /opt/vidkv/venv/lib/python3*/site-packages/vidkv_cli* -type f | xargs ldd 2>/dev/null
+""")
+    if "not found" in found:
+        sys.exit(f"in a bare Debian not all libraries are found:\n{found}")
+    return check_answer(in_debian(guest, as_nobody("/opt/vidkv/venv/bin/vidkv", "ask", "/opt/vidkv/clip.mp4", f"'{QUESTION}'", "--threads", "1")))
 
 
 def main():
@@ -135,7 +99,7 @@ def main():
         print(f"{wheel.name}: {size / 1e6:.0f} MB, {len(files)} programs and libraries, {sum('ggml-cpu-' in f.name for f in files)} CPU back-ends, "
               f"{licences} licence texts, answered {answer!r}")
         if arguments.bare:
-            print(f"in a bare Debian: {in_bare_debian(wheel, clip)!r}")
+            print(f"in a bare Debian: {in_bare_debian(wheel, clip, folder)!r}")
 
 
 if __name__ == "__main__":
