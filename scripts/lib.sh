@@ -10,7 +10,7 @@ python=/usr/bin/python3
 export VIDKV_PYTHON=${VIDKV_PYTHON:-$python}
 
 build_packages=(cmake ninja-build g++ pkg-config ffmpeg python3 python3-dev python3-venv python3-numpy libcli11-dev nlohmann-json3-dev
-    libgtest-dev libxxhash-dev libedit-dev zlib1g-dev libavformat-dev libavcodec-dev libavfilter-dev libswscale-dev libavutil-dev)
+    libgtest-dev libxxhash-dev libwebp-dev libedit-dev zlib1g-dev libavformat-dev libavcodec-dev libavfilter-dev libswscale-dev libavutil-dev)
 
 say() { echo "$program: $*" >&2; }
 die() { say "$*"; exit 1; }

@@ -9,6 +9,7 @@
 
 #include "error.h"
 #include "interrupt.h"
+#include "video/webp.h"
 
 namespace vidkv::cli {
 
@@ -44,6 +45,8 @@ FrameReader::FrameReader(const std::string & argument, const Sampling & sampling
     if (sampling_.end <= sampling_.start) throw UsageError("--end is not after --start");
     if (source_.kind == Source::IMAGES)
         open_images();
+    else if (source_.kind == Source::FILE && is_animated_webp(source_.name))
+        open_animation();
     else
         open_video();
 }
@@ -52,6 +55,13 @@ void FrameReader::open_images() {
     const double each = 1 / sampling_.fps;
     pictures_ = pictures_of_images(source_, each);
     set_times(0, each * static_cast<double>(source_.images.size()), true);
+}
+
+void FrameReader::open_animation() {
+    Animation animation = open_animated_webp(source_.name);
+    pictures_ = std::move(animation.pictures);
+    set_times(0, animation.span.end, true);
+    if (sampling_.both_ends) set_both_ends(0, animation.span.last);
 }
 
 void FrameReader::open_video() {

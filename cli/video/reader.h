@@ -37,6 +37,7 @@ class FrameReader {
 
   private:
     void open_images();
+    void open_animation();
     void open_video();
     Span measured(std::unique_ptr<Demuxer> & demuxer) const;
     void set_times(double begin, double end, bool known_end);

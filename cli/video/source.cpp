@@ -65,13 +65,6 @@ Source images_of_pattern(const std::string & pattern) {
     return source;
 }
 
-// By its header: "RIFF", size, "WEBPVP8X", size, flags.
-bool is_animated_webp(const std::string & path) {
-    std::string header(21, '\0');
-    std::ifstream(path, std::ios::binary).read(header.data(), static_cast<std::streamsize>(header.size()));
-    return header.starts_with("RIFF") && header.compare(8, 8, "WEBPVP8X") == 0 && (header[20] & 2) != 0;
-}
-
 void check_protocol(const std::string & url) {
     const char * name = avio_find_protocol_name(url.c_str());
     const std::string scheme = url.substr(0, url.find(':'));
@@ -118,9 +111,6 @@ Source find_source(const std::string & argument) {
     if (!fs::is_regular_file(argument, failed)) return {Source::PIPE, argument, {}};
     if (fs::file_size(argument, failed) == 0) throw Error("'" + argument + "' is empty (0 bytes): get the file again");
     if (!std::ifstream(argument)) throw Error("'" + argument + "' cannot be read: check its permissions");
-    if (is_animated_webp(argument))
-        throw Error("'" + argument +
-                    "' is an animated WebP, which FFmpeg's libraries do not decode: convert it to GIF or MP4");
     return {Source::FILE, argument, {}};
 }
 
