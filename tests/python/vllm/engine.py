@@ -1,15 +1,21 @@
-"""One vLLM engine with a small random Qwen2, asked in several ways; prints what it answered as JSON on its last line.
+"""vLLM engines, one after the other, asked in several ways; prints what they answered as JSON on its last line.
 
-Run by test_vllm.py in vLLM's environment: engine.py FOLDER '{"ask": [...], "engine": {...}}'"""
+Run by the tests in vLLM's environment: engine.py FOLDER '{"NAME": {"preset": ..., "ask": [...], "engine": {...}}, ...}'. The model is a small
+random Qwen2, or "model": tiny (the project's small video model) or llava (LLaVA-OneVision, random weights)."""
 import json
+import multiprocessing
 import os
 import random
+import subprocess
 import sys
+import traceback
+from pathlib import Path
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def make_model(folder):
@@ -32,12 +38,59 @@ def prompts(lengths, seed=0, prefix=0):
     return [{"prompt_token_ids": head + [rng.randrange(512) for _ in range(n)]} for n in lengths]
 
 
+def folder_of(model, folder):
+    """Where the model is, made if it is not there yet."""
+    root = Path(__file__).parents[3]
+    if model == "tiny":
+        return str(root / "models" / "tiny" / "hf")
+    place = os.path.join(folder, model)
+    os.makedirs(place, exist_ok=True)
+    if model == "llava":
+        sys.path[:0] = [str(root / "tests" / "e2e"), str(root / "tests" / "python")]
+        import random_llava
+
+        random_llava.make_hf(place, 5, random_llava.SMALL)
+    else:
+        make_model(place)
+    return place
+
+
+def pictures(count, seed, side=84):
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    return [np.kron(rng.integers(0, 255, (4, 4, 3), np.uint8), np.ones((side // 4, side // 4, 1), np.uint8)) for _ in range(count)]
+
+
+MEDIA = {
+    "tiny": ("image", "<|im_start|>user\nVideo:{media}{question}<|im_end|>\n<|im_start|>assistant\n", "<|vision_start|><|image_pad|><|vision_end|>"),
+    "llava": ("video", "<|im_start|>user {media}\n{question}<|im_end|><|im_start|>assistant\n", "<video>"),
+}
+
+
+def seen(model, count, seed, question):
+    """A prompt with pictures, or with one video of so many pictures."""
+    import numpy as np
+
+    kind, text, token = MEDIA[model]
+    shown = pictures(count, seed)
+    return {
+        "prompt": text.format(media=token * (count if kind == "image" else 1), question=question),
+        "multi_modal_data": {kind: shown if kind == "image" else np.stack(shown)},
+    }
+
+
 class Engine:
-    def __init__(self, folder, **options):
+    def __init__(self, folder, plan):
         from vllm import LLM
 
-        options = {"max_model_len": 4096, "max_num_seqs": 8, "dtype": "float32", **options}
-        self.llm = LLM(folder, skip_tokenizer_init=True, enforce_eager=True, seed=0, disable_log_stats=False, **options)
+        self.model = plan.get("model", "qwen2")
+        preset = plan.get("preset")
+        options = {"max_model_len": 4096, "max_num_seqs": 8, "dtype": "float32", "skip_tokenizer_init": self.model == "qwen2"}
+        if preset:
+            options["additional_config"] = {"vidkv": {"preset": preset}}
+        options |= plan.get("engine", {})
+        self.llm = LLM(folder_of(self.model, folder), enforce_eager=True, seed=0, disable_log_stats=False, **options)
 
     def generate(self, asked, tokens=24):
         from vllm import SamplingParams
@@ -49,34 +102,76 @@ class Engine:
                 "tokens": list(o.outputs[0].token_ids),
                 "logprobs": [round(step[t].logprob, 4) for step, t in zip(o.outputs[0].logprobs, o.outputs[0].token_ids)],
                 "cached": o.num_cached_tokens,
+                "prompt": len(o.prompt_token_ids),
             }
             for o in outs
         ]
 
+    def asked(self, how):
+        if "pictures" in how:
+            return [seen(self.model, how["pictures"], how.get("seed", 0), question) for question in how.get("questions", ["count ?"])]
+        if "repeat" in how:  # a few tokens again and again, which drafts can guess
+            return [{"prompt_token_ids": (p["prompt_token_ids"] * 100)[: how.get("length", 500)]} for p in prompts([how["repeat"]] * 2)]
+        return prompts(how.get("lengths", [700, 300, 1100, 64]), how.get("seed", 0), how.get("prefix", 0))
+
     def ask(self, how):
-        """how: at once, one by one, the same prefix twice ... each a list of answers."""
-        lengths = how.get("lengths", [700, 300, 1100, 64])
-        asked = prompts(lengths, how.get("seed", 0), how.get("prefix", 0))
+        """how: at once, one by one, the same prefix twice ... each a list of answers. before: a command of the shell."""
+        if "before" in how:
+            subprocess.run(how["before"], shell=True, check=True)
+        if how.get("forget"):
+            self.llm.reset_prefix_cache()
+        asked, tokens = self.asked(how), how.get("tokens", 24)
         if how.get("one_by_one"):
-            return [self.generate([p], how.get("tokens", 24))[0] for p in asked]
-        return self.generate(asked, how.get("tokens", 24))
+            return [self.generate([p], tokens)[0] for p in asked]
+        return self.generate(asked, tokens)
 
+    def counted(self):
+        """vLLM's own counters that tests look at."""
+        wanted = ("preemptions", "draft", "accepted")
+        return {m.name: m.value for m in self.llm.get_metrics() if hasattr(m, "value") and any(w in m.name for w in wanted)}
 
-def held():
-    try:
+    def held(self):
         from vidkv.vllm import layers
-    except ImportError:
-        return []
-    return [{"beside": s.bytes_beside, "rows": s.bytes_rows, "open": s.open, "packed": s.packed} for s in (b.stats() for b in layers.all_blocks())]
+
+        return [{"beside": s.bytes_beside, "rows": s.bytes_rows, "open": s.open, "packed": s.packed} for s in (b.stats() for b in layers.all_blocks())]
+
+
+def answer(folder, plan):
+    engine = Engine(folder, plan)
+    answers = [engine.ask(how) for how in plan["ask"]]
+    cache = engine.llm.llm_engine.vllm_config.cache_config
+    return {"answers": answers, "held": engine.held(), "capacity": cache.kv_cache_size_tokens, "counted": engine.counted()}
+
+
+def answer_into(pipe, folder, plan):
+    try:
+        pipe.send(answer(folder, plan))
+    except BaseException:  # a test of its own says that this one failed
+        traceback.print_exc()
+        pipe.send({"error": traceback.format_exc()})
+
+
+def answer_in_child(folder, plan):
+    """Each engine has a process of its own, forked from one that has imported vLLM, which takes long."""
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+    child = context.Process(target=answer_into, args=(send, folder, plan))
+    child.start()
+    send.close()
+    try:
+        found = receive.recv()
+    except EOFError:
+        found = {"error": "the process ended"}
+    child.join()
+    return found
 
 
 def main():
-    folder, plan = sys.argv[1], json.loads(sys.argv[2])
-    make_model(folder)
-    engine = Engine(folder, **plan.get("engine", {}))
-    answers = [engine.ask(how) for how in plan["ask"]]
-    cache = engine.llm.llm_engine.vllm_config.cache_config
-    print(json.dumps({"answers": answers, "held": held(), "capacity": cache.kv_cache_size_tokens}))
+    import transformers  # noqa: F401
+    import vllm  # noqa: F401
+
+    folder, plans = sys.argv[1], json.loads(sys.argv[2])
+    print(json.dumps({name: answer_in_child(folder, plan) for name, plan in plans.items()}))
 
 
 if __name__ == "__main__":
