@@ -50,9 +50,19 @@ def folder_of(model, folder):
         import random_llava
 
         random_llava.make_hf(place, 5, random_llava.SMALL)
+        name_as_published(os.path.join(place, "model.safetensors"))
     else:
         make_model(place)
     return place
+
+
+def name_as_published(weights):
+    """Newer releases of transformers write names of the vision tower that vLLM does not know; published files have the older ones."""
+    from safetensors.torch import load_file, save_file
+
+    nested, flat = "vision_tower.vision_model.", "vision_tower."
+    tensors = {name.replace(flat, nested) if name.startswith(flat) and not name.startswith(nested) else name: x for name, x in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
 
 
 def pictures(count, seed, side=84):
