@@ -1,6 +1,7 @@
 #include "progress.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 
@@ -31,7 +32,7 @@ std::string bar_of(int width, int64_t done, int64_t total) {
 } // namespace
 
 std::string duration_text(double time) {
-    const auto whole = static_cast<long long>(time + 0.5);
+    const auto whole = std::llround(time);
     char text[32];
     if (whole < 60)
         std::snprintf(text, sizeof(text), "%lld s", whole);

@@ -26,7 +26,7 @@ std::string find_python(const std::string & module) {
         if (can_import(chosen, module)) return chosen;
         throw Error(std::string("VIDKV_PYTHON (") + chosen + ") cannot import " + module + ": name a Python that has it");
     }
-    for (const std::string python : {"python3", "/usr/bin/python3"})
+    for (const char * python : {"python3", "/usr/bin/python3"})
         if (can_import(python, module)) return python;
     throw Error("this needs python3 with " + module + ": install python3-" + module + ", or set VIDKV_PYTHON");
 }

@@ -13,8 +13,6 @@
 #include "error.h"
 #include "interrupt.h"
 
-extern char ** environ;
-
 namespace vidkv::cli {
 
 Subprocess::Subprocess(const std::vector<std::string> & argv) {
@@ -50,7 +48,7 @@ Subprocess::~Subprocess() {
     close(errors_);
 }
 
-size_t Subprocess::read(void * data, size_t n) {
+size_t Subprocess::read(void * data, size_t n) const {
     for (;;) {
         check_interrupt();
         const ssize_t got = ::read(output_, data, n);
@@ -59,7 +57,7 @@ size_t Subprocess::read(void * data, size_t n) {
     }
 }
 
-std::string Subprocess::read_all() {
+std::string Subprocess::read_all() const {
     std::string all;
     char block[4096];
     while (const size_t got = read(block, sizeof(block))) all.append(block, got);

@@ -22,8 +22,8 @@ class Subprocess {
     Subprocess & operator=(const Subprocess &) = delete;
 
     // Reads up to n bytes of its output; 0 at the end. Throws Interrupted on Ctrl-C.
-    size_t read(void * data, size_t n);
-    std::string read_all();
+    size_t read(void * data, size_t n) const;
+    std::string read_all() const;
     // Waits for the child; its exit status, or 128 + the signal that ended it.
     int wait();
     // What it wrote to standard error (after wait()).
