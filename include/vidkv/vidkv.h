@@ -71,7 +71,7 @@ typedef enum vidkv_codec {
 } vidkv_codec;
 
 typedef struct vidkv_params {
-    float key_bits;    /* bits of the codes alone. 16: f16. Paper: 1..2. Trellis: 0.5..4 */
+    float key_bits;    /* bits of the codes alone. 16: f16. Paper: 1..2. Trellis: 0.5..5 */
     float value_bits;  /* 16: f16. Paper: 1.58 or 2. Trellis: 1, 1.5, 2 or 3 */
     int32_t key_codec; /* vidkv_codec; without meaning where the side is f16 */
     int32_t value_codec;
@@ -83,7 +83,8 @@ typedef struct vidkv_params {
 
 /* Names:
  *   f16
- *   t2.2, t1.65, t1.15, t1.0       trellis codes, named by the mean true bits of keys and values; how good they are depends on
+ *   t4.2, t3.2, t2.2, t1.65, t1.15, t1.0
+ *                                  trellis codes, named by the mean true bits of keys and values; how good they are depends on
  *                                  vidkv_store_observe_queries: without it all channels of the keys weigh the same
  *   k<bits>v<bits>[-g<group>]      the paper's, key bits 1..2 or 16, value bits 1.58, 2 or 16: k2v2, k1.5v1.58, k1.5v1.58-g128
  *   kt<bits>, vt<bits>             in the place of k and v: the trellis codes at any rate they have, as in kt1.5v2

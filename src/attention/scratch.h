@@ -45,7 +45,8 @@ struct KeyCodes {
 };
 
 inline size_t value_meta_size(int value_dim) {
-    return static_cast<size_t>(std::max(2 * largest_groups * round_up(value_dim, 16), page_tokens));
+    return static_cast<size_t>(
+        std::max(2 * largest_groups * round_up(value_dim, 16), page_tokens + round_up(value_dim, 16)));
 }
 
 struct Scratch {
@@ -53,8 +54,8 @@ struct Scratch {
 
     AlignedArray<uint8_t> levels; // of keys, then of values
     KeyCodes codes;
-    AlignedArray<float> step, center;             // [largest_groups][key_dim rounded up to 64]
-    AlignedArray<float> value_meta;               // paper: steps and minima of all groups; trellis: one scale per slot
+    AlignedArray<float> step, center; // [largest_groups][key_dim rounded up to 64]
+    AlignedArray<float> value_meta;   // paper: steps and minima of all groups; trellis: one scale per slot, then the mean
     std::array<uint8_t, page_tokens> slot_tokens; // of values, where some tokens are protected
     FoldedQueries folded[largest_groups];         // of the row block at hand
     AlignedArray<float> scores;                   // [row_block][page_tokens]: scores, then weights

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "codec/log_scale.h"
+
 namespace vidkv {
 
 namespace {
@@ -230,14 +232,30 @@ void ValueTile::learn_trellis() {
     const float special_step = level_grid(layout_.protected_code).step, step = level_grid(layout_.plain_code).step;
     for (int s = 0; s < special; ++s) scale[s] *= special_step;
     for (int s = special; s < page_tokens; ++s) scale[s] *= step;
+    const int protected_quads = page_.protected_units, narrow = page_.is_still() ? layout_.narrow_quads : 0;
+    const int plain = page_tokens / 4 - protected_quads - narrow;
+    if (narrow > 0) learn_mean(scale);
     slot_scale_ = scale;
-    const int protected_quads = page_.protected_units, all = page_tokens / 4;
     const uint8_t * plain_codes = page_.codes + static_cast<size_t>(protected_quads) * layout_.protected_quad;
+    const uint8_t * narrow_codes = plain_codes + static_cast<size_t>(plain) * layout_.plain_quad;
     const LevelRun runs[] = {{0, protected_quads, 15, layout_.protected_code, page_.codes},
-                             {protected_quads, all - protected_quads, 15, layout_.plain_code, plain_codes}};
+                             {protected_quads, plain, 15, layout_.plain_code, plain_codes},
+                             {protected_quads + plain, narrow, 15, layout_.narrow_code, narrow_codes}};
     for (const LevelRun & run : runs) {
-        if (run.quads > 0) runs_[0][run_count_++] = run;
+        if (run.quads > 0 && run.code != QuadCode::none) runs_[0][run_count_++] = run;
     }
+}
+
+// A still page: the mean, and the scales of the quads that leave the room for it.
+void ValueTile::learn_mean(float * scale) {
+    const float step = level_grid(layout_.narrow_code).step;
+    for (int s = page_tokens - 4 * layout_.narrow_quads; s < page_tokens; ++s) {
+        const uint8_t code = s == page_tokens - 1 ? page_.mean[0] : page_.meta[s];
+        scale[s] = log_scale_value(code) * step;
+    }
+    float * mean = scale + page_tokens;
+    value_mean(layout_, page_, mean);
+    center_[0] = mean;
 }
 
 void ValueTile::learn_paper() {

@@ -60,6 +60,7 @@ class ValueTile {
   private:
     void learn_paper();
     void learn_trellis();
+    void learn_mean(float * scale);
 
     const Kernels & kernels_;
     const ValueLayout & layout_;
@@ -67,8 +68,8 @@ class ValueTile {
     Scratch & scratch_;
     const int stride_; // bytes from quad to quad of levels
     const int groups_;
-    bool by_codes_ = false;            // products read the codes; otherwise unpacked levels
-    LevelRun runs_[largest_groups][2]; // per group; code none: ternary digits
+    bool by_codes_ = false;                       // products read the codes; otherwise unpacked levels
+    LevelRun runs_[largest_groups][largest_runs]; // per group; code none: ternary digits
     int run_count_ = 0;
     const float * slot_scale_ = nullptr;
     const float *step_[largest_groups] = {}, *center_[largest_groups] = {}; // paper: per group

@@ -18,9 +18,11 @@ struct FileParams {
     float protect;
 };
 
+constexpr uint32_t needs_page_means = 1; // trellis values: pages may be still (page_mean.h)
+
 struct FileHeader {
     char magic[8];
-    uint32_t needs; // bits for what a reader must know; none yet
+    uint32_t needs; // bits for what a reader must know
     uint32_t zero;
     FileParams params;
     uint64_t file_bytes;

@@ -186,6 +186,8 @@ vidkv_status FileWriter::add_store(int layer, int as, const Store & store, int s
 vidkv_status FileWriter::put_header() {
     FileHeader header{};
     std::memcpy(header.magic, file_magic, sizeof file_magic);
+    const bool has_means = !is_f16(params_, VIDKV_VALUES) && params_.value_codec == VIDKV_CODEC_TRELLIS;
+    header.needs = has_means ? needs_page_means : 0;
     header.params = {params_.key_bits,   params_.value_bits,      params_.key_codec,   params_.value_codec,
                      params_.group_size, params_.residual_length, params_.sink_tokens, params_.protect};
     header.table_at = aligned(written_);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "codec/page_mean.h"
+
 namespace vidkv {
 
 namespace {
@@ -32,10 +34,18 @@ KeyLayout paper_keys(KeyLayout layout, const vidkv_params & params) {
     return layout;
 }
 
-QuadCode trellis_of(float bits) {
+QuadCode code_of(float bits) {
     return bits == 1.0f   ? QuadCode::trellis1
            : bits == 1.5f ? QuadCode::trellis1_5
            : bits == 2.0f ? QuadCode::trellis2
+           : bits == 3.0f ? QuadCode::trellis3
+                          : QuadCode::uniform4;
+}
+
+QuadCode narrower(float bits) {
+    return bits == 1.0f   ? QuadCode::none
+           : bits <= 2.0f ? QuadCode::trellis1
+           : bits == 3.0f ? QuadCode::trellis2
                           : QuadCode::trellis3;
 }
 
@@ -88,10 +98,14 @@ ValueLayout make_value_layout(const vidkv_params & params, int head_dim, int kv_
         layout.group = params.group_size;
         layout.ternary = params.value_bits != 2.0f;
     } else {
-        layout.plain_code = trellis_of(params.value_bits);
-        layout.protected_code = trellis_of(params.value_bits < 2.0f ? 2.0f : 3.0f);
+        layout.plain_code = code_of(params.value_bits);
+        layout.protected_code = code_of(params.value_bits < 2.0f ? 2.0f : 3.0f);
+        layout.narrow_code = narrower(params.value_bits);
         layout.plain_quad = quad_bytes(layout.plain_code, head_dim);
         layout.protected_quad = quad_bytes(layout.protected_code, head_dim);
+        layout.narrow_quad = quad_bytes(layout.narrow_code, head_dim);
+        const size_t saved = layout.plain_quad - layout.narrow_quad;
+        layout.narrow_quads = static_cast<int>((page_mean_bytes(head_dim) + saved - 1) / saved);
     }
     return layout;
 }

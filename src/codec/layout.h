@@ -38,6 +38,8 @@ struct KeyLayout {
 //   trellis: quads of four slots x head_dim, in the rotated domain (rotation.h)
 // A head's meta: paper: for each group f16 scale[head_dim], and f16 minimum[head_dim] where it is 2-bit; trellis: u8 scale[128].
 // Protected groups (paper) are 2-bit, protected quads (trellis) have `protected_code`.
+// Trellis, where the last scale is `still_mark`, which no other page has there: the head's tokens share a mean (page_mean.h). Its
+// bytes end the head's codes; the last `narrow_quads` quads have `narrow_code` and so leave the room for it.
 struct ValueLayout {
     vidkv_codec codec = VIDKV_CODEC_PAPER;
     int head_dim = 0, kv_heads = 0;
@@ -46,14 +48,19 @@ struct ValueLayout {
     bool ternary = false;                 // paper: the groups that are not protected
     QuadCode plain_code = QuadCode::none; // trellis
     QuadCode protected_code = QuadCode::none;
-    size_t plain_quad = 0, protected_quad = 0; // bytes of a quad
+    QuadCode narrow_code = QuadCode::none;
+    int narrow_quads = 0;
+    size_t plain_quad = 0, protected_quad = 0, narrow_quad = 0; // bytes of a quad
     int groups() const { return page_tokens / group; }
     // Protection goes by units: groups (paper) or quads (trellis). n tokens to protect take this many units.
     int unit() const { return codec == VIDKV_CODEC_PAPER ? group : 4; }
     int protected_units(int tokens) const;
 
     bool is_ternary(int group_index, int protected_units) const { return ternary && group_index >= protected_units; }
-    QuadCode quad_code(int quad, int protected_units) const { return quad < protected_units ? protected_code : plain_code; }
+    QuadCode quad_code(int quad, int protected_units, bool still) const {
+        if (quad < protected_units) return protected_code;
+        return still && quad >= page_tokens / 4 - narrow_quads ? narrow_code : plain_code;
+    }
     size_t group_codes(bool ternary_group) const; // paper: bytes of one group
     size_t group_meta(bool ternary_group) const;
     size_t head_codes(int protected_units) const;

@@ -16,7 +16,7 @@ namespace {
 constexpr int32_t default_residual = 128, default_sinks = 4;
 constexpr vidkv_params f16_params{16, 16, VIDKV_CODEC_PAPER, VIDKV_CODEC_PAPER, 32, default_residual, default_sinks, 0};
 
-constexpr const char * listed[] = {"f16",  "k2v2",  "k1.5v2", "k1.5v1.58", "k1.5v1.58-g128",
+constexpr const char * listed[] = {"f16",  "k2v2",  "k1.5v2", "k1.5v1.58", "k1.5v1.58-g128", "t4.2", "t3.2",
                                    "t2.2", "t1.65", "t1.15",  "t1.0"};
 
 // The t presets fill the promise in their name: mean true bits of keys and values at head_dim 64 and 128.
@@ -24,8 +24,8 @@ struct Alias {
     const char * name;
     float key_bits, value_bits;
 };
-constexpr Alias aliases[] = {
-    {"t2.2", 2.0625f, 2.0f}, {"t1.65", 1.5f, 1.5f}, {"t1.15", 1.0f, 1.0f}, {"t1.0", 0.734375f, 1.0f}};
+constexpr Alias aliases[] = {{"t4.2", 4.125f, 4.0f}, {"t3.2", 3.125f, 3.0f}, {"t2.2", 2.0625f, 2.0f},
+                             {"t1.65", 1.5f, 1.5f},  {"t1.15", 1.0f, 1.0f},  {"t1.0", 0.734375f, 1.0f}};
 
 // Reads digits and one point, from 0 on, whatever the locale; false unless there is a number.
 bool number_at(const char *& text, float & value) {
@@ -92,14 +92,15 @@ vidkv_status check_bits(const vidkv_params & p) {
     }
     const bool trellis_keys = p.key_codec == VIDKV_CODEC_TRELLIS, trellis_values = p.value_codec == VIDKV_CODEC_TRELLIS;
     const float k = p.key_bits, v = p.value_bits;
-    if (k != 16.0f && (trellis_keys ? !(k >= 0.5f && k <= 4.0f) : !(k >= 1.0f && k <= 2.0f))) {
-        return fail(VIDKV_E_ARGUMENT, std::string("key bits must be ") + (trellis_keys ? "0.5 to 4 (trellis)" : "1 to 2") +
+    if (k != 16.0f && (trellis_keys ? !(k >= 0.5f && k <= 5.0f) : !(k >= 1.0f && k <= 2.0f))) {
+        return fail(VIDKV_E_ARGUMENT, std::string("key bits must be ") + (trellis_keys ? "0.5 to 5 (trellis)" : "1 to 2") +
                                           ", or 16 for f16; got " + number(k));
     }
-    const bool known = trellis_values ? v == 1.0f || v == 1.5f || v == 2.0f || v == 3.0f : v == 2.0f || v == 1.58f;
+    const bool known =
+        trellis_values ? v == 1.0f || v == 1.5f || v == 2.0f || v == 3.0f || v == 4.0f : v == 2.0f || v == 1.58f;
     if (v != 16.0f && !known) {
         return fail(VIDKV_E_ARGUMENT, std::string("value bits must be ") +
-                                          (trellis_values ? "1, 1.5, 2 or 3 (trellis)" : "1.58 or 2") +
+                                          (trellis_values ? "1, 1.5, 2, 3 or 4 (trellis)" : "1.58 or 2") +
                                           ", or 16 for f16; got " + number(v));
     }
     if (!(p.protect >= 0.0f && p.protect <= 0.5f)) {
@@ -120,7 +121,7 @@ vidkv_status params_from_preset(const char * name, vidkv_params & out) {
         return fail(
             VIDKV_E_ARGUMENT,
             "unknown preset '" + std::string(name) +
-                "': use f16, t2.2, t1.65, t1.15, t1.0, k2v2, k1.5v2, k1.5v1.58, or k<bits>v<bits>[-g<group size>][-stp<share>] with "
+                "': use f16, t4.2, t3.2, t2.2, t1.65, t1.15, t1.0, k2v2, k1.5v2, k1.5v1.58, or k<bits>v<bits>[-g<group size>][-stp<share>] with "
                 "key bits 1 to 2 (or 16), value bits 1.58 or 2 (or 16), group size 32, 64 or 128; kt and vt for trellis codes");
     }
     if (vidkv_status status = check_params(params, 0)) {

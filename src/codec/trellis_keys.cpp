@@ -26,7 +26,8 @@ constexpr QuadCode code_of_bits(int bits) { return static_cast<QuadCode>(bits); 
 constexpr double damping =
     0.7; // share of the mean diagonal that is added: the next question may look where no earlier query did
 constexpr float most_attention = 16.0f; // times the median token's: with more, the other tokens of the page lose too much
-constexpr float most_searched = 4.0f;   // the largest weight in the trellis search: its 16-bit costs would saturate
+constexpr size_t least_bits_to_spread = 2; // of an element on average: with fewer it costs more than it gains
+constexpr float most_searched = 4.0f;      // the largest weight in the trellis search: its 16-bit costs would saturate
 
 bool all_finite(const std::vector<float> & x) {
     constexpr uint32_t exponent = 0x7f800000u;
@@ -230,18 +231,47 @@ void encode_uniform_lane(QuadCode code, const float * x, uint8_t * levels) {
     }
 }
 
-// target: [128], what the channel should be; lane: its place in the quad at `codes`; again: which has a code of it. decoded: [128], what it became, without the
-// plan's mean. quad_levels: [128][4] of the quad, for uniform codes, which are packed when all four lanes are there.
-ChannelCode encode_channel(QuadCode code, const float * target, const float * weight, int lane, bool again, uint8_t * codes,
-                           uint8_t * quad_levels, float * decoded) {
+// How much farther apart than for Gaussian samples the levels of a uniform code should be, so that outlying tokens are not cut off: what
+// misses least of z, in units of its deviation.
+float best_spread(QuadCode code, const float * z, const float * weight) {
+    const LevelGrid grid = level_grid(code);
+    float best = 1.0f, least = -1.0f;
+    for (const float spread : {1.0f, 1.15f, 1.3f, 1.5f, 1.75f, 2.1f, 2.6f, 3.2f}) {
+        float scaled[page_tokens];
+        uint8_t levels[page_tokens];
+        for (int t = 0; t < page_tokens; ++t) scaled[t] = z[t] / spread;
+        encode_uniform_lane(code, scaled, levels);
+        float miss = 0;
+        for (int t = 0; t < page_tokens; ++t) {
+            const float d = z[t] - spread * grid.step * (static_cast<float>(levels[t]) - grid.offset);
+            miss += weight[t] * d * d;
+        }
+        if (least >= 0.0f && !(miss < least)) continue;
+        least = miss;
+        best = spread;
+    }
+    return best;
+}
+
+// target: [128], what the channel should be; lane: its place in the quad at `codes`; again: which has a code of it. decoded: [128], what
+// it became, without the plan's mean. quad_levels: [128][4] of the quad, for uniform codes, which are packed when all four lanes are
+// there. spreads: levels of uniform codes may lie farther apart.
+ChannelCode encode_channel(QuadCode code, const float * target, const float * weight, int lane, bool again, bool spreads,
+                           uint8_t * codes, uint8_t * quad_levels, float * decoded) {
     const EncoderLoops & loops = encoder_loops();
     const Moments m = loops.moments(target, weight);
     // The mean is stored in eighths of the scale, -127..127.
-    const float least = std::fabs(m.mean) * (8.0f / 127.0f), deviation = std::max(std::sqrt(m.variance), least);
+    const float least = std::fabs(m.mean) * (8.0f / 127.0f);
+    float deviation = std::max(std::sqrt(m.variance), least);
     float scale = least;
     float z[page_tokens], y[page_tokens] = {};
     if (code != QuadCode::none && deviation > 0.0f) {
         loops.standardize(target, m.mean, deviation, weight, z);
+        if (spreads && code > QuadCode::trellis3) {
+            const float spread = best_spread(code, z, weight);
+            deviation *= spread;
+            for (float & x : z) x /= spread;
+        }
         float searched[page_tokens];
         for (int t = 0; t < page_tokens; ++t) searched[t] = std::min(weight[t], most_searched);
         uint8_t levels[page_tokens];
@@ -280,6 +310,7 @@ class HeadEncoder {
         for (size_t i = 0; i < n_; ++i) place_[plan.order[i]] = i;
         for (size_t q = 0; q < n_ / 4; ++q) start_[q + 1] = start_[q] + quad_bytes(quads[q], page_tokens);
         std::fill_n(codes, start_[n_ / 4], uint8_t{0});
+        spreads_ = start_[n_ / 4] >= least_bits_to_spread * (n_ / 4) * quad_bit_bytes;
     }
 
     // Codes every channel in coding order; each makes good the errors of those before it.
@@ -338,8 +369,8 @@ class HeadEncoder {
     // again: it has codes already.
     ChannelCode encode(size_t channel, bool again) {
         const size_t at = place_[channel], quad = at / 4;
-        return encode_channel(quads_[quad], target_, attention_, static_cast<int>(at % 4), again, codes_ + start_[quad],
-                              quad_levels(quad), decoded_);
+        return encode_channel(quads_[quad], target_, attention_, static_cast<int>(at % 4), again, spreads_,
+                              codes_ + start_[quad], quad_levels(quad), decoded_);
     }
     void keep(size_t channel, const ChannelCode & coded) {
         for (int t = 0; t < page_tokens; ++t)
@@ -364,6 +395,7 @@ class HeadEncoder {
     uint8_t *codes_, *meta_;
     std::vector<size_t> place_; // [natural channel]: its place in the plan
     std::vector<size_t> start_; // [quad]: where its codes begin
+    bool spreads_ = false;
     std::vector<uint8_t> levels_;
     std::vector<float> errors_;                                              // [channel][128]: wanted minus decoded
     float wanted_[page_tokens], target_[page_tokens], decoded_[page_tokens]; // of the channel at hand

@@ -8,6 +8,7 @@
 #include "base/bytes.h"
 #include "base/half.h"
 #include "codec/log_scale.h"
+#include "codec/page_mean.h"
 #include "codec/rotation.h"
 #include "codec/trit.h"
 
@@ -52,6 +53,8 @@ ValuePage value_page(const ValueLayout & layout, const uint8_t * page, int head)
     const size_t codes = layout.head_codes(out.protected_units), meta = layout.head_meta(out.protected_units);
     out.codes = page + h * codes;
     out.meta = page + heads * codes + h * meta;
+    if (layout.codec == VIDKV_CODEC_TRELLIS && out.meta[page_tokens - 1] == still_mark)
+        out.mean = out.codes + codes - page_mean_bytes(layout.head_dim);
     return out;
 }
 
@@ -94,8 +97,14 @@ void value_affine(const ValueLayout & layout, const ValuePage & page, int group,
 
 void value_scales(const ValueLayout & layout, const ValuePage & page, float * scale) {
     for (int s = 0; s < page_tokens; ++s) {
-        scale[s] = log_scale_value(page.meta[s]) * level_grid(layout.quad_code(s / 4, page.protected_units)).step;
+        const uint8_t * code = page.is_still() && s == page_tokens - 1 ? page.mean : page.meta + s;
+        scale[s] = log_scale_value(*code) * level_grid(layout.quad_code(s / 4, page.protected_units, page.is_still())).step;
     }
+}
+
+void value_mean(const ValueLayout & layout, const ValuePage & page, float * mean) {
+    if (page.is_still()) return load_page_mean(page.mean, layout.head_dim, mean);
+    std::fill_n(mean, layout.head_dim, 0.0f);
 }
 
 void decode_values(const ValueLayout & layout, const ValuePage & page, float * x) {
@@ -118,16 +127,19 @@ void decode_values(const ValueLayout & layout, const ValuePage & page, float * x
     const auto rotate = rotation(head_dim);
     float scale[page_tokens];
     value_scales(layout, page, scale);
+    std::vector<float> mean(head_dim);
+    value_mean(layout, page, mean.data());
     std::vector<uint8_t> levels(static_cast<size_t>(head_dim) * 4);
     const uint8_t * codes = page.codes;
     for (int slot = 0; slot < page_tokens; ++slot) {
         if (slot % 4 == 0) {
-            const QuadCode code = layout.quad_code(slot / 4, page.protected_units);
+            const QuadCode code = layout.quad_code(slot / 4, page.protected_units, page.is_still());
             unpack_quad(code, codes, head_dim, levels.data());
             codes += quad_bytes(code, head_dim);
         }
         float * row = row_of(slot);
-        for (int c = 0; c < head_dim; ++c) row[c] = scale[slot] * (static_cast<float>(levels[4 * c + slot % 4]) - 7.5f);
+        for (int c = 0; c < head_dim; ++c)
+            row[c] = mean[c] + scale[slot] * (static_cast<float>(levels[4 * c + slot % 4]) - 7.5f);
         rotate->inverse(row);
     }
 }

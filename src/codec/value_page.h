@@ -16,6 +16,8 @@ struct ValuePage {
     const uint8_t * meta = nullptr;
     int protected_units = 0;
     const uint8_t * mask = nullptr; // one bit per token: protected ones fill the first slots. Null: slot s holds token s
+    const uint8_t * mean = nullptr; // trellis, a still page: page_mean.h
+    bool is_still() const { return mean != nullptr; }
 };
 ValuePage value_page(const ValueLayout & layout, const uint8_t * page, int head);
 
@@ -28,8 +30,10 @@ void unpack_value_group(const ValueLayout & layout, const ValuePage & page, int 
 // Paper: an element of channel c in group g is a[c] * level + b[c].
 void value_affine(const ValueLayout & layout, const ValuePage & page, int group, float * a, float * b);
 
-// Trellis: an element of slot s, rotated channel c, is scale[s] * (level - 7.5), scale with the code's step in it: [128].
+// Trellis: an element of slot s, rotated channel c, is mean[c] + scale[s] * (level - 7.5), scale with the code's step in it: [128].
 void value_scales(const ValueLayout & layout, const ValuePage & page, float * scale);
+// [head_dim]; 0 unless the page is still.
+void value_mean(const ValueLayout & layout, const ValuePage & page, float * mean);
 
 // The specification of decoding: [128 tokens][head_dim], natural channels and tokens.
 void decode_values(const ValueLayout & layout, const ValuePage & page, float * x);

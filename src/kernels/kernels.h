@@ -44,6 +44,7 @@ struct KeyRun {
 };
 
 constexpr int largest_groups = page_tokens / 32; // of a page
+constexpr int largest_runs = 3;                  // of a group of values
 
 // What an element of packed keys means, in plan-ordered channels: step * (level - offset / 2) + center.
 struct KeySteps {
@@ -97,12 +98,12 @@ struct PackedWeights {
     alignas(64) int8_t w[row_block * operand_bytes]; // [row][slot]
     float scale[row_block];                          // weight = scale * w
     float sum[row_block][largest_groups];            // of w over a group: whole numbers
-    float total[row_block][largest_groups];          // of the weights before rounding, if asked for
+    float total[row_block][largest_groups];          // of the weights before scaling and rounding, if asked for
 };
 
 struct WeightRule {
     const uint8_t * token;
-    const float * slot_scale;
+    const float * slot_scale; // null, or else there is one group
     int groups;
     bool totals; // wanted
 };
@@ -110,7 +111,7 @@ struct WeightRule {
 // One group of a page's values. All groups together add to the sums:
 // out[row][c] += scale[row] * (sum of step[c] * (dot - offset[row])) + (sum of center[c] * total[row])
 struct ValueGroup {
-    LevelRun runs[2];
+    LevelRun runs[largest_runs];
     int run_count;
     const float * step;   // null: 1
     const float * center; // what the middle of the levels stands for; null: 0

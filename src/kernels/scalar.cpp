@@ -206,11 +206,11 @@ void softmax(const SoftmaxTile & tile) { softmax_by(power_of_two, tile); }
 
 void pack_weights(const float * weights, int rows, const WeightRule & rule, PackedWeights & out) {
     for (int r = 0; r < rows; ++r) {
-        float scaled[page_tokens];
+        float plain[page_tokens], scaled[page_tokens];
         float largest = 0.0f;
         for (int s = 0; s < page_tokens; ++s) {
-            scaled[s] = weights[r * page_tokens + (rule.token ? rule.token[s] : s)];
-            if (rule.slot_scale) scaled[s] *= rule.slot_scale[s];
+            plain[s] = weights[r * page_tokens + (rule.token ? rule.token[s] : s)];
+            scaled[s] = rule.slot_scale ? plain[s] * rule.slot_scale[s] : plain[s];
             largest = scaled[s] > largest ? scaled[s] : largest;
         }
         const FactorScale factor(largest);
@@ -222,7 +222,7 @@ void pack_weights(const float * weights, int rows, const WeightRule & rule, Pack
                 const float rounded = round_factor(scaled[s] * factor.inverse);
                 out.w[r * operand_bytes + s] = static_cast<int8_t>(rounded);
                 sum.lane[s % lanes] += rounded;
-                total.lane[s % lanes] += scaled[s];
+                total.lane[s % lanes] += plain[s];
             }
             out.sum[r][group] = sum.total();
             if (rule.totals) out.total[r][group] = total.total();

@@ -15,7 +15,7 @@ VIDKV = os.environ.get("VIDKV", os.path.join(ROOT, "build", "bin", "vidkv"))
 TINY = os.path.join(ROOT, "models", "tiny")
 QUESTION = "What colour is the circle?"
 PRESETS = ["f16", "k2v2", "k1.5v2", "k1.5v1.58"]
-TRELLIS = ["t2.2", "t1.65", "t1.15", "t1.0"]
+TRELLIS = ["t4.2", "t3.2", "t2.2", "t1.65", "t1.15", "t1.0"]
 PEERS = ["q8_0", "q4_0", "kivi2", "turbo3", "turbo2", "vidkv-released"]
 TEXT = os.path.join(ROOT, "include", "vidkv", "vidkv.h")
 
@@ -107,7 +107,7 @@ class Reports(Clips):
         self.assertEqual(report["kv"], "t1.65")
         for command in ("ask", "chat"):
             text = " ".join(vidkv(command, "--help").stdout.split())
-            self.assertIn("(default t1.65): t2.2, t1.65, t1.15, t1.0; the paper's k2v2", text)
+            self.assertIn("(default t1.65): t4.2, t3.2, t2.2, t1.65, t1.15, t1.0; the paper's k2v2", text)
 
     def test_ask(self):
         held = {}

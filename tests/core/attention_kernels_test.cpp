@@ -260,8 +260,8 @@ TEST(AttentionKernels, KeysScoreTheSameBits) {
     });
 }
 
-const std::vector<QuadCode> value_codes = {QuadCode::uniform2, QuadCode::trellis1, QuadCode::trellis1_5, QuadCode::trellis2,
-                                           QuadCode::trellis3};
+const std::vector<QuadCode> value_codes = {QuadCode::uniform2, QuadCode::trellis1, QuadCode::trellis1_5,
+                                           QuadCode::trellis2, QuadCode::trellis3, QuadCode::uniform4};
 const std::vector<QuadCode> key_codes = {QuadCode::uniform1,   QuadCode::uniform2, QuadCode::trellis1,
                                          QuadCode::trellis1_5, QuadCode::trellis2, QuadCode::trellis3,
                                          QuadCode::uniform4,   QuadCode::uniform5, QuadCode::uniform6};
@@ -330,7 +330,7 @@ TEST(AttentionKernels, ValuesAddUpToTheSameBitsFromCodes) {
     for_each_fast(200, [](const Kernels & kernels, Random & rng) {
         if (!kernels.add_codes) return;
         const int channels = 64 * rng.integer(1, 2), rows = rng.integer(1, row_block), groups = 1 << rng.integer(0, 2);
-        RandomCodes packed(rng, page_tokens / 4, channels, 2, value_codes);
+        RandomCodes packed(rng, page_tokens / 4, channels, largest_runs, value_codes);
         Aligned<int8_t> weights(row_block * operand_bytes);
         for (size_t i = 0; i < row_block * operand_bytes; ++i) weights[i] = static_cast<int8_t>(rng.integer(0, 127));
         const size_t sums = static_cast<size_t>(channels * row_block);
@@ -424,7 +424,8 @@ void expect_same_softmax(bool packs) {
         const int rows = rng.integer(1, row_block);
         Aligned<float> slot_scale = random_floats(rng, page_tokens);
         for (size_t s = 0; s < page_tokens; ++s) slot_scale[s] = std::fabs(slot_scale[s]);
-        const WeightRule rule{nullptr, rng.integer(0, 1) ? slot_scale.data() : nullptr, 1 << rng.integer(0, 2),
+        const bool scaled = rng.integer(0, 1) == 1;
+        const WeightRule rule{nullptr, scaled ? slot_scale.data() : nullptr, scaled ? 1 : 1 << rng.integer(0, 2),
                               rng.integer(0, 1) == 1};
         Aligned<float> bias = random_floats(rng, page_tokens), want(row_block * page_tokens), got(row_block * page_tokens);
         for (size_t t = 0; t < page_tokens; ++t) {
@@ -481,8 +482,9 @@ TEST(AttentionKernels, WeightsPackToTheSameBits) {
         std::iota(token.begin(), token.end(), uint8_t{0});
         for (int i = page_tokens - 1; i > 0; --i) std::swap(token[i], token[rng.integer(0, i)]);
         PackedWeights want{}, got{};
-        const WeightRule rule{rng.integer(0, 1) ? token.data() : nullptr, rng.integer(0, 1) ? slot_scale.data() : nullptr,
-                              1 << rng.integer(0, 2), rng.integer(0, 1) == 1};
+        const bool scaled = rng.integer(0, 1) == 1;
+        const WeightRule rule{rng.integer(0, 1) ? token.data() : nullptr, scaled ? slot_scale.data() : nullptr,
+                              scaled ? 1 : 1 << rng.integer(0, 2), rng.integer(0, 1) == 1};
         scalar_kernels.pack_weights(weights.data(), rows, rule, want);
         kernels.pack_weights(weights.data(), rows, rule, got);
         expect_same(rows, got, want);

@@ -134,7 +134,7 @@ void read_value_page(const ValueLayout & layout, const ValuePage & page, int64_t
     } else {
         const uint8_t * codes = page.codes;
         for (int quad = 0; quad < page_tokens / 4; ++quad) {
-            const QuadCode code = layout.quad_code(quad, page.protected_units);
+            const QuadCode code = layout.quad_code(quad, page.protected_units, page.is_still());
             unpack_quad(code, codes, dim, &levels[static_cast<size_t>(quad * dim * 4)]);
             codes += quad_bytes(code, dim);
         }

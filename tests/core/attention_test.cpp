@@ -30,7 +30,7 @@ struct Case {
     int64_t cells = 300, tokens = 1;
     int sequences = 1, sink_tokens = 4;
     Mask mask = Mask::none;
-    bool causal = false, sinks = false;
+    bool causal = false, sinks = false, still = false;
     float softcap = 0, max_bias = 0;
 
     bool protects() const { return std::strstr(preset, "stp") != nullptr; }
@@ -40,7 +40,8 @@ struct Case {
                std::to_string(group_size) + " cells " + std::to_string(cells) + " tokens " + std::to_string(tokens) +
                " sequences " + std::to_string(sequences) + " sink_tokens " + std::to_string(sink_tokens) + " mask " +
                mask_names[static_cast<int>(mask)] + " causal " + std::to_string(causal) + " sinks " +
-               std::to_string(sinks) + " softcap " + std::to_string(softcap) + " max_bias " + std::to_string(max_bias);
+               std::to_string(sinks) + " still " + std::to_string(still) + " softcap " + std::to_string(softcap) +
+               " max_bias " + std::to_string(max_bias);
     }
 };
 
@@ -83,6 +84,8 @@ class Problem {
             for (size_t i = 0; i < rows.size(); ++i) {
                 if (i % channels % 11 == 3) rows[i] = 3 + 2 * rows[i];
             }
+            for (size_t i = channels; case_.still && store == &values && i < rows.size(); ++i)
+                rows[i] = rows[i % channels] + 0.3f * rows[i];
             std::vector<int64_t> index(static_cast<size_t>(case_.cells));
             std::iota(index.begin(), index.end(), 0);
             for (int64_t at = 0; at < case_.cells; at += 23) {
@@ -182,6 +185,7 @@ std::vector<Case> table_of(const char * preset) {
             c.sink_tokens = turn % 4 == 1 ? 0 : turn % 7 == 5 ? 13 : 4;
             c.mask = static_cast<Mask>(turn / 2 % 4);
             c.causal = turn % 3 == 1;
+            c.still = turn % 2 == 1;
             c.sinks = turn % 5 == 2;
             c.softcap = turn % 7 == 3 ? 20.0f : 0.0f;
             c.max_bias = c.mask == Mask::biased && turn % 2 ? 8.0f : 0.0f;
@@ -198,6 +202,7 @@ std::vector<Case> table_of(const char * preset) {
     Case long_prefill = long_decode; // several query blocks too
     long_prefill.tokens = 21;
     long_prefill.causal = true;
+    long_prefill.still = true;
     cases.push_back(long_prefill);
     return cases;
 }
@@ -272,8 +277,8 @@ TEST_P(AttentionTest, SameBitsForAnyNumberOfThreads) {
 INSTANTIATE_TEST_SUITE_P(Presets, AttentionTest,
                          testing::Values("f16", "k2v2", "k1.5v2", "k1.5v1.58", "k1.25v1.58", "k1v1.58", "k16v2", "k16v1.58",
                                          "k1.5v16", "t2.2", "t1.65", "t1.15", "t1.0", "kt1.5v2", "k2vt2", "k16vt1.5",
-                                         "kt3v16", "kt4vt3", "k1.5v1.58-stp0.2", "k2v1.58-stp0.4", "t1.65-stp0.2",
-                                         "k16vt1-stp0.3"),
+                                         "kt3v16", "kt4vt3", "t4.2", "t3.2", "k1.5v1.58-stp0.2", "k2v1.58-stp0.4",
+                                         "t1.65-stp0.2", "k16vt1-stp0.3"),
                          [](const auto & preset) {
                              std::string name = preset.param;
                              for (char & x : name) x = std::isalnum(static_cast<unsigned char>(x)) ? x : '_';

@@ -22,7 +22,7 @@ using namespace test;
 constexpr int dims[] = {64, 72, 80, 96, 112, 128, 256};
 constexpr int groups[] = {32, 64, 128};
 const char * const presets[] = {"k2v2", "k1.5v2", "k1.5v1.58", "k1v1.58", "k1.5v1.58-g128",
-                                "t2.2", "t1.65",  "t1.15",     "t1.0",    "kt3vt3"};
+                                "t2.2", "t1.65",  "t1.15",     "t1.0",    "t4.2"};
 
 TEST(Presets, TrueBitsAreTheStatedOnes) {
     struct Row {
@@ -37,6 +37,8 @@ TEST(Presets, TrueBitsAreTheStatedOnes) {
                         {"k1.5v2", 2.25, 3, 2.25, 3},
                         {"k1.5v1.58", 2.25, 2.1015625, 2.25, 2.1015625},
                         {"k1.5v1.58-g128", 1.6875, 1.7255859375, 1.6875, 1.72509765625},
+                        {"t4.2", 4.259765625, 4.125, 4.2587890625, 4.0625},
+                        {"t3.2", 3.259765625, 3.125, 3.2587890625, 3.0625},
                         {"t2.2", 2.197265625, 2.125, 2.1962890625, 2.0625},
                         {"t1.65", 1.634765625, 1.625, 1.6337890625, 1.5625},
                         {"t1.15", 1.134765625, 1.125, 1.1337890625, 1.0625},
@@ -53,7 +55,8 @@ TEST(Presets, TrueBitsAreTheStatedOnes) {
 }
 
 TEST(Presets, NamesOfTrellisPresetsPromiseTheirBits) {
-    for (const auto & [name, promise] : {std::pair{"t2.2", 2.2}, {"t1.65", 1.65}, {"t1.15", 1.15}, {"t1.0", 1.0}}) {
+    for (const auto & [name, promise] :
+         {std::pair{"t4.2", 4.2}, {"t3.2", 3.2}, {"t2.2", 2.2}, {"t1.65", 1.65}, {"t1.15", 1.15}, {"t1.0", 1.0}}) {
         const vidkv_params params = preset(name);
         for (const int dim : {64, 128}) {
             const double mean =
@@ -105,7 +108,7 @@ TEST(Presets, BadNamesAndNumbersAreRefusedInOneLine) {
                               "kt2",
                               "kt2vt",
                               "kt0.4v2",
-                              "kt5v2",
+                              "kt5.5v2",
                               "k2vt2.5",
                               "k0.5vt1",
                               "k2v2-stp0.2",

@@ -124,7 +124,8 @@ def read_codes():
 
 
 CODES = read_codes()
-TRELLIS_OF_BITS = {1.0: 1, 1.5: 7, 2.0: 2, 3.0: 3}
+CODE_OF_BITS = {1.0: 1, 1.5: 7, 2.0: 2, 3.0: 3, 4.0: 4}  # of trellis values
+NARROWER = {1.0: 0, 1.5: 1, 2.0: 1, 3.0: 2, 4.0: 3}
 
 
 # ---- transforms and scales ----
@@ -189,7 +190,7 @@ class Shape:
     def __init__(self, params):
         (self.key_bits, self.value_bits, self.key_codec, self.value_codec, self.group, self.residual, self.sinks, self.protect) = params
         require(self.key_codec in (PAPER, TRELLIS) and self.value_codec in (PAPER, TRELLIS), "unknown codec")
-        require(self.key_bits == 16 or (1 <= self.key_bits <= 2 if self.key_codec == PAPER else 0.5 <= self.key_bits <= 4), "key bits")
+        require(self.key_bits == 16 or (1 <= self.key_bits <= 2 if self.key_codec == PAPER else 0.5 <= self.key_bits <= 5), "key bits")
         require(self.group in (32, 64, 128) and 0 <= self.sinks <= 32, "impossible parameters")
 
     def take(self, channels, dim):
@@ -319,24 +320,35 @@ def paper_values(shape, data):
     return rows
 
 
+def page_mean(block, dim):
+    upper = struct.unpack_from(f"<{dim}b", block, 2)
+    lower = [x & 15 for x in block[2 + dim:]] + [x >> 4 for x in block[2 + dim:]]
+    return [log_scale(block[1]) / 2048 * (16 * u + v) for u, v in zip(upper, lower)]
+
+
 def trellis_values(shape, data):
     dim = shape.dim
     tokens, protected, begin = slots_of(shape, data)
-    plain = TRELLIS_OF_BITS[shape.value_bits]
+    plain, narrow = CODE_OF_BITS[shape.value_bits], NARROWER[shape.value_bits]
     numbers = [(2 if shape.value_bits < 2 else 3) if 4 * q < protected else plain for q in range(PAGE // 4)]
     codes_size = sum(CODES[number][0].size(dim) for number in numbers)
+    mean_size = 2 + 3 * dim // 2
+    fewer = -(-mean_size // (CODES[plain][0].size(dim) - CODES[narrow][0].size(dim)))
     require(len(data) == begin + shape.heads * (codes_size + PAGE), "size of a value page")
     rows = [[0.0] * shape.channels for _ in range(PAGE)]
     for head in range(shape.heads):
         at, meta = begin + head * codes_size, begin + shape.heads * codes_size + head * PAGE
-        for quad, number in enumerate(numbers):
+        scales, mean, of_head = list(data[meta:meta + PAGE]), [0.0] * dim, numbers
+        if scales[-1] == 255:
+            block = data[at + codes_size - mean_size:at + codes_size]
+            scales[-1], mean, of_head = block[0], page_mean(block, dim), numbers[:-fewer] + [narrow] * fewer
+        for quad, number in enumerate(of_head):
             packing, step, offset = CODES[number]
             levels = packing.levels(data[at:at + packing.size(dim)], dim)
             at += packing.size(dim)
             for lane in range(4):
                 slot = 4 * quad + lane
-                scale = log_scale(data[meta + slot])
-                row = undo_rotation([scale * (levels[c][lane] - offset) * step for c in range(dim)])
+                row = undo_rotation([mean[c] + log_scale(scales[slot]) * (levels[c][lane] - offset) * step for c in range(dim)])
                 rows[tokens[slot]][head * dim:(head + 1) * dim] = row
     return rows
 
@@ -460,7 +472,7 @@ def read_file(path):
     data = pathlib.Path(path).read_bytes()
     require(len(data) >= struct.calcsize(HEADER), "cut off")
     magic, needs, _, *params, size, table_at, count, table_checksum, _, own = struct.unpack_from(HEADER, data)
-    require(magic == b"VIDKVKV3" and needs == 0, "not a file of this version")
+    require(magic == b"VIDKVKV3" and needs < 2, "not a file of this version")
     require(own == checksum(data[:120]), "checksum of the header")
     require(size == len(data) and 128 <= table_at <= size and size - table_at == 96 * count, "where the table lies")
     require(checksum(data[table_at:]) == table_checksum, "checksum of the table")

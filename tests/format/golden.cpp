@@ -62,6 +62,7 @@ class Numbers {
 struct Golden {
     const char *name, *preset;
     int head_dim;
+    bool still = false; // values of a picture that hardly moves
 };
 constexpr Golden goldens[] = {{"k2v2", "k2v2", 16},
                               {"k1.5v1.58", "k1.5v1.58", 24},
@@ -71,7 +72,11 @@ constexpr Golden goldens[] = {{"k2v2", "k2v2", 16},
                               {"t1.65-stp0.2", "t1.65-stp0.2", 24},
                               {"t1.0", "t1.0", 16},
                               {"kt4vt3", "kt4vt3", 24},
-                              {"k16vt1", "k16vt1", 16}};
+                              {"k16vt1", "k16vt1", 16},
+                              {"t1.65-still", "t1.65", 24, true},
+                              {"t3.2-still", "t3.2", 16, true},
+                              {"t4.2", "t4.2", 16},
+                              {"t1.15-stp0.2-still", "t1.15-stp0.2", 16, true}};
 constexpr int kv_heads = 2, heads = 4;
 constexpr int64_t tokens = 256, cells = 300;
 constexpr char manifest[] = R"({"kind": "golden"})";
@@ -88,6 +93,7 @@ void write_golden(const Golden & golden, const fs::path & file) {
         const size_t channel = i % row;
         k[i] = channel == 5 ? 12.5f : numbers.next() * (channel % 7 == 3 ? 30.0f : 1.0f) + (channel % 5 == 1 ? 4.0f : 0.0f);
         v[i] = numbers.next() * (channel % 6 == 2 ? 5.0f : 0.5f);
+        if (golden.still && i >= row) v[i] = v[channel] + 0.3f * v[i];
     }
     for (float & x : q) x = numbers.next();
     const int64_t marked[] = {20, 21, 22, 40, 41, 60, 61, 62, 63, 64, 65, 66, 67, 100, 101, 127};
@@ -154,7 +160,7 @@ void write_bad(const fs::path & good, const fs::path & folder) {
     flip("version1", paper, at(7), '1' ^ '3', true);
     flip("version2", paper, at(7), '2' ^ '3', true);
     flip("version4", paper, at(7), '4' ^ '3', true); // of a release to come
-    flip("forged_needs", paper, at(8), 1, true);
+    flip("forged_needs", paper, at(8), 2, true);
     flip("forged_preset", paper, at(18), 0x40, true);
     flip(
         "forged_kind", paper, [](const ForgedFile & f) { return f.entry_at(keys) + 32; }, 2, true);

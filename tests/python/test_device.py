@@ -15,7 +15,7 @@ from vidkv.transformers.storage import NativeStorage
 from vidkv.transformers.torch_storage import TorchStorage
 
 PRESETS = ["f16", "k2v2", "k1.5v1.58", "k1.25v1.58-g64", "k1.5v1.58-g128", "t2.2", "t1.65", "t1.0", "kt4vt3", "kt1.5v16", "k16vt1.5-stp0.2",
-           "k1.5v1.58-stp0.2", "k1.5v1.58-g64-stp0.2", "t1.65-stp0.2", "t2.2-stp0.3"]
+           "k1.5v1.58-stp0.2", "k1.5v1.58-g64-stp0.2", "t1.65-stp0.2", "t2.2-stp0.3", "t4.2", "t3.2", "t1.15"]
 KV_HEADS, HEADS, TOKENS = 2, 4, 900
 CPU = torch.device("cpu")
 
@@ -24,7 +24,9 @@ def states(head_dim):
     """Keys, values and queries [heads, tokens, head_dim]; some channels of keys are large, as in models."""
     random = torch.Generator().manual_seed(20261125)
     draw = lambda heads, tokens=TOKENS: torch.randn(heads, tokens, head_dim, generator=random)
-    return draw(KV_HEADS) * draw(KV_HEADS, 1).exp() + 2 * draw(KV_HEADS, 1), draw(KV_HEADS), 0.3 * draw(HEADS)
+    keys, values, queries = draw(KV_HEADS) * draw(KV_HEADS, 1).exp() + 2 * draw(KV_HEADS, 1), draw(KV_HEADS), 0.3 * draw(HEADS)
+    values[1] = 0.2 * values[1] + values[1, :1]  # hardly moves
+    return keys, values, queries
 
 
 def append(storage, row, part, first, last):

@@ -22,7 +22,9 @@ TRELLIS = {
 }
 # Code number -> (bits, step size, offset).
 UNIFORM = {4: (4, 0.3352, 7.5), 5: (5, 0.1881, 15.5), 6: (6, 0.1041, 31.5), SIGN: (1, 2.0, 0.5), AFFINE: (2, 1.0, 0.0)}
-TRELLIS_OF_BITS = {1.0: 1, 1.5: 7, 2.0: 2, 3.0: 3}
+CODE_OF_BITS = {1.0: 1, 1.5: 7, 2.0: 2, 3.0: 3, 4.0: 4}  # of trellis values
+NARROWER = {1: NONE, 7: 1, 2: 1, 3: 2, 4: 3}  # than these codes, in still pages
+STILL = 255  # in place of the last scale
 
 
 class Read(NamedTuple):
@@ -218,11 +220,29 @@ def _paper_keys(params, heads, head_dim, plans, data):
 
 
 def _trellis_values(params, heads, head_dim, protected, data):
-    pages, tables = data.shape[0], quad_tables(head_dim, data.device)
-    plain, better = TRELLIS_OF_BITS[params.value_bits], 2 if params.value_bits < 2 else 3
-    quads, codes = _decode_same(tables, data, [better if slot < protected else plain for slot in range(0, PAGE, LANES)] * heads)
-    scale = scale_table(data.device)[data[:, codes:].int()].view(pages, heads, PAGE, 1)
-    return (scale * _quads_to_rows(quads, heads, lanes_are_channels=False)) @ unrotation(head_dim, data.device)
+    pages, tables, scales = data.shape[0], quad_tables(head_dim, data.device), scale_table(data.device)
+    plain, better = CODE_OF_BITS[params.value_bits], 2 if params.value_bits < 2 else 3
+    usual = [better if slot < protected else plain for slot in range(0, PAGE, LANES)]
+    head_bytes, mean_bytes = sum(tables.sizes[number] for number in usual), 2 + head_dim + head_dim // 2
+    fewer = -(-mean_bytes // (tables.sizes[plain] - tables.sizes[NARROWER[plain]]))
+    meta = data[:, heads * head_bytes:].view(pages, heads, PAGE)
+    block = data[:, :heads * head_bytes].view(pages, heads, head_bytes)[..., -mean_bytes:]
+    still = meta[..., -1:] == STILL
+    per_head = lambda numbers: torch.tensor(numbers, device=data.device)
+    number = torch.where(still, per_head(usual[:-fewer] + [NARROWER[plain]] * fewer), per_head(usual))
+    size = per_head(tables.sizes)[number]
+    start = size.cumsum(-1) - size + head_bytes * torch.arange(heads, device=data.device)[:, None]
+    quads = tables.decode(data, start.flatten(1), number.flatten(1))
+    scale = torch.cat((scales[meta[..., :-1].int()], scales[torch.where(still, block[..., :1], meta[..., -1:]).int()]), -1)
+    mean = torch.where(still, _page_mean(block, head_dim, scales), 0)
+    rows = scale.unsqueeze(-1) * _quads_to_rows(quads, heads, lanes_are_channels=False) + mean.unsqueeze(2)
+    return rows @ unrotation(head_dim, data.device)
+
+
+def _page_mean(block, head_dim, scales):
+    """block: uint8 [pages, heads, bytes] -> f32 [pages, heads, head_dim]."""
+    upper, lower = block[..., 2:2 + head_dim].contiguous().view(torch.int8).int(), block[..., 2 + head_dim:].int()
+    return scales[block[..., 1:2].int()] / 2048 * (16 * upper + torch.cat((lower & 15, lower >> 4), -1))
 
 
 def _paper_values(params, heads, head_dim, protected, data):
