@@ -72,7 +72,7 @@ typedef enum vidkv_codec {
 
 typedef struct vidkv_params {
     float key_bits;    /* bits of the codes alone. 16: f16. Paper: 1..2. Trellis: 0.5..5 */
-    float value_bits;  /* 16: f16. Paper: 1.58 or 2. Trellis: 1, 1.5, 2 or 3 */
+    float value_bits;  /* 16: f16. Paper: 1.58 or 2. Trellis: 1, 1.5, 2, 3 or 4 */
     int32_t key_codec; /* vidkv_codec; without meaning where the side is f16 */
     int32_t value_codec;
     int32_t group_size;      /* paper: tokens that share a scale, 32, 64 or 128; trellis: 128 */
