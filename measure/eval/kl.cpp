@@ -28,7 +28,8 @@ PROTOCOL
   Each window of the text is read at full precision but for its last 256 tokens. Then the cache is packed: all but the
   residual window (the newest 128 tokens) and the sink tokens (the first 4). The last 256 tokens are decoded on it, their
   own keys and values in f16, and every next-token distribution is compared with that of the f16 cache: mean KL divergence
-  in nats with its standard error over windows; the divergence that half of the tokens, 99 % and 99.9 % of them stay below
+  in nats with its standard error over windows; what it has less or more than the first codec on the same windows, with the
+  standard error of that difference; the divergence that half of the tokens, 99 % and 99.9 % of them stay below
   (of few windows the last is nearly the worst token's); perplexity; flips: how often the likeliest token is another one.
   Bits are those of what is packed, all metadata included; sink tokens and the residual window count in bytes held, which
   is what the cache takes at the end of the window.
@@ -41,6 +42,7 @@ CODECS
   Presets of VidKV (vidkv presets) run in the plug-in as they do for a user. Codecs of others are simulated: their reference code is
   applied to the rows of an f16 cache, with the same sink tokens (kept out of their scales) and residual window.
     q8_0, q4_0       ggml's cache types         kivi2           KIVI, 2 bits (arXiv 2402.02750)
+    q8_0-rot, q4_0-rot                          the same with the rotation that llama.cpp's own cache has
     turbo2, turbo3   after TurboQuant (arXiv 2504.19874)
     vidkv-released   VidKV's released code, with its defects (arXiv 2503.16257)
   NAME-nosink is NAME without sink tokens; stock is llama.cpp's own f16 cache; all is every preset and reference codec.)";
@@ -132,11 +134,20 @@ Json layer_report(const CodecResult & result) {
     return layers;
 }
 
-Json codec_report(const CodecResult & result, bool details) {
-    const Estimate kl = estimate(result.kl);
+// What a codec has more than the first one, window by window.
+Estimate more_than(const CodecResult & first, const CodecResult & result) {
+    std::vector<double> differences;
+    for (size_t i = 0; i < result.kl.size(); ++i) differences.push_back(result.kl[i] - first.kl[i]);
+    return estimate(differences);
+}
+
+Json codec_report(const CodecResult & first, const CodecResult & result, bool details) {
+    const Estimate kl = estimate(result.kl), more = more_than(first, result);
     Json report = {{"name", result.contender.name},
                    {"kld", kl.mean},
                    {"kld_se", kl.error},
+                   {"kld_more", more.mean}, // than the first codec
+                   {"kld_more_se", more.error},
                    {"kld_median", result.all.kl_quantile(0.5)},
                    {"kld_p99", result.all.kl_quantile(0.99)},
                    {"kld_p999", result.all.kl_quantile(0.999)},
@@ -171,14 +182,15 @@ void write_csv(const std::string & path, const std::vector<CodecResult> & result
 
 void print_table(const std::vector<CodecResult> & results, const std::string & text, size_t windows, int length) {
     std::printf("%zu windows of %d tokens of %s\n\n", windows, length, text.c_str());
-    std::printf("%-22s %8s %7s %8s %7s %7s %9s %7s %6s %6s %10s\n", "codec", "KLD", "+-", "median", "99 %", "99.9 %", "PPL",
-                "flips %", "K bits", "V bits", "KV KiB");
+    std::printf("%-22s %8s %7s %8s %7s %8s %7s %7s %9s %7s %6s %6s %10s\n", "codec", "KLD", "+-", "- first", "+-", "median",
+                "99 %", "99.9 %", "PPL", "flips %", "K bits", "V bits", "KV KiB");
     for (const CodecResult & result : results) {
-        const Estimate kl = estimate(result.kl);
-        std::printf("%-22s %8.4f %7.4f %8.5f %7.3f %7.3f %9.3f %7.2f %6.3f %6.3f %10.1f\n", result.contender.name.c_str(),
-                    kl.mean, kl.error, result.all.kl_quantile(0.5), result.all.kl_quantile(0.99),
-                    result.all.kl_quantile(0.999), result.all.perplexity(), 100 * (1 - result.all.top1()),
-                    result.packed.k_bits, result.packed.v_bits, static_cast<double>(result.packed.bytes) / 1024);
+        const Estimate kl = estimate(result.kl), more = more_than(results.front(), result);
+        std::printf("%-22s %8.4f %7.4f %+8.4f %7.4f %8.5f %7.3f %7.3f %9.3f %7.2f %6.3f %6.3f %10.1f\n",
+                    result.contender.name.c_str(), kl.mean, kl.error, more.mean, more.error, result.all.kl_quantile(0.5),
+                    result.all.kl_quantile(0.99), result.all.kl_quantile(0.999), result.all.perplexity(),
+                    100 * (1 - result.all.top1()), result.packed.k_bits, result.packed.v_bits,
+                    static_cast<double>(result.packed.bytes) / 1024);
     }
 }
 
@@ -213,7 +225,7 @@ void run_kl(const KlOptions & options) {
     if (!options.csv.empty()) write_csv(options.csv, results);
     if (!options.json) return print_table(results, text.name, windows.size(), options.length);
     Json presets = Json::array();
-    for (const CodecResult & result : results) presets.push_back(codec_report(result, options.details));
+    for (const CodecResult & result : results) presets.push_back(codec_report(results.front(), result, options.details));
     const Json document = {{"run", run_record()},
                            {"model", named},
                            {"text", text.name},

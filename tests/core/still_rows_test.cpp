@@ -25,8 +25,7 @@ constexpr double twelve_bits = 0.001; // what is left of a mean of 12 bits that 
 template <class Scene> Rows rows_of(Random & rng, float noise, const Scene & scene) {
     Rows rows(static_cast<size_t>(tokens) * dim);
     for (int t = 0; t < tokens; ++t) {
-        for (int c = 0; c < dim; ++c)
-            rows[t * dim + c] = half_to_float(float_to_half(scene(t, c) + rng.normal(noise)));
+        for (int c = 0; c < dim; ++c) rows[t * dim + c] = half_to_float(float_to_half(scene(t, c) + rng.normal(noise)));
     }
     return rows;
 }
@@ -39,7 +38,8 @@ Rows still(Random & rng, float noise) {
 // Every token moves by a share of what a picture is.
 Rows drifting(Random & rng, float share) {
     std::vector<float> picture = rng.normals(dim);
-    return rows_of(rng, 0.0f, [&](int, int c) { return picture[c] = (picture[c] + rng.normal(share)) / std::hypot(1.0f, share); });
+    return rows_of(rng, 0.0f,
+                   [&](int, int c) { return picture[c] = (picture[c] + rng.normal(share)) / std::hypot(1.0f, share); });
 }
 
 Rows in_turns(Random & rng) {

@@ -46,6 +46,7 @@ TEST(ReferenceCodecs, TrueBits) {
     for (const vidkv_side side : {VIDKV_KEYS, VIDKV_VALUES}) {
         EXPECT_DOUBLE_EQ(bits("q8_0", side), 8.5);
         EXPECT_DOUBLE_EQ(bits("q4_0", side), 4.5);
+        EXPECT_DOUBLE_EQ(bits("q4_0-rot", side), 4.5);
         EXPECT_DOUBLE_EQ(bits("kivi2", side), 3);
         EXPECT_DOUBLE_EQ(bits("turbo2", side), 2.25);
         EXPECT_DOUBLE_EQ(bits("turbo3", side), 3.25);
@@ -113,6 +114,19 @@ TEST(ReferenceCodecs, GgmlTypes) {
     EXPECT_LT(four, 0.012);
 }
 
+// A channel of huge keys takes its block's levels from the others, unless all are turned before.
+TEST(ReferenceCodecs, RotatedGgmlTypesSpreadAnOutlier) {
+    std::vector<float> x = gaussian();
+    for (size_t i = 5; i < x.size(); i += HEAD_DIM) x[i] *= 30;
+    for (const vidkv_side side : {VIDKV_KEYS, VIDKV_VALUES}) {
+        const double plain = distortion(through("q4_0", side, x), x);
+        EXPECT_LT(distortion(through("q4_0-rot", side, x), x), 0.5 * plain);
+        EXPECT_LT(distortion(through("q8_0-rot", side, x), x), 1e-4);
+    }
+    const std::vector<float> narrow = gaussian(1, 80); // which 64 does not divide
+    EXPECT_EQ(through("q4_0-rot", VIDKV_KEYS, narrow, 80), through("q4_0", VIDKV_KEYS, narrow, 80));
+}
+
 // Values come back without a scale: -1, 0 or 1, whatever they were.
 TEST(ReferenceCodecs, ReleasedValuesLoseTheirScale) {
     for (const float value : through("vidkv-released", VIDKV_VALUES, gaussian(5)))
@@ -138,7 +152,7 @@ TEST(ReferenceCodecs, ReleasedKeysDecodeSignsToZeroOrScale) {
 
 TEST(ReferenceCodecs, ConstantRowsComeBack) {
     std::vector<float> x(static_cast<size_t>(TOKENS * HEADS * HEAD_DIM), 0.5F);
-    for (const char * name : {"kivi2", "q8_0", "q4_0"})
+    for (const char * name : {"kivi2", "q8_0", "q4_0", "q8_0-rot", "q4_0-rot"})
         for (const vidkv_side side : {VIDKV_KEYS, VIDKV_VALUES})
             EXPECT_LT(distortion(through(name, side, x), x), 1e-3) << name;
 }

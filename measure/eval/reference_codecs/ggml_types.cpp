@@ -27,13 +27,28 @@ template <ggml_type TYPE> void round_trip(const ReferenceRows & rows, vidkv_side
     }
 }
 
+// As llama.cpp's own cache has them since 2026: keys are turned by a Hadamard matrix of the largest power of two in head_dim, values by
+// one of 64 channels (llama-kv-cache.cpp, n_rot_k and n_rot_v); nothing is turned where 64 does not divide head_dim.
+template <ggml_type TYPE> void rotated_round_trip(const ReferenceRows & rows, vidkv_side side) {
+    const int64_t n = rows.tokens * rows.heads * rows.head_dim;
+    const int whole = rows.head_dim & -rows.head_dim, block = rows.head_dim % 64 ? 1 : side == VIDKV_KEYS ? whole : 64;
+    hadamard(rows.data, n, block);
+    round_trip<TYPE>(rows, side);
+    hadamard(rows.data, n, block);
+}
+
 template <ggml_type TYPE> ReferenceCodec peer(const char * name) {
     return {name, "ggml's cache type of that name", bits<TYPE>, round_trip<TYPE>};
+}
+template <ggml_type TYPE> ReferenceCodec rotated_peer(const char * name) {
+    return {name, "the same in llama.cpp's cache, which turns keys and values", bits<TYPE>, rotated_round_trip<TYPE>};
 }
 
 } // namespace
 
 ReferenceCodec q8_0_reference() { return peer<GGML_TYPE_Q8_0>("q8_0"); }
 ReferenceCodec q4_0_reference() { return peer<GGML_TYPE_Q4_0>("q4_0"); }
+ReferenceCodec q8_0_rotated_reference() { return rotated_peer<GGML_TYPE_Q8_0>("q8_0-rot"); }
+ReferenceCodec q4_0_rotated_reference() { return rotated_peer<GGML_TYPE_Q4_0>("q4_0-rot"); }
 
 } // namespace vidkv::cli

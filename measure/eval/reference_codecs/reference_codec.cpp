@@ -8,8 +8,9 @@
 namespace vidkv::cli {
 
 const std::vector<ReferenceCodec> & all_reference_codecs() {
-    static const std::vector<ReferenceCodec> peers = {q8_0_reference(),   q4_0_reference(),   kivi2_reference(),
-                                                      turbo3_reference(), turbo2_reference(), vidkv_released_reference()};
+    static const std::vector<ReferenceCodec> peers = {
+        q8_0_reference(),  q4_0_reference(),   q8_0_rotated_reference(), q4_0_rotated_reference(),
+        kivi2_reference(), turbo3_reference(), turbo2_reference(),       vidkv_released_reference()};
     return peers;
 }
 
@@ -33,6 +34,19 @@ void min_max_round_trip(float * x, int64_t n, int64_t stride, int bits) {
         const float code = step > 0 ? std::clamp(std::round((x[i * stride] - base) / step), 0.0F, top) : 0;
         x[i * stride] = code * step + base;
     }
+}
+
+void hadamard(float * x, int64_t n, int block) {
+    for (int step = 1; step < block; step *= 2) {
+        for (int64_t i = 0; i < n; ++i) {
+            if ((i & step) != 0) continue;
+            const float a = x[i], b = x[i + step];
+            x[i] = a + b;
+            x[i + step] = a - b;
+        }
+    }
+    const float scale = 1 / std::sqrt(static_cast<float>(block));
+    for (int64_t i = 0; i < n; ++i) x[i] *= scale;
 }
 
 } // namespace vidkv::cli

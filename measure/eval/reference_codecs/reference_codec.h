@@ -37,11 +37,16 @@ float to_half(float x);
 // Asymmetric uniform code of n numbers, `stride` apart: f16 minimum and step, codes of `bits` bits. In place.
 void min_max_round_trip(float * x, int64_t n, int64_t stride, int bits);
 
+// Orthonormal Hadamard transform of each `block` of n numbers, a power of two; its own inverse.
+void hadamard(float * x, int64_t n, int block);
+
 ReferenceCodec kivi2_reference();
 ReferenceCodec turbo2_reference();
 ReferenceCodec turbo3_reference();
 ReferenceCodec q8_0_reference();
 ReferenceCodec q4_0_reference();
+ReferenceCodec q8_0_rotated_reference();
+ReferenceCodec q4_0_rotated_reference();
 ReferenceCodec vidkv_released_reference();
 
 } // namespace vidkv::cli

@@ -26,21 +26,6 @@ std::vector<float> random_signs(int n) {
     return signs;
 }
 
-// Orthonormal; in blocks of the largest power of two that divides n. Its own inverse.
-void hadamard(float * x, int n) {
-    const int block = n & -n;
-    for (int step = 1; step < block; step *= 2) {
-        for (int i = 0; i < n; ++i) {
-            if ((i & step) != 0) continue;
-            const float a = x[i], b = x[i + step];
-            x[i] = a + b;
-            x[i + step] = a - b;
-        }
-    }
-    const float scale = 1 / std::sqrt(static_cast<float>(block));
-    for (int i = 0; i < n; ++i) x[i] *= scale;
-}
-
 float nearest(std::span<const float> levels, float x) {
     const float size = std::fabs(x);
     size_t best = 0;
@@ -53,9 +38,9 @@ void vector_round_trip(float * x, int n, const std::vector<float> & signs, std::
     for (int i = 0; i < n; ++i) sum += double{x[i]} * x[i];
     const float deviation = to_half(static_cast<float>(std::sqrt(sum))) / std::sqrt(static_cast<float>(n));
     for (int i = 0; i < n; ++i) x[i] *= signs[static_cast<size_t>(i)];
-    hadamard(x, n);
+    hadamard(x, n, n & -n);
     for (int i = 0; i < n; ++i) x[i] = deviation > 0 ? deviation * nearest(levels, x[i] / deviation) : 0;
-    hadamard(x, n);
+    hadamard(x, n, n & -n);
     for (int i = 0; i < n; ++i) x[i] *= signs[static_cast<size_t>(i)];
 }
 
