@@ -70,10 +70,11 @@ static inline vidkv_status vidkv_blocks_attend(vidkv_blocks * blocks, const vidk
     return vidkv_blocks_attend_sized(blocks, batch, sizeof(*batch));
 }
 
-/* The queries of a text that stands for others, q [tokens][heads][head_dim]: keys of blocks begun from now on are packed as if these
- * had been seen before the block's own. The same queries give the same codes; 0 tokens: forgets them. */
-VIDKV_API vidkv_status vidkv_blocks_learn(vidkv_blocks * blocks, const float * q, int64_t q_stride, int64_t tokens,
-                                          int32_t heads);
+/* The queries of a text that stands for others, q [tokens][heads][head_dim]: keys of blocks begun from now on, at token `from` of their
+ * text or behind it, up to the next `from` that was learned, are packed as if these had been seen before the block's own. With rotary
+ * positions queries look elsewhere at other positions. The same queries give the same codes; 0 tokens: forgets all of them. */
+VIDKV_API vidkv_status vidkv_blocks_learn(vidkv_blocks * blocks, int64_t from, const float * q, int64_t q_stride,
+                                          int64_t tokens, int32_t heads);
 
 /* A full block in bytes that another process can import: 0 if it is not packed. bytes_out may be null to ask for the size alone. */
 VIDKV_API uint64_t vidkv_blocks_export(const vidkv_blocks * blocks, int64_t block, uint8_t * bytes_out);

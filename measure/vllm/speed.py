@@ -3,7 +3,8 @@
 
     speed.py MODEL [--kv stock,t1.65] [--cases 8x8192,1x512] [--steps 24] [--rounds 3]
 
-With --restore: seconds to compute a text, and to take it from the connector's folder instead (VidKVConnector, the last of --kv).
+With --restore, for each of --kv but stock: seconds to compute a text of 8,192 tokens, to take it from the connector's folder instead
+(VidKVConnector), to read a question of 64 tokens behind it and to answer one token.
 
 MODEL is a folder, or a shape with random weights: qwen0.5b, 7b-2 (two layers of a 7B model). The texts before the decoded tokens
 are not computed: blocks are filled with one random page (of normal numbers), packed or not, so that only decoding is measured. One process
@@ -205,13 +206,16 @@ def ask(process, *words):
     return json.loads(answer(process))[0]
 
 
-def report_restoring(process, tokens=8192, step=2048):
+def report_restoring(kind, process, tokens=8192, step=2048, question=64):
     """A text of so many tokens in steps: the first and the last are measured, those between lie between."""
     first, last = ask(process, "step", 0, step), ask(process, "step", tokens - step, step)
     computed = (first + last) / 2 * tokens / step
+    asked = ask(process, "step", tokens, question)
+    answered = statistics.median(ask(process, "decode", 1, tokens, 12))
     restored = ask(process, "restore", tokens)
-    print(json.dumps({"tokens": tokens, "computed_s": round(computed, 2), "first_step_s": round(first, 2), "last_step_s": round(last, 2),
-                      **{k: round(v, 4) for k, v in restored.items()}, "times_faster": round(computed / restored["load"], 1)}), flush=True)
+    print(json.dumps({"kv": kind, "tokens": tokens, "computed_s": round(computed, 2), "first_step_s": round(first, 2), "last_step_s": round(last, 2),
+                      "question_s": round(asked, 3), "token_s": round(answered, 4), **{k: round(v, 4) for k, v in restored.items()},
+                      "times_faster": round(computed / restored["load"], 1)}), flush=True)
 
 
 def main():
@@ -226,8 +230,8 @@ def main():
     print("ready", flush=True)
     while arguments.gate and not os.path.exists(arguments.gate):
         time.sleep(0.2)
-    if arguments.restore:
-        report_restoring(workers[kinds[-1]])
+    for kind in [k for k in kinds if k != "stock"] if arguments.restore else []:
+        report_restoring(kind, workers[kind])
     for batch, length in [] if arguments.restore else arguments.cases:
         seconds = {k: [] for k in kinds}
         for _ in range(arguments.rounds):

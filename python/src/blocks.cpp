@@ -109,13 +109,13 @@ class Blocks {
         check(vidkv_blocks_attend(blocks_.get(), &batch));
     }
 
-    void learn(const ConstArray & q) {
+    void learn(const ConstArray & q, int64_t from) {
         require_tokens(q, "q", 0, head_dim_);
-        check(vidkv_blocks_learn(blocks_.get(), static_cast<const float *>(q.data()), q.stride(0),
+        check(vidkv_blocks_learn(blocks_.get(), from, static_cast<const float *>(q.data()), q.stride(0),
                                  static_cast<int64_t>(q.shape(0)), static_cast<int32_t>(q.shape(1))));
     }
 
-    void forget() { check(vidkv_blocks_learn(blocks_.get(), nullptr, 0, 0, static_cast<int32_t>(kv_heads_))); }
+    void forget() { check(vidkv_blocks_learn(blocks_.get(), 0, nullptr, 0, 0, static_cast<int32_t>(kv_heads_))); }
 
     nb::object export_block(int64_t block) const {
         const uint64_t size = vidkv_blocks_export(blocks_.get(), block, nullptr);
@@ -188,9 +188,10 @@ void bind_blocks(nb::module_ & m) {
         .def("write", &Blocks::write, "k"_a, "v"_a, "query_start"_a, "lengths"_a, "table"_a,
              "The same without queries: writes and packs.")
         .def(
-            "learn", &Blocks::learn, "q"_a,
-            "q [tokens, heads, head_dim]: keys of blocks begun from now on are packed as if these queries had been seen before.")
-        .def("forget", &Blocks::forget, "Undoes learn.")
+            "learn", &Blocks::learn, "q"_a, "start"_a = 0,
+            "q [tokens, heads, head_dim]: keys of blocks begun from now on, at token `start` of their text or behind it, up to the next start\n"
+            "that was learned, are packed as if these queries had been seen before.")
+        .def("forget", &Blocks::forget, "Undoes every learn.")
         .def("export_block", &Blocks::export_block, "block"_a, "The bytes of a full block; None if it is not full.")
         .def("import_block", &Blocks::import_block, "block"_a, "bytes"_a,
              "Makes a block what export_block gave. ValueError if it cannot be.")

@@ -54,7 +54,7 @@ class BlockPages : public PageSource {
 
 // Tokens of one text in one block.
 struct Piece {
-    int64_t block;
+    int64_t block, first; // the token of its text that the block begins with
     int cell, count;
     int64_t token; // the first one's row in the batch
 };
@@ -86,9 +86,7 @@ class Batch {
         std::vector<Piece> pieces;
         for (int r = 0; r < args_.texts; ++r) cut(r, pieces);
         for (const Piece & piece : pieces) {
-            if (vidkv_status status =
-                    blocks_.prepare(piece.block, piece.cell, begins_[static_cast<size_t>(&piece - pieces.data())]))
-                return status;
+            if (vidkv_status status = blocks_.prepare(piece.block, piece.cell, piece.first)) return status;
         }
         const int threads = pieces.size() > 1 ? args_.threads : 1;
         std::atomic<bool> no_memory{false};
@@ -163,8 +161,7 @@ class Batch {
         for (int64_t at = end - tokens(r); at < end;) {
             const int cell = static_cast<int>(at % page_tokens);
             const int count = static_cast<int>(std::min<int64_t>(page_tokens - cell, end - at));
-            pieces.push_back({block(r, at / page_tokens), cell, count, token});
-            begins_.push_back(at < page_tokens);
+            pieces.push_back({block(r, at / page_tokens), at - cell, cell, count, token});
             at += count;
             token += count;
         }
@@ -217,7 +214,6 @@ class Batch {
     Blocks & blocks_;
     const vidkv_blocks_batch & args_;
     const int residual_;
-    std::vector<bool> begins_; // [piece]
 };
 
 template <typename Body> vidkv_status guarded(Body body) {
@@ -294,12 +290,14 @@ vidkv_status vidkv_blocks_attend_sized(vidkv_blocks * blocks, const vidkv_blocks
     });
 }
 
-vidkv_status vidkv_blocks_learn(vidkv_blocks * blocks, const float * q, int64_t q_stride, int64_t tokens, int32_t heads) {
+vidkv_status vidkv_blocks_learn(vidkv_blocks * blocks, int64_t from, const float * q, int64_t q_stride, int64_t tokens,
+                                int32_t heads) {
     if (!blocks || (!q && tokens > 0)) return null_pointer();
+    if (from < 0) return refuse("a text has no token before its first");
     if (tokens < 0 || heads < 1 || heads % unwrap(blocks)->layout().kv_heads != 0)
         return refuse("query heads must be a positive multiple of the KV heads");
     return guarded([&] {
-        unwrap(blocks)->learn(q, tokens, heads, q_stride);
+        unwrap(blocks)->learn(from, q, tokens, heads, q_stride);
         return VIDKV_OK;
     });
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <string>
 
 #include "base/error.h"
@@ -16,7 +17,7 @@ namespace {
 
 constexpr uint32_t magic = 0x31424b56; // "VKB1"
 constexpr size_t header_bytes = 8;     // magic, u8 begins, u8 zero, u16 sink tokens
-constexpr int learned_tokens = 128;    // as which the queries learned before count in a block
+constexpr int learned_tokens = 4096;   // as which the queries learned before count in a block
 constexpr int64_t patience = 4;        // batches that the rows of a packed block outlive their last use by
 
 AlignedBytes make_bytes(size_t bytes) { return AlignedBytes(new (std::align_val_t{64}) uint8_t[bytes]()); }
@@ -92,7 +93,7 @@ void Blocks::open(int64_t index) {
     block.sinks.reset();
 }
 
-vidkv_status Blocks::prepare(int64_t index, int cell, bool begins) {
+vidkv_status Blocks::prepare(int64_t index, int cell, int64_t first) {
     Block & block = blocks_[static_cast<size_t>(index)];
     if (cell > block.filled) {
         return refuse("block " + std::to_string(index) + " holds " + std::to_string(block.filled) + " tokens: token " +
@@ -100,7 +101,7 @@ vidkv_status Blocks::prepare(int64_t index, int cell, bool begins) {
     }
     if (cell == 0) {
         block.sealed = false; // what it held is another text's
-        block.begins = begins;
+        block.begins = first == 0;
         block.queries.reset();
     }
     open(index);
@@ -108,17 +109,22 @@ vidkv_status Blocks::prepare(int64_t index, int cell, bool begins) {
     block.used = clock_;
     if (layout_.packs_keys && wants_queries(params_) && !block.queries) {
         block.queries = std::make_unique<QueryStatistics>(layout_.kv_heads, layout_.head_dim);
-        if (learned_) block.queries->begin_with(*learned_, learned_tokens);
+        if (const QueryStatistics * learned = learned_for(first)) block.queries->begin_with(*learned, learned_tokens);
     }
     return VIDKV_OK;
 }
 
-void Blocks::learn(const float * q, int64_t tokens, int heads, int64_t token_stride) {
-    learned_.reset();
-    if (tokens < 1 || !layout_.packs_keys || !wants_queries(params_)) return;
-    auto learned = std::make_unique<QueryStatistics>(layout_.kv_heads, layout_.head_dim);
-    learned->count(q, tokens, heads, token_stride, layout_.head_dim);
-    learned_ = std::move(learned);
+const QueryStatistics * Blocks::learned_for(int64_t first) const {
+    const auto behind = learned_.upper_bound(first);
+    return behind == learned_.begin() ? nullptr : &std::prev(behind)->second;
+}
+
+void Blocks::learn(int64_t from, const float * q, int64_t tokens, int heads, int64_t token_stride) {
+    if (tokens < 1) return learned_.clear();
+    if (!layout_.packs_keys || !wants_queries(params_)) return;
+    QueryStatistics learned(layout_.kv_heads, layout_.head_dim);
+    learned.count(q, tokens, heads, token_stride, layout_.head_dim);
+    learned_.insert_or_assign(from, std::move(learned));
 }
 
 void Blocks::fill(int64_t index, int cell, int n, const TokenRows & tokens) {
@@ -358,7 +364,7 @@ vidkv_status Blocks::import_from(int64_t index, const uint8_t * bytes, size_t si
 vidkv_blocks_stats Blocks::stats() const {
     vidkv_blocks_stats stats{};
     stats.bytes_beside = blocks_.capacity() * sizeof(Block) + listed_.capacity() * sizeof(int64_t);
-    if (learned_) stats.bytes_beside += learned_->bytes();
+    for (const auto & [from, learned] : learned_) stats.bytes_beside += learned.bytes();
     for (const Block & block : blocks_) {
         stats.open += block.rows != nullptr;
         stats.packed += block.sealed;

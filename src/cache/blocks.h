@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <new>
 #include <vector>
@@ -49,10 +50,12 @@ class Blocks {
     int64_t count() const { return static_cast<int64_t>(blocks_.size()); }
     int residual() const { return params_.residual_length; }
 
-    // Before tokens are written from `cell` on: what lies there and behind is forgotten. begins: the block is the first of a text.
-    vidkv_status prepare(int64_t block, int cell, bool begins);
-    // From now on blocks begin with the statistics of these queries; no tokens: with none.
-    void learn(const float * q, int64_t tokens, int heads, int64_t token_stride);
+    // Before tokens are written from `cell` on: what lies there and behind is forgotten. first: the token of its
+    // text that the block begins with.
+    vidkv_status prepare(int64_t block, int cell, int64_t first);
+    // From now on blocks that begin at token `from` of their text or behind it, up to the next `from` that was learned, begin with the
+    // statistics of these queries; no tokens: everything learned is forgotten.
+    void learn(int64_t from, const float * q, int64_t tokens, int heads, int64_t token_stride);
     // Then n tokens; several blocks may be filled side by side.
     void fill(int64_t block, int cell, int n, const TokenRows & tokens);
     int filled(int64_t block) const { return blocks_[static_cast<size_t>(block)].filled; }
@@ -87,6 +90,7 @@ class Blocks {
     uint16_t * rows_of(const Block & block, vidkv_side side) const;
     uint16_t * rows_of(int64_t block, vidkv_side side) const; // f16 sides too
     size_t rows_bytes() const;
+    const QueryStatistics * learned_for(int64_t first) const;
     int sinks_in(const Block & block) const { return block.begins ? layout_.sinks : 0; }
     void open(int64_t index);
     void take_keys(int64_t index, const SealJob & job);
@@ -101,8 +105,8 @@ class Blocks {
     size_t stride_;
     size_t spare_;
     std::vector<Block> blocks_;
-    std::vector<int64_t> listed_; // blocks with rows of their own
-    std::unique_ptr<QueryStatistics> learned_;
+    std::vector<int64_t> listed_;                // blocks with rows of their own
+    std::map<int64_t, QueryStatistics> learned_; // by the token from which on they count
     int64_t clock_ = 1;
 };
 

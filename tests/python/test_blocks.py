@@ -106,11 +106,11 @@ def test_a_sealed_block_does_not_depend_on_who_filled_it():
     assert one.blocks.export_block(7) is None  # not full
 
 
-def packed_keys(preset, lesson=None, steps=(128,), forget=False):
-    """The keys of a block, its tokens written in steps of these sizes, after a lesson of queries."""
+def packed_keys(preset, lesson=None, steps=(128,), forget=False, start=0):
+    """The keys of a block, its tokens written in steps of these sizes, after a lesson of queries for blocks from `start` on."""
     layer, (q, k, v) = Layer(preset), tokens(128, 5)
     if lesson is not None:
-        layer.blocks.learn(lesson)
+        layer.blocks.learn(lesson, start)
     if forget:
         layer.blocks.forget()
     at = 0
@@ -133,6 +133,7 @@ def test_keys_are_packed_for_the_queries_of_a_lesson():
     for steps in [(1,) * 128, (60, 4, 64)]:
         np.testing.assert_array_equal(packed_keys("t1.15", lesson, steps)[1], taught)
     np.testing.assert_array_equal(packed_keys("t1.15", lesson, forget=True)[1], plain)
+    np.testing.assert_array_equal(packed_keys("t1.15", lesson, start=512)[1], packed_keys("t1.15", lesson, forget=True, start=512)[1])
     np.testing.assert_array_equal(packed_keys("k2v2", lesson)[1], packed_keys("k2v2")[1])  # knows no queries
 
 

@@ -86,7 +86,7 @@ class VidKVAttentionImpl(CPUAttentionBackendImpl):
     def forward(self, layer, query, key, value, kv_cache, attn_metadata, output, output_scale=None, output_block_scale=None):
         if attn_metadata is Lesson:
             native = layers.blocks_of(kv_cache, self.num_kv_heads, self.head_size) if self.packed(kv_cache) else None
-            return Lesson.attend(self, query, key, value, output, native)
+            return Lesson.attend(self, query, key, value, output, native, Lesson.turns.get(layer.layer_name))
         if attn_metadata is None or not self.packed(kv_cache):
             return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale)
         if output_scale is not None or output_block_scale is not None:

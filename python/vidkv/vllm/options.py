@@ -24,6 +24,7 @@ class State:
     preset: str | None = None
     params: Params | None = None
     drafts: int = 0
+    length: int = 0  # of the longest text
     spare: int = 16
     refused: str | None = None  # why nothing is packed
     layers: dict[str, Layer] = field(default_factory=dict)
@@ -67,6 +68,7 @@ def configure(vllm_config):
     _state.params = Params.from_preset(preset)
     if _state.params.protect > 0:
         raise ValueError(f"VidKV: preset {preset} protects tokens (-stp), which makes pages of unequal size: in vLLM use {preset.split('-stp')[0]}")
+    _state.length = vllm_config.model_config.max_model_len
     _state.drafts = vllm_config.num_speculative_tokens
     _state.spare = vllm_config.scheduler_config.max_num_seqs
     reason = unfit(vllm_config)
