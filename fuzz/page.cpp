@@ -8,6 +8,7 @@
 #include <numeric>
 #include <vector>
 
+#include "input.h"
 #include "vidkv/vidkv.h"
 
 namespace {
@@ -15,24 +16,6 @@ namespace {
 constexpr const char * presets[] = {"k2v2", "k1.5v1.58", "k1v2-g128", "t2.2", "t1.65", "t1.15", "t1.0", "k1.5v1.58-stp0.2"};
 constexpr int32_t head_dims[] = {8, 16, 64, 80, 128};
 constexpr int64_t cells = 4 * VIDKV_PAGE;
-
-void demand(bool holds, const char * what) {
-    if (holds) return;
-    std::fprintf(stderr, "broken promise: %s (%s)\n", what, vidkv_last_error());
-    std::abort();
-}
-
-// Bytes of the input, zeros behind its end.
-class Input {
-  public:
-    Input(const uint8_t * data, size_t size) : at_(data), end_(data + size) {}
-    bool more() const { return at_ != end_; }
-    uint32_t byte() { return more() ? *at_++ : 0; }
-    uint32_t number() { return byte() << 8 | byte(); }
-
-  private:
-    const uint8_t *at_, *end_;
-};
 
 struct Deleter {
     void operator()(vidkv_store * store) const { vidkv_store_free(store); }

@@ -9,18 +9,13 @@
 #include <vector>
 
 #include "cell_map.h"
+#include "input.h"
 
 using namespace vidkv_ggml;
 
 namespace {
 
 constexpr int64_t most_pages = 16;
-
-void demand(bool holds, const char * what) {
-    if (holds) return;
-    std::fprintf(stderr, "broken promise: %s\n", what);
-    std::abort();
-}
 
 std::vector<int64_t> numbers_of(const uint8_t * data, size_t size) {
     std::vector<int64_t> out;

@@ -18,6 +18,10 @@ namespace {
 
 constexpr const char * STATE = "state";
 
+static_assert(SLOT_MAGIC == LLAMA_STATE_SEQ_MAGIC && SLOT_VERSION == LLAMA_STATE_SEQ_VERSION);
+static_assert(GGML_TYPE_F16 == 1 && sizeof(llama_pos) == 4 && sizeof(llama_seq_id) == 4 &&
+              sizeof(llama_token) == 4); // state_layout.cpp
+
 class RowsLeftAlone {
   public:
     explicit RowsLeftAlone(int32_t when) { plugin_state().rows(when); }

@@ -4,14 +4,12 @@
 #include <cstring>
 #include <optional>
 
-#include "llama.h"
-
 namespace vidkv::cli {
 
 namespace {
 
 constexpr uint32_t MOST_STREAMS = 1024, MOST_LAYERS = 4096;
-constexpr int32_t F16 = GGML_TYPE_F16;
+constexpr int32_t F16 = 1; // GGML_TYPE_F16
 constexpr uint64_t MOST_ROW_BYTES = 1 << 20;
 
 // Reads the state's numbers; once one is missing, all are 0 and good() is false.
@@ -42,8 +40,8 @@ class StateReader {
 // Records of cells: position, 1, whatever llama.cpp keeps beside it (`more` bytes), the sequence.
 bool skip_cells(StateReader & in, uint32_t cells, uint64_t more) {
     for (uint32_t i = 0; i < cells; ++i) {
-        in.next<llama_pos>();
-        if (in.next<uint32_t>() != 1 || !in.skip(more + sizeof(llama_seq_id))) return false;
+        in.next<int32_t>();
+        if (in.next<uint32_t>() != 1 || !in.skip(more + sizeof(int32_t))) return false;
     }
     return in.good();
 }
@@ -74,7 +72,7 @@ std::optional<StateLayout> read_stream(StateReader in, uint32_t cells, uint64_t 
 
 uint64_t head_of_state(const uint8_t * state, size_t size) {
     constexpr uint32_t magic = 0xaf143cd8; // llama-context.cpp; no number of streams
-    return StateReader(state, size).next<uint32_t>() == magic ? sizeof(magic) + sizeof(llama_seq_id) : 0;
+    return StateReader(state, size).next<uint32_t>() == magic ? sizeof(magic) + sizeof(int32_t) : 0;
 }
 
 StateLayout layout_of_state(const uint8_t * state, size_t size) {
@@ -95,14 +93,13 @@ StateLayout layout_of_state(const uint8_t * state, size_t size) {
 uint64_t state_of_slot(const uint8_t * data, size_t size) {
     StateReader in(data, size);
     const auto magic = in.next<uint32_t>(), version = in.next<uint32_t>();
-    if (!in.good() || magic != LLAMA_STATE_SEQ_MAGIC || version != LLAMA_STATE_SEQ_VERSION) return 0;
-    in.skip(uint64_t(in.next<uint32_t>()) * sizeof(llama_token));
+    if (!in.good() || magic != SLOT_MAGIC || version != SLOT_VERSION) return 0;
+    in.skip(uint64_t(in.next<uint32_t>()) * sizeof(int32_t));
     return in.good() ? in.at() : 0;
 }
 
 std::vector<uint8_t> head_of_slot(const std::vector<uint8_t> & tokens) {
-    const uint32_t numbers[] = {LLAMA_STATE_SEQ_MAGIC, LLAMA_STATE_SEQ_VERSION,
-                                static_cast<uint32_t>(tokens.size() / sizeof(llama_token))};
+    const uint32_t numbers[] = {SLOT_MAGIC, SLOT_VERSION, static_cast<uint32_t>(tokens.size() / sizeof(int32_t))};
     std::vector<uint8_t> head(sizeof(numbers) + tokens.size());
     std::memcpy(head.data(), numbers, sizeof(numbers));
     std::copy(tokens.begin(), tokens.end(), head.begin() + sizeof(numbers));

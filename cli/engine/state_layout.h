@@ -1,4 +1,4 @@
-// Where the rows are in the state of one sequence, as llama.cpp writes it.
+// Where the rows are in the state of one sequence, as llama.cpp writes it. Without llama.h, so that fuzz/slot.cpp needs no engine.
 #pragma once
 
 #include <cstddef>
@@ -26,6 +26,7 @@ StateLayout layout_of_state(const uint8_t * state, size_t size);
 // In memory a state begins with a magic number and its sequence, in slot files it does not: how many bytes these are.
 uint64_t head_of_state(const uint8_t * state, size_t size);
 
+constexpr uint32_t SLOT_MAGIC = 0x67677371, SLOT_VERSION = 4; // LLAMA_STATE_SEQ_MAGIC, LLAMA_STATE_SEQ_VERSION
 // llama-server's slot file: a head (magic, tokens), then such a state. Where the state begins; 0: it is no such file.
 uint64_t state_of_slot(const uint8_t * data, size_t size);
 // A head with these tokens, as many bytes as there are tokens times four.

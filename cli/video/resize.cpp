@@ -23,7 +23,18 @@ struct Taps {
     std::vector<double> weights;
 };
 
-std::vector<Taps> taps(uint32_t from, uint32_t to) {
+// The same with weights of 16 bits, as many of them behind the point as the largest leaves: so torch resizes bytes, and a model
+// was taught with what torch makes of them.
+struct IntegerTaps {
+    struct Pixel {
+        size_t first = 0;
+        std::vector<int> weights;
+    };
+    std::vector<Pixel> pixels;
+    int bits = 0; // behind the point
+};
+
+std::vector<Taps> exact_taps(uint32_t from, uint32_t to) {
     const double scale = static_cast<double>(from) / to, stretch = std::max(scale, 1.0);
     std::vector<Taps> all(to);
     for (uint32_t i = 0; i < to; ++i) {
@@ -41,31 +52,48 @@ std::vector<Taps> taps(uint32_t from, uint32_t to) {
     return all;
 }
 
+IntegerTaps taps(uint32_t from, uint32_t to) {
+    const std::vector<Taps> exact = exact_taps(from, to);
+    double largest = 0;
+    for (const Taps & pixel : exact)
+        largest = std::max(largest, *std::max_element(pixel.weights.begin(), pixel.weights.end()));
+    constexpr int most = 22, limit = 1 << 15;
+    IntegerTaps out;
+    while (out.bits < most && static_cast<int>(0.5 + largest * (1 << (out.bits + 1))) < limit) ++out.bits;
+    for (const Taps & pixel : exact) {
+        out.pixels.push_back({pixel.first, {}});
+        for (const double weight : pixel.weights)
+            out.pixels.back().weights.push_back(static_cast<int>(std::round(weight * (1 << out.bits))));
+    }
+    return out;
+}
+
 // The weighted sum of pixels that lie `stride` bytes apart, as a byte.
-unsigned char blend(const unsigned char * pixels, size_t stride, const Taps & pixel) {
-    double sum = 0.5;
+unsigned char blend(const unsigned char * pixels, size_t stride, const IntegerTaps::Pixel & pixel, int bits) {
+    int sum = 1 << (bits - 1);
     for (size_t i = 0; i < pixel.weights.size(); ++i) sum += pixel.weights[i] * pixels[(pixel.first + i) * stride];
-    return static_cast<unsigned char>(std::clamp(sum, 0.0, 255.0));
+    return static_cast<unsigned char>(std::clamp(sum >> bits, 0, 255));
 }
 
 Frame resize_width(const Frame & frame, uint32_t width) {
     if (frame.width == width) return frame;
-    const std::vector<Taps> columns = taps(frame.width, width);
+    const IntegerTaps columns = taps(frame.width, width);
     Frame out{width, frame.height, std::vector<unsigned char>(size_t(3) * width * frame.height)};
     for (size_t y = 0; y < out.height; ++y)
         for (size_t x = 0; x < width; ++x)
             for (size_t c = 0; c < 3; ++c)
-                out.rgb[(y * width + x) * 3 + c] = blend(&frame.rgb[y * frame.width * 3 + c], 3, columns[x]);
+                out.rgb[(y * width + x) * 3 + c] =
+                    blend(&frame.rgb[y * frame.width * 3 + c], 3, columns.pixels[x], columns.bits);
     return out;
 }
 
 Frame resize_height(const Frame & frame, uint32_t height) {
     if (frame.height == height) return frame;
-    const std::vector<Taps> rows = taps(frame.height, height);
+    const IntegerTaps rows = taps(frame.height, height);
     const size_t line = size_t(3) * frame.width;
     Frame out{frame.width, height, std::vector<unsigned char>(line * height)};
     for (size_t y = 0; y < height; ++y)
-        for (size_t i = 0; i < line; ++i) out.rgb[y * line + i] = blend(&frame.rgb[i], line, rows[y]);
+        for (size_t i = 0; i < line; ++i) out.rgb[y * line + i] = blend(&frame.rgb[i], line, rows.pixels[y], rows.bits);
     return out;
 }
 

@@ -27,6 +27,9 @@ SMALL = dict(
 REAL_WIDTHS = dict(
     text=dict(hidden_size=896, intermediate_size=4864, num_hidden_layers=2, num_attention_heads=14, num_key_value_heads=2),
     vision=dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=2, num_attention_heads=16))
+WIDTHS_OF_7B = dict(
+    text=dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=2, num_attention_heads=28, num_key_value_heads=4),
+    vision=dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16))
 PIXELS = dict(do_resize=True, size=dict(height=384, width=384), resample=3, do_rescale=True, rescale_factor=1 / 255, do_normalize=True,
               image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True)
 
