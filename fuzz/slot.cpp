@@ -76,7 +76,8 @@ void append_rows(Bytes & to, vidkv_side side, const vidkv_params & params) {
     std::vector<uint16_t> page(VIDKV_PAGE * channels);
     for (int64_t p = 0; p <= pages; ++p) {
         read_page_to_save(store.get(), channels, p, p, page.data());
-        append_bytes(to, page.data(), static_cast<size_t>(std::min<int64_t>(VIDKV_PAGE, cells - p * VIDKV_PAGE)) * row_bytes);
+        append_bytes(to, page.data(),
+                     static_cast<size_t>(std::min<int64_t>(VIDKV_PAGE, cells - p * VIDKV_PAGE)) * row_bytes);
     }
 }
 
@@ -117,8 +118,9 @@ void change_tag(uint16_t * row, Input & input) {
     Bytes bytes(static_cast<size_t>(hidden_bytes(channels, tag->bits)));
     reveal(row, channels, tag->bits, bytes.data());
     const uint32_t what = input.byte();
-    (what % 3 == 0 ? tag->page : what % 3 == 1 ? reinterpret_cast<uint32_t &>(tag->token) : reinterpret_cast<uint32_t &>(tag->first)) =
-        what % 3 == 0 ? input.number() : input.byte() % 64;
+    (what % 3 == 0   ? tag->page
+     : what % 3 == 1 ? reinterpret_cast<uint32_t &>(tag->token)
+                     : reinterpret_cast<uint32_t &>(tag->first)) = what % 3 == 0 ? input.number() : input.byte() % 64;
     hide(row, channels, *tag, bytes.data());
 }
 
@@ -130,17 +132,19 @@ void change_page(Bytes & slot, Input & input) {
     const auto each = static_cast<size_t>(hidden_bytes(channels, last->bits));
     Bytes hidden(each * static_cast<size_t>(VIDKV_PAGE - last->first));
     for (int token = last->first; token < VIDKV_PAGE; ++token)
-        reveal(row_of(slot, side, page + static_cast<uint32_t>(token)), channels, last->bits, &hidden[static_cast<size_t>(token - last->first) * each]);
+        reveal(row_of(slot, side, page + static_cast<uint32_t>(token)), channels, last->bits,
+               &hidden[static_cast<size_t>(token - last->first) * each]);
     auto bytes = from_hidden(hidden);
     if (!bytes || bytes->empty()) return;
     if (input.byte() % 8 == 0) bytes->resize(bytes->size() * input.byte() / 255);
-    for (uint32_t n = input.byte() % 8; n > 0 && !bytes->empty(); --n) (*bytes)[input.number() % bytes->size()] ^= static_cast<uint8_t>(input.byte());
+    for (uint32_t n = input.byte() % 8; n > 0 && !bytes->empty(); --n)
+        (*bytes)[input.number() % bytes->size()] ^= static_cast<uint8_t>(input.byte());
     const HiddenPage again = to_hidden(*bytes, channels, last->first);
     if (again.bits == 0) return;
     const auto more = static_cast<size_t>(hidden_bytes(channels, again.bits));
     for (int token = last->first; token < VIDKV_PAGE; ++token)
-        hide(row_of(slot, side, page + static_cast<uint32_t>(token)), channels, {last->page, token, last->first, again.bits},
-             &again.bytes[static_cast<size_t>(token - last->first) * more]);
+        hide(row_of(slot, side, page + static_cast<uint32_t>(token)), channels,
+             {last->page, token, last->first, again.bits}, &again.bytes[static_cast<size_t>(token - last->first) * more]);
 }
 
 void set_number(Bytes & bytes, size_t align, size_t within, Input & input) {
@@ -223,7 +227,8 @@ void restore(const Bytes & slot, bool keys, const vidkv_params & params) {
         std::vector<int64_t> ids(static_cast<size_t>(layout.cells));
         std::iota(ids.begin(), ids.end(), 0);
         map.restore(ids.data(), layout.cells, true, former.empty() ? nullptr : former.data());
-        const PackedStore store = make_store(keys ? VIDKV_KEYS : VIDKV_VALUES, channels, head_dim, map.places() / VIDKV_PAGE, params);
+        const PackedStore store =
+            make_store(keys ? VIDKV_KEYS : VIDKV_VALUES, channels, head_dim, map.places() / VIDKV_PAGE, params);
         FoundPages found;
         found.begin(1);
         for (int64_t i = 0; i < layout.cells; ++i) {
@@ -300,7 +305,8 @@ void unpack_altered(Input & input) {
     for (int64_t i = 0; i < info.stores; ++i) {
         vidkv_file_store_info about{};
         check_status(vidkv_file_get_store(good.file.get(), i, &about));
-        const PackedStore store = make_store(static_cast<vidkv_side>(about.side), about.channels, about.head_dim, about.pages, info.params);
+        const PackedStore store =
+            make_store(static_cast<vidkv_side>(about.side), about.channels, about.head_dim, about.pages, info.params);
         check_status(vidkv_file_load(good.file.get(), about.layer, 0, store.get(), 0, nullptr, 0));
         check_status(vidkv_file_add_store(made, about.layer, 0, store.get(), 0, nullptr, 0));
     }
