@@ -1,5 +1,5 @@
-"""Layers on devices without kernels: the codes lie there as bytes, and plain torch operations read them. No GPU is at hand: the path
-runs on the CPU (force_torch), and torch's fake CUDA tensors check that nothing is mixed with tensors of another device."""
+"""Layers on devices without kernels: the codes lie there as bytes, and plain torch operations read them. That runs on the CPU here
+(force_torch), and torch's fake CUDA tensors check that nothing is mixed with tensors of another device; test_cuda.py has a GPU."""
 import copy
 
 import pytest

@@ -50,6 +50,8 @@ class VidKVLayer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         kind = NativeStorage if self.device.type == "cpu" and not self.force_torch else TorchStorage
         self.storage = kind(self.params, batch, kv_heads, key_dim, value_dim, self.max_length or max(1024, 2 * tokens), self.device)
+        if self.force_torch:
+            self.storage.has_kernels = False
         self.is_initialized = True
 
     def _check(self, keys, values):
@@ -257,6 +259,9 @@ class VidKVLayer(CacheLayerMixin):
     def _attend_codes(self, q, mask, causal, scale, softcap, sinks):
         out = torch.empty(self.batch_size, q.shape[2], q.shape[1], self.value_dim, dtype=q.dtype, device=q.device)
         sinks = None if sinks is None else sinks.detach().float().contiguous()
+        cells = [self.length - padding for padding in self._padding]
+        if mask is None and self.storage.attend_batch(q.detach(), out, cells, causal, scale, softcap, sinks):
+            return out
         for row, padding in enumerate(self._padding):
             cells = self.length - padding
             row_mask = None if mask is None else _row_mask(mask, row, padding, cells)

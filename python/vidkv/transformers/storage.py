@@ -54,6 +54,10 @@ class NativeStorage:
                   scale=scale, softcap=softcap, sinks=sinks, threads=torch.get_num_threads())
         return out
 
+    def attend_batch(self, q, out, cells, causal, scale, softcap, sinks):
+        """Whether it attended for all rows at once; here: no."""
+        return False
+
     def observe(self, row, q):
         """q: [heads, n, key_dim] float32."""
         self.keys.observe_queries(self.rows[row], q.transpose(0, 1))

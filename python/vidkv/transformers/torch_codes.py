@@ -152,9 +152,11 @@ def _decode_same(tables, data, numbers):
 
 
 class ChannelPlans:
-    """Of one sequence: where each channel stands in the codes, int64 [kv_heads, head_dim], and what is added to it, f32 likewise."""
+    """Of one sequence: which channel stands where in the codes, int16 [kv_heads, head_dim], where each channel stands, int64, and what is
+    added to it, f32."""
 
     def __init__(self, order, means, device):
+        self.order = order.to(torch.int16).to(device)
         self.place = order.argsort(-1).to(device)
         self.means = None if means is None else means.float().to(device)
 

@@ -1,4 +1,5 @@
-"""Layers whose keys are not in CPU memory: sealed pages lie on the device of the keys as bytes, and plain torch operations read them.
+"""Layers whose keys are not in CPU memory: sealed pages lie on the device of the keys as bytes, and CUDA kernels or plain torch operations
+read them.
 
 A store of libvidkv on the CPU packs: it gets the rows of a page when the page is old enough, hands over the packed bytes and forgets
 them; it keeps the statistics of the queries. So the bytes are those of any other VidKV cache."""
@@ -10,13 +11,14 @@ import torch
 from transformers.utils import logging
 
 from .. import Store
+from . import cuda
 from .storage import NativeStorage
 from .torch_codes import PAGE, ChannelPlans, decode_keys, decode_values
 
 logger = logging.get_logger(__name__)
 CHUNK_ELEMENTS = 1 << 20  # decoded at once and side: what reading takes beside the codes
-SLOWER = ("VidKVCache: there are no kernels for this device yet: the codes lie on it and are read with plain torch operations, which is "
-          "slower; memory is saved all the same.")
+QUERIES_AT_ONCE = 64  # that wait on the device until the host counts them
+SLOWER = "VidKVCache: {}: the codes lie on the device and are read with plain torch operations, which is slower; memory is saved all the same."
 
 
 @dataclass
@@ -35,10 +37,16 @@ class Rows:
     writes: int = 0                           # rows written so far
     aged: int = 0                             # pages that have been old enough: sealed, or f16 for good
     last_writes: list = field(default_factory=list)  # of each page behind those: `writes` after its newest row
+    addresses: torch.Tensor = None            # of the pages, int64 on the device; None: not known
 
     def start(self):
         """The first cell of the tail."""
         return PAGE * len(self.pages)
+
+    def page_addresses(self, device):
+        if self.addresses is None:
+            self.addresses = torch.tensor([page.data.data_ptr() for page in self.pages], dtype=torch.int64, device=device)
+        return self.addresses
 
     def copy(self):
         return replace(self, pages=list(self.pages), last_writes=list(self.last_writes))
@@ -82,6 +90,7 @@ class DeviceStore:
         packing.residual_length = 0  # what the packer is given is old enough
         self.packer = Store(side, kv_heads * head_dim, head_dim, packing, cells + PAGE, sequences)
         self.rows = [self._empty() for _ in range(sequences)]
+        self.queries = []  # (sequence, q) that the packer has not counted yet
 
     def _empty(self):
         return Rows(torch.empty(self.kv_heads, 0, self.head_dim, dtype=torch.float16, device=self.device))
@@ -107,6 +116,9 @@ class DeviceStore:
 
     def seal(self, threads):
         """Takes what the packer makes of the pages that it was given."""
+        if not any(rows.due(self.age) for rows in self.rows):
+            return
+        self.count_queries()
         self.packer.seal(threads)
         for sequence, rows in enumerate(self.rows):
             if pages := rows.due(self.age):
@@ -126,6 +138,7 @@ class DeviceStore:
         if packed:
             rows.tail = rows.tail[:, PAGE * len(packed):].clone()
         rows.pages += [SealedPage(torch.frombuffer(bytearray(page), dtype=torch.uint8).to(self.device), self._protected(page)) for page in packed]
+        rows.addresses = None
 
     def _protected(self, page):
         counts = self.side == "values" and self.params.protect > 0
@@ -141,26 +154,41 @@ class DeviceStore:
         if cells < rows.start():  # what is left of a page that is cut through is packed again later
             rows.tail = self.decode(sequence, cells // PAGE * PAGE, cells).half()
             del rows.pages[cells // PAGE:]
+            rows.addresses = None
         else:
             rows.tail = rows.tail[:, : cells - rows.start()]
         if not rows.pages:
             rows.sinks = rows.plans = None
         rows.note_truncated(cells)
+        self.count_queries()
         self.packer.truncate(sequence, cells)
 
     def clear(self):
+        self.queries.clear()
         self.packer.clear()
         self.rows = [self._empty() for _ in self.rows]
 
     # ---- what the packer knows
 
     def observe_queries(self, sequence, q):
-        self.packer.observe_queries(sequence, q.cpu())
+        """q: [n, heads, head_dim]. A few tokens wait on their device, so that decoding need not wait for it."""
+        self.queries.append((sequence, q))
+        if q.shape[0] > QUERIES_AT_ONCE or len(self.queries) >= QUERIES_AT_ONCE:
+            self.count_queries()
+
+    def count_queries(self):
+        if not self.queries:
+            return
+        sequences, parts = zip(*self.queries)
+        self.queries.clear()
+        for sequence, q in zip(sequences, torch.cat(parts).cpu().split([q.shape[0] for q in parts])):
+            self.packer.observe_queries(sequence, q)
 
     def protect(self, sequence, cells):
         self.packer.protect(sequence, cells)
 
     def protect_by_queries(self, keys, scale):
+        keys.count_queries()
         self.packer.protect_by_queries(keys.packer, scale)
 
     def load(self, file, layer, row, sequence):
@@ -224,6 +252,7 @@ class DeviceStore:
     # ---- sequences
 
     def copy_sequence(self, source, target):
+        self.count_queries()
         self.packer.copy_sequence(source, target)
         self.rows[target] = self.rows[source].copy()
 
@@ -232,12 +261,15 @@ class DeviceStore:
         self.rows += [self._empty() for _ in range(sequences - len(self.rows))]
 
     def clone(self):
+        self.count_queries()
         clone = copy.copy(self)
+        clone.queries = []
         clone.packer, clone.rows = self.packer.clone(), [rows.copy() for rows in self.rows]
         return clone
 
     def to(self, device):
         for rows in self.rows:
+            rows.addresses = None
             rows.pages = [SealedPage(page.data.to(device), page.protected) for page in rows.pages]
             rows.tail = rows.tail.to(device)
             rows.sinks = None if rows.sinks is None else rows.sinks.to(device)
@@ -247,6 +279,7 @@ class DeviceStore:
         for rows in self.rows:
             plans = (rows.plans.place, rows.plans.means) if rows.plans else ()
             tensors.update({t.data_ptr(): t for t in (rows.tail, rows.sinks, *plans) if t is not None})
+        tensors.update({q.data_ptr(): q for _, q in self.queries})
         held = sum(t.numel() * t.element_size() for t in tensors.values()) + self.packer.stats().bytes
         sealed = sum(rows.start() for rows in self.rows)
         return Held(held, sealed + sum(rows.tail.shape[1] for rows in self.rows), sealed)
@@ -258,7 +291,10 @@ class TorchStorage(NativeStorage):
     def __init__(self, params, batch, kv_heads, key_dim, value_dim, cells, device):
         self.device = device
         super().__init__(params, batch, kv_heads, key_dim, value_dim, cells, device)
-        logger.warning_once(SLOWER)
+        reason = cuda.why_not(params, key_dim, value_dim, device)
+        self.has_kernels = not reason
+        if reason:
+            logger.warning_once(SLOWER.format(reason))
 
     def load(self, file, layer):
         for row, sequence in enumerate(self.rows):
@@ -288,7 +324,25 @@ class TorchStorage(NativeStorage):
         step = PAGE * max(1, CHUNK_ELEMENTS // (self.kv_heads * max(self.key_dim, self.value_dim) * PAGE))
         return [(first, min(first + step, cells)) for first in range(0, cells, step)]
 
+    def attend_batch(self, q, out, cells, causal, scale, softcap, sinks):
+        """All rows at once, without a mask, where the kernels can: q [batch, heads, n, key_dim], out [batch, n, heads, value_dim]."""
+        if not self._kernels_read(q, self.rows, cells):
+            return False
+        cuda.attention(self.keys, self.values, self.rows, q, out, cells, None, causal, scale, softcap, sinks)
+        return True
+
+    def _kernels_read(self, q, sequences, cells):
+        return self.has_kernels and q.is_cuda and q.stride(-1) == 1 and all(
+            cuda.can_read(self.keys, self.values, sequence, n, q.device) for sequence, n in zip(sequences, cells))
+
     def attend(self, row, q, cells, mask, causal, scale, softcap, sinks):
+        if self._kernels_read(q, [self.rows[row]], [cells]):
+            out = torch.empty(1, q.shape[1], q.shape[0], self.value_dim, device=q.device)
+            mask = None if mask is None else mask.to(torch.float16).contiguous()
+            return cuda.attention(self.keys, self.values, [self.rows[row]], q[None], out, [cells], mask, causal, scale, softcap, sinks)[0]
+        return self._attend_by_torch(row, q, cells, mask, causal, scale, softcap, sinks)
+
+    def _attend_by_torch(self, row, q, cells, mask, causal, scale, softcap, sinks):
         heads, n, _ = q.shape
         q = (q * scale).reshape(self.kv_heads, -1, self.key_dim)  # query heads that share keys stand together
         running = _RunningSoftmax(q, self.value_dim, None if sinks is None else sinks.to(q.device).repeat_interleave(n).view(q.shape[:2]))
