@@ -1,7 +1,8 @@
 """python -m vidkv.cuda_bench: attention on packed codes on a GPU, against scaled_dot_product_attention on f16 keys and values. JSON.
 
 The time of one call in a CUDA graph, median; calls go round several layers, so that none finds its keys in the L2 cache. f16 is
-measured with every back-end that torch has, heads shared or as tokens of their KV head: the best counts."""
+measured with every back-end that torch has, heads shared or as tokens of their KV head: the best counts. --model-depths: then a whole
+model of Qwen2.5-7B's shape with random weights in transformers, whose cache is filled with random keys and values."""
 import argparse
 import json
 import statistics
@@ -16,6 +17,7 @@ def parse(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m vidkv.cuda_bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", default="t1.65,t2.2,t1.15")
     parser.add_argument("--shapes", default="4096x1,8192x1,32768x1,131072x1,524288x1,32768x8", help="tokens x batch (default %(default)s)")
+    parser.add_argument("--model-depths", default="", help="tokens in the model's cache, such as 32768,131072 (default: no model)")
     parser.add_argument("--query-tokens", type=int, default=1)
     parser.add_argument("--threads", type=int, default=4, help="that pack")
     return parser.parse_args(arguments)
@@ -119,7 +121,7 @@ def ours(storage, tokens, batch, n):
     from .transformers import cuda
 
     size = sum(store.rows[0].pages[0].data.numel() for store in (storage.keys, storage.values)) * (tokens // 128) * batch
-    layers = [repeat_pages(storage, tokens, batch) for _ in range(max(2, min(24, CACHE_BYTES // size)))]
+    layers = [repeat_pages(storage, tokens, batch) for _ in range(max(2, min(256, CACHE_BYTES // size)))]
     window = storage.keys.rows[0].tail.shape[1]
     q = torch.randn(batch, HEADS, n, HEAD_DIM, device="cuda", dtype=torch.float16)
     out = torch.empty(batch, n, HEADS, HEAD_DIM, device="cuda", dtype=torch.float16)
@@ -137,7 +139,7 @@ def theirs(tokens, batch, n):
 
     size = 4 * batch * KV_HEADS * tokens * HEAD_DIM
     make = lambda: torch.randn(batch, KV_HEADS, tokens, HEAD_DIM, device="cuda", dtype=torch.float16)
-    layers = [(make(), make()) for _ in range(max(2, min(24, CACHE_BYTES // size)))]
+    layers = [(make(), make()) for _ in range(max(2, min(256, CACHE_BYTES // size)))]
     q = torch.randn(batch, HEADS, n, HEAD_DIM, device="cuda", dtype=torch.float16)
     folded = q.reshape(batch, KV_HEADS, -1, HEAD_DIM)
     times = {}
@@ -152,6 +154,94 @@ def theirs(tokens, batch, n):
     return times, size
 
 
+def qwen_7b():
+    """Qwen2.5-7B's shape, which is that of Qwen2.5-VL-7B's language model, with random f16 weights on the GPU."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(hidden_size=3584, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, num_hidden_layers=28, intermediate_size=18944,
+                         vocab_size=152064, max_position_embeddings=1 << 18, dtype=torch.float16)
+    torch.set_default_dtype(torch.float16)
+    with torch.device("cuda"):
+        model = Qwen2ForCausalLM(config).eval()
+    torch.set_default_dtype(torch.float32)
+    return model
+
+
+def filled_dynamic(model, depth):
+    import torch
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    for layer in range(model.config.num_hidden_layers):
+        cache.update(*(torch.randn(1, KV_HEADS, depth, HEAD_DIM, device="cuda", dtype=torch.float16) for _ in range(2)), layer)
+    return cache
+
+
+def filled_packed(model, preset, storage, depth):
+    """Every layer has bytes of its own: the pages of `storage`, again and again, and its window."""
+    import torch
+
+    from .transformers import VidKVCache
+
+    cache, one = VidKVCache(model.config, preset), torch.zeros(1, KV_HEADS, 1, HEAD_DIM, device="cuda", dtype=torch.float16)
+    for layer in cache.packed_layers:
+        layer.lazy_initialization(one, one)
+        copied = repeat_pages(storage, depth, 1)
+        for name in ("keys", "values"):
+            rows = getattr(copied, name).rows[0]
+            more = depth - BASE_TOKENS
+            rows.aged, rows.writes, rows.last_writes = depth // 128, rows.writes + more, [n + more for n in rows.last_writes]
+            getattr(layer.storage, name).rows = [rows]
+        layer.length, layer._padding = depth + rows.tail.shape[1], [0]
+    return cache
+
+
+def decode(model, cache, name, depth, memory_before):
+    """16 tokens: the median of their times, that of the GPU alone, and memory beside the weights."""
+    import time
+
+    import torch
+
+    from .transformers.names import as_arguments
+
+    model.set_attn_implementation("sdpa" if name == "dynamic" else "vidkv")
+    token, times = torch.tensor([[5]], device="cuda"), []
+    step = lambda: model(input_ids=token, **as_arguments(cache), use_cache=True).logits[0, -1].argmax()
+    with torch.no_grad():
+        for _ in range(16):
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            step()
+            torch.cuda.synchronize()
+            times.append(1e3 * (time.perf_counter() - started))
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            for _ in range(4):
+                step()
+            torch.cuda.synchronize()
+    busy = sum(event.self_device_time_total for event in profile.key_averages()) / 4e3
+    held = cache.bytes_held() if hasattr(cache, "bytes_held") else sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
+    return dict(cache=name, tokens=depth, ms_per_token=round(statistics.median(times[4:]), 2), gpu_ms_per_token=round(busy, 2),
+                cache_mb=round(held / 1e6, 1), peak_mb_beside_weights=round((torch.cuda.max_memory_allocated() - memory_before) / 1e6, 1))
+
+
+def model_rows(depths, storages):
+    import torch
+
+    model, rows = qwen_7b(), []
+    for depth in depths:
+        for name in ("dynamic", *storages):
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            cache = filled_dynamic(model, depth) if name == "dynamic" else filled_packed(model, name, storages[name], depth)
+            torch.cuda.reset_peak_memory_stats()
+            rows.append(decode(model, cache, name, depth, before))
+            print(json.dumps(rows[-1]), file=sys.stderr)
+            del cache
+    return rows
+
+
 def measure(options):
     import torch
 
@@ -162,7 +252,7 @@ def measure(options):
     for preset in options.presets.split(","):
         storages[preset], seconds = packed(preset, options.threads)
         result[f"packing_{preset}_us_per_token_and_layer"] = round(1e6 * seconds / BASE_TOKENS, 2)
-    for shape in options.shapes.split(","):
+    for shape in filter(None, options.shapes.split(",")):
         tokens, batch = (int(part) for part in shape.split("x"))
         times, size = theirs(tokens, batch, options.query_tokens)
         best = min(times, key=times.get)
@@ -173,6 +263,8 @@ def measure(options):
             torch.cuda.empty_cache()
         result["rows"].append(row)
         print(json.dumps(row), file=sys.stderr)
+    if options.model_depths:
+        result["model"] = model_rows([int(depth) for depth in options.model_depths.split(",")], storages)
     return result
 
 

@@ -2,7 +2,6 @@
 #include <cuda_runtime.h>
 
 #include <array>
-#include <cstdlib>
 #include <mutex>
 #include <string>
 
@@ -16,8 +15,8 @@ namespace {
 
 constexpr int most_devices = 64, warps_per_block = 16;
 
-template <int D, int NT, int W>
-__global__ void __launch_bounds__(lanes_per_warp * W, 1) attention(const __grid_constant__ AttentionParams p) {
+template <int D, int NT>
+__global__ void __launch_bounds__(lanes_per_warp * warps_per_block / NT, 1) attention(const __grid_constant__ AttentionParams p) {
     extern __shared__ __align__(16) uint8_t shared[];
     // f16 rows first: their blocks are the longest where there is little else.
     const int block = static_cast<int>(blockIdx.x), items = static_cast<int>(gridDim.x) / (p.splits + 1);
@@ -27,15 +26,9 @@ __global__ void __launch_bounds__(lanes_per_warp * W, 1) attention(const __grid_
 }
 
 using Kernel = void (*)(AttentionParams);
-int experiment_warps() {
-    const char * w = getenv("VIDKV_CUDA_WARPS");
-    return w ? atoi(w) : 16;
-}
 Kernel kernel_for(int head_dim, int row_tiles) {
-    if (head_dim == 128 && row_tiles == 1)
-        return experiment_warps() == 16 ? attention<128, 1, 16> : experiment_warps() == 12 ? attention<128, 1, 12> : attention<128, 1, 8>;
-    if (head_dim == 128) return attention<128, 2, 8>;
-    return row_tiles == 1 ? attention<64, 1, 16> : attention<64, 2, 8>;
+    if (head_dim == 128) return row_tiles == 1 ? attention<128, 1> : attention<128, 2>;
+    return row_tiles == 1 ? attention<64, 1> : attention<64, 2>;
 }
 
 vidkv_status failed(cudaError_t error, const char * what) {
@@ -59,7 +52,7 @@ struct DeviceState {
                 if (const cudaError_t status = cudaDeviceGetAttribute(to, attribute, index)) return status;
             }
             if (major < 8) return cudaSuccess;
-            device.most_warps = experiment_warps();
+            device.most_warps = warps_per_block;
             if (const cudaError_t status = cudaMalloc(&tables, sizeof(LevelTables))) return status;
             if (const cudaError_t status = cudaMemcpy(tables, make_level_tables().get(), sizeof(LevelTables), cudaMemcpyHostToDevice))
                 return status;

@@ -55,6 +55,8 @@ template <int D, int NT> class AttentionBlock {
         block_sync();
         RowWarp<D, NT> warp(b_, shared_, thread_);
         warp.attend(thread_ / lanes_per_warp, p_.warps);
+        const SequenceParams & s = b_.cells();
+        limit_active((s.cells - s.pages * page_tokens + (s.pages > 0 ? s.sinks : 0) + lanes_per_warp - 1) / lanes_per_warp);
         block_sync(); // what follows lies where warps had theirs
         warp.write(merge_room(thread_ / lanes_per_warp));
     }
@@ -63,7 +65,8 @@ template <int D, int NT> class AttentionBlock {
         load_tables();
         const int64_t pages = b_.cells().pages;
         const int end = static_cast<int>(pages * part_ / p_.splits);
-        const int first = static_cast<int>(pages * (part_ - 1) / p_.splits) + thread_ / lanes_per_warp;
+        const int begin = static_cast<int>(pages * (part_ - 1) / p_.splits), first = begin + thread_ / lanes_per_warp;
+        limit_active(end - begin);
         PageWarp<D, NT> warp(b_, shared_, thread_);
         warp.start(first, end);
         load_queries();
@@ -74,6 +77,9 @@ template <int D, int NT> class AttentionBlock {
         block_sync();
         warp.write(merge_room(thread_ / lanes_per_warp));
     }
+
+    // Warps that have summed something.
+    VIDKV_DEVICE void limit_active(int wanted) { active_ = wanted < 1 ? 1 : wanted < p_.warps ? wanted : p_.warps; }
 
     VIDKV_DEVICE float * merge_room(int warp) const { return reinterpret_cast<float *>(shared_ + Layout::tables) + warp * Part::floats; }
     VIDKV_DEVICE float * part_at(int part) const {
@@ -121,8 +127,8 @@ template <int D, int NT> class AttentionBlock {
         for (int i = thread_; i < rows * D; i += threads_) {
             const int row = i / D;
             float top = hidden_score, total = 0.0f, sum = 0.0f;
-            for (int w = 0; w < p_.warps; ++w) top = Largest()(top, Part::top(merge_room(w))[row]);
-            for (int w = 0; w < p_.warps; ++w) {
+            for (int w = 0; w < active_; ++w) top = Largest()(top, Part::top(merge_room(w))[row]);
+            for (int w = 0; w < active_; ++w) {
                 const float factor = decay(Part::top(merge_room(w))[row], top);
                 total = fmaf(Part::total(merge_room(w))[row], factor, total);
                 sum = fmaf(Part::sum(merge_room(w))[i], factor, sum);
@@ -169,12 +175,17 @@ template <int D, int NT> class AttentionBlock {
         const int lane = thread_ % lanes_per_warp, parts = p_.splits + 1;
         const float sink = p_.sinks && b_.has(row) ? p_.sinks[b_.head(row)] * log2_e : hidden_score;
         float top = sink, total = 0.0f;
-        for (int part = lane; part < parts; part += lanes_per_warp) top = Largest()(top, read_shared_result(Part::top(part_at(part)) + row));
-        for (int mask = 1; mask < 32; mask *= 2) top = Largest()(top, from_lane_xor(top, mask));
         for (int part = lane; part < parts; part += lanes_per_warp) {
-            weights[part] = decay(read_shared_result(Part::top(part_at(part)) + row), top);
-            total = fmaf(read_shared_result(Part::total(part_at(part)) + row), weights[part], total);
+            const float part_top = read_shared_result(Part::top(part_at(part)) + row);
+            const float part_total = read_shared_result(Part::total(part_at(part)) + row), before = top;
+            top = Largest()(part_top, top);
+            total = fmaf(total, decay(before, top), part_total * decay(part_top, top));
+            weights[part] = part_top;
         }
+        const float own = top;
+        for (int mask = 1; mask < 32; mask *= 2) top = Largest()(top, from_lane_xor(top, mask));
+        total *= decay(own, top);
+        for (int part = lane; part < parts; part += lanes_per_warp) weights[part] = decay(weights[part], top);
         for (int mask = 1; mask < 32; mask *= 2) total += from_lane_xor(total, mask);
         total += decay(sink, top);
         const float inverse = total == 0.0f ? 0.0f : 1.0f / total; // sees nothing: zeros
@@ -221,6 +232,7 @@ template <int D, int NT> class AttentionBlock {
     const AttentionParams & p_;
     RowBlock b_;
     const int item_, part_, thread_, threads_;
+    int active_ = 1;
     uint8_t * shared_;
 };
 

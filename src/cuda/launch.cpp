@@ -154,11 +154,10 @@ vidkv_status fit_shape(int head_dim, const Device & device, Launch & out) {
 }
 
 // Parts of the pages, so that all multiprocessors have one; f16 rows take a block of their own, which counts where there are few.
-int splits_for(const Device & device, int items, int64_t most_pages, int warps) {
+int splits_for(const Device & device, int items, int64_t most_pages) {
     if (most_pages == 0) return 0;
     const int share = device.multiprocessors / items, wanted = share >= 8 ? share - 1 : share;
-    const int64_t useful = (most_pages + warps - 1) / warps;
-    return static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(wanted, 2 * useful), 1, most_pages));
+    return static_cast<int>(std::clamp<int64_t>(wanted, 1, (most_pages + 1) / 2));
 }
 
 } // namespace
@@ -185,7 +184,7 @@ vidkv_status plan_launch(const vidkv_cuda_attention_args & args, int first, cons
     out.items = count * p.kv_heads * p.row_blocks;
     int64_t most_pages = 0;
     for (int i = 0; i < count; ++i) most_pages = std::max<int64_t>(most_pages, p.sequences[i].pages);
-    p.splits = splits_for(device, out.items, most_pages, device.most_warps / out.row_tiles);
+    p.splits = splits_for(device, out.items, most_pages);
     if (vidkv_status status = fit_shape(args.head_dim, device, out)) return status;
     out.blocks = out.items * (p.splits + 1);
     out.threads = p.warps * lanes_per_warp;

@@ -39,6 +39,14 @@ VIDKV_DEVICE void transpose(uint32_t a, uint32_t b, uint32_t c, uint32_t d, uint
     out[3] = permute(high_ab, high_cd, 0x7632);
 }
 
+// The entry of a table that the bits of x from bit `shift` on choose; a negative shift is to the left. One mask makes the offset in bytes.
+template <int shift, typename T, int n> VIDKV_DEVICE uint32_t look_up(const T (&table)[n], uint32_t x) {
+    constexpr int by = shift - (sizeof(T) == 4 ? 2 : 1);
+    constexpr uint32_t mask = (n - 1) * sizeof(T);
+    const uint32_t offset = (by >= 0 ? x >> (by >= 0 ? by : 0) : x << (by >= 0 ? 0 : -by)) & mask;
+    return *reinterpret_cast<const T *>(reinterpret_cast<const uint8_t *>(table) + offset);
+}
+
 VIDKV_DEVICE uint32_t low_nibbles(uint32_t x) { return x & 0x0f0f0f0fu; }
 
 // Where the word of a row is: of n words in a plane, word j of the step has rows s n + j.
@@ -51,24 +59,24 @@ struct Rings16 {
 };
 
 // 1 bit: a word has eight steps, out[u] for row u n + j.
+template <int first> VIDKV_DEVICE void four_of_one(const LevelTables & tables, const Rings16 & ring, uint32_t (&out)[8]) {
+    uint32_t four[4];
+    transpose(look_up<first>(tables.one, ring.low), look_up<16 + first>(tables.one, ring.low), look_up<first>(tables.one, ring.high),
+              look_up<16 + first>(tables.one, ring.high), four);
+    VIDKV_UNROLL
+    for (int i = 0; i < 4; ++i) out[first + i] = four[i];
+}
 VIDKV_DEVICE void levels_one(const LevelTables & tables, uint32_t word, uint32_t next, uint32_t (&out)[8]) {
     const Rings16 ring(word, next);
-    VIDKV_UNROLL
-    for (int half = 0; half < 2; ++half) {
-        const int s = 4 * half;
-        uint32_t four[4];
-        transpose(tables.one[ring.low >> s & 2047], tables.one[ring.low >> (16 + s) & 2047], tables.one[ring.high >> s & 2047],
-                  tables.one[ring.high >> (16 + s) & 2047], four);
-        VIDKV_UNROLL
-        for (int i = 0; i < 4; ++i) out[s + i] = four[i];
-    }
+    four_of_one<0>(tables, ring, out);
+    four_of_one<4>(tables, ring, out);
 }
 
 // 2 bits: four steps.
 VIDKV_DEVICE void levels_two(const LevelTables & tables, uint32_t word, uint32_t next, uint32_t (&out)[4]) {
     const Rings16 ring(word, next);
-    const uint32_t a = permute(tables.two[ring.low & 16383], tables.two[ring.low >> 16 & 16383], 0x5140);
-    const uint32_t b = permute(tables.two[ring.high & 16383], tables.two[ring.high >> 16 & 16383], 0x5140);
+    const uint32_t a = permute(look_up<0>(tables.two, ring.low), look_up<16>(tables.two, ring.low), 0x5140);
+    const uint32_t b = permute(look_up<0>(tables.two, ring.high), look_up<16>(tables.two, ring.high), 0x5140);
     const uint32_t first = permute(a, b, 0x5410), last = permute(a, b, 0x7632);
     out[0] = low_nibbles(first);
     out[1] = low_nibbles(first >> 4);
@@ -84,21 +92,27 @@ struct Rings32 {
     }
 };
 
-// 3 bits: eight steps.
+// 3 bits: steps 2 k and 2 k + 1 of eight.
+template <int k> VIDKV_DEVICE void two_of_three(const LevelTables & tables, const Rings32 & ring, uint32_t (&out)[8]) {
+    const uint32_t a = permute(look_up<6 * k>(tables.three, ring.lane[0]), look_up<6 * k>(tables.three, ring.lane[1]), 0x5140);
+    const uint32_t b = permute(look_up<6 * k>(tables.three, ring.lane[2]), look_up<6 * k>(tables.three, ring.lane[3]), 0x5140);
+    out[2 * k] = permute(a, b, 0x5410);
+    out[2 * k + 1] = permute(a, b, 0x7632);
+}
 VIDKV_DEVICE void levels_three(const LevelTables & tables, const Rings32 & ring, uint32_t (&out)[8]) {
-    VIDKV_UNROLL
-    for (int k = 0; k < 4; ++k) {
-        const uint32_t a = permute(tables.three[ring.lane[0] >> 6 * k & 2047], tables.three[ring.lane[1] >> 6 * k & 2047], 0x5140);
-        const uint32_t b = permute(tables.three[ring.lane[2] >> 6 * k & 2047], tables.three[ring.lane[3] >> 6 * k & 2047], 0x5140);
-        out[2 * k] = permute(a, b, 0x5410);
-        out[2 * k + 1] = permute(a, b, 0x7632);
-    }
+    two_of_three<0>(tables, ring, out);
+    two_of_three<1>(tables, ring, out);
+    two_of_three<2>(tables, ring, out);
+    two_of_three<3>(tables, ring, out);
 }
 
-// 1.5 bits: steps 2 k and 2 k + 1, out[2 * step + sample].
-VIDKV_DEVICE void levels_one_half(const LevelTables & tables, const Rings32 & ring, int k, uint32_t (&out)[4]) {
-    transpose(tables.one_half[ring.lane[0] >> 6 * k & 2047], tables.one_half[ring.lane[1] >> 6 * k & 2047],
-              tables.one_half[ring.lane[2] >> 6 * k & 2047], tables.one_half[ring.lane[3] >> 6 * k & 2047], out);
+// 1.5 bits: steps 2 k and 2 k + 1, out[m][h] for sample h of step m.
+template <int k, int n> VIDKV_DEVICE void two_of_one_half(const LevelTables & tables, const Rings32 & ring, uint32_t (&out)[n][2]) {
+    uint32_t four[4];
+    transpose(look_up<6 * k>(tables.one_half, ring.lane[0]), look_up<6 * k>(tables.one_half, ring.lane[1]),
+              look_up<6 * k>(tables.one_half, ring.lane[2]), look_up<6 * k>(tables.one_half, ring.lane[3]), four);
+    VIDKV_UNROLL
+    for (int i = 0; i < 4; ++i) out[2 * k + i / 2][i % 2] = four[i];
 }
 
 // The words of a thread's rows of a quad: out[m][h], for R rows.
@@ -153,15 +167,16 @@ VIDKV_DEVICE void unpack_three(const LevelTables & tables, const uint32_t * quad
 
 // 128 rows in RowOrder::eights, 64 in RowOrder::fours.
 template <int R> VIDKV_DEVICE void unpack_one_half(const LevelTables & tables, const uint32_t * quad, int g, Words<R> & out) {
-    const Rings32 ring(quad, R / 16, R == 128 ? g : g & 3);
-    const int first = R == 128 ? 0 : g >> 2 << 1;
-    VIDKV_UNROLL
-    for (int k = 0; k < R / 32; ++k) {
-        uint32_t levels[4];
-        levels_one_half(tables, ring, first + k, levels);
+    Rings32 ring(quad, R / 16, R == 128 ? g : g & 3);
+    if constexpr (R == 128) {
+        two_of_one_half<2>(tables, ring, out);
+        two_of_one_half<3>(tables, ring, out);
+    } else { // the first or the last four steps of the word
         VIDKV_UNROLL
-        for (int i = 0; i < 4; ++i) out[2 * k + i / 2][i % 2] = levels[i];
+        for (uint32_t & lane : ring.lane) lane >>= g >> 2 ? 12 : 0;
     }
+    two_of_one_half<0>(tables, ring, out);
+    two_of_one_half<1>(tables, ring, out);
 }
 
 // Uniform codes of 4 to 6 bits, 128 rows in RowOrder::pairs: a plane of upper halves, then one of `low` bits.
@@ -207,13 +222,11 @@ template <int D> VIDKV_DEVICE int value_channel(QuadCode code, int m, int h, int
     return row_of<RowOrder::eights>(m, h, g);
 }
 
-template <int D> VIDKV_DEVICE void unpack_values(const LevelTables & tables, QuadCode code, const uint32_t * quad, int g, Words<D> & out) {
-    switch (code) {
-    case QuadCode::trellis1: return unpack_one<D, RowOrder::eights>(tables, quad, g, out);
-    case QuadCode::trellis2: return unpack_two<D, RowOrder::eights>(tables, quad, g, out);
-    case QuadCode::trellis3: return unpack_three<D, RowOrder::eights>(tables, quad, g, out);
-    default: return unpack_one_half<D>(tables, quad, g, out);
-    }
+template <int D, QuadCode code> VIDKV_DEVICE void unpack_values(const LevelTables & tables, const uint32_t * quad, int g, Words<D> & out) {
+    if constexpr (code == QuadCode::trellis1) unpack_one<D, RowOrder::eights>(tables, quad, g, out);
+    else if constexpr (code == QuadCode::trellis2) unpack_two<D, RowOrder::eights>(tables, quad, g, out);
+    else if constexpr (code == QuadCode::trellis3) unpack_three<D, RowOrder::eights>(tables, quad, g, out);
+    else unpack_one_half<D>(tables, quad, g, out);
 }
 
 } // namespace vidkv::cuda

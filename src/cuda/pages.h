@@ -64,22 +64,46 @@ struct RowBlock {
     VIDKV_DEVICE int token(int row) const { return (first_row + row) / p.ratio; }
     VIDKV_DEVICE int head(int row) const { return kv_head * p.ratio + (first_row + row) % p.ratio; }
     // Cells from here on are in a row's future.
-    VIDKV_DEVICE int end(int row) const { return p.causal ? cells().cells - p.tokens + token(row) + 1 : cells().cells; }
-    // Scores in units of log 2, from products with the scaled query.
-    VIDKV_DEVICE float score(int row, int cell, float x) const {
-        if (p.softcap != 0.0f) x = p.softcap * log2_e * tanhf(x);
-        if (cell >= end(row)) return hidden_score;
-        if (!p.mask || !has(row)) return x;
-        const uint16_t bias = p.mask[token(row) * p.mask_stride + cell];
-        return bias == 0xfc00 ? hidden_score : x + log2_e * half_value(bias);
+    VIDKV_DEVICE int end(int row) const {
+        return p.causal && p.tokens > 1 ? cells().cells - p.tokens + token(row) + 1 : cells().cells;
     }
 };
 
-// A head's bytes of a page of keys: scales, means and codes of the lane's quad, and where all the quads' codes begin.
+// The scores of one row, in units of log 2, from products with the scaled query.
+class RowScores {
+  public:
+    VIDKV_DEVICE RowScores(const RowBlock & block, int row) : softcap_(block.p.softcap), end_(block.end(row)) {
+        if (block.p.mask && block.has(row)) mask_ = block.p.mask + block.token(row) * block.p.mask_stride;
+    }
+    VIDKV_DEVICE float operator()(int cell, float x) const {
+        if (softcap_ != 0.0f) x = softcap_ * log2_e * tanhf(x);
+        if (cell >= end_) return hidden_score;
+        if (!mask_) return x;
+        return mask_[cell] == 0xfc00 ? hidden_score : x + log2_e * half_value(mask_[cell]);
+    }
+
+  private:
+    float softcap_;
+    int end_;
+    const uint16_t * mask_ = nullptr;
+};
+
+struct alignas(16) Floats4 {
+    float x[4];
+};
+VIDKV_DEVICE Floats4 load_floats(const float * at) { return *reinterpret_cast<const Floats4 *>(at); }
+
+// Of a head's bytes in a page of keys: scales, means and code of the lane's quad; the quads' codes, where they did not fit in shared memory.
 struct KeyHead {
     uint32_t scale = 0, mean = 0;
     int code = 0;
-    const uint8_t * codes = nullptr;
+    const uint8_t * elsewhere = nullptr;
+};
+
+// A page that is wanted next.
+struct PagePlace {
+    const uint8_t *keys, *values;
+    int start, end; // of the head's codes of keys, in units of 64 bytes
 };
 
 template <int D, int NT> class PageWarp {
@@ -102,27 +126,33 @@ template <int D, int NT> class PageWarp {
             commit_copies();
             return;
         }
-        fetch_keys(first);
-        fetch_values(first);
+        find(first);
+        find_codes();
+        fetch_keys();
+        fetch_values();
     }
 
     // Pages first, first + step, .. before `end`.
     VIDKV_DEVICE void attend(int first, int end, int step) {
         clear();
+        if (first < end) find(first + step < end ? first + step : first);
         for (int page = first; page < end; page += step) {
-            const int next = page + step < end ? page + step : page;
+            find_codes();
             wait_copies<1>();
             warp_sync();
             fold_queries();
-            score();
+            if (keys_.elsewhere) score<false>();
+            else score<true>();
             warp_sync();
-            fetch_keys(next);
+            fetch_keys();
             weigh(page);
             wait_copies<1>();
             warp_sync();
-            add_values();
+            if (values_) add_values<false>();
+            else add_values<true>();
             warp_sync();
-            fetch_values(next);
+            fetch_values();
+            find(page + 2 * step < end ? page + 2 * step : page);
         }
     }
 
@@ -168,21 +198,27 @@ template <int D, int NT> class PageWarp {
     VIDKV_DEVICE float * floats(int at) const { return reinterpret_cast<float *>(rest_ + at); }
     VIDKV_DEVICE const LevelTables & tables() const { return *reinterpret_cast<const LevelTables *>(shared_ + Layout::tables); }
 
-    // Bytes into the warp's memory, if they fit; else they are read where they are.
+    // Bytes into the warp's memory, if they fit: null; else they are read where they are.
     VIDKV_DEVICE const uint8_t * fetch(const uint8_t * from, int bytes, uint8_t * to, int room) const {
         if (bytes > room) return from;
         for (int at = 16 * lane_; at < bytes; at += 16 * lanes_per_warp) copy_16(to + at, from + at);
-        return to;
+        return nullptr;
     }
 
-    VIDKV_DEVICE void fetch_keys(int page) {
-        const uint8_t * bytes = b_.cells().key_pages[page];
-        const uint8_t * meta = bytes + p_.key_codes + b_.kv_head * (2 * D + D / 8);
-        const uint8_t * starts = bytes + p_.key_codes + p_.kv_heads * (2 * D + D / 8);
-        const int start = 64 * reinterpret_cast<const uint16_t *>(starts)[b_.kv_head];
-        const bool last = b_.kv_head + 1 == p_.kv_heads;
-        const int end = last ? p_.key_codes : 64 * reinterpret_cast<const uint16_t *>(starts)[b_.kv_head + 1];
-        keys_.codes = fetch(bytes + start, end - start, own_, p_.key_room);
+    // What finding a page waits for is asked for well before it is used.
+    VIDKV_DEVICE void find(int page) {
+        next_.keys = b_.cells().key_pages[page];
+        next_.values = b_.cells().value_pages[page];
+    }
+    VIDKV_DEVICE void find_codes() {
+        const auto starts = reinterpret_cast<const uint16_t *>(next_.keys + p_.key_codes + p_.kv_heads * (2 * D + D / 8)) + b_.kv_head;
+        next_.start = starts[0];
+        next_.end = b_.kv_head + 1 == p_.kv_heads ? p_.key_codes / 64 : starts[1];
+    }
+
+    VIDKV_DEVICE void fetch_keys() {
+        const uint8_t * meta = next_.keys + p_.key_codes + b_.kv_head * (2 * D + D / 8);
+        keys_.elsewhere = fetch(next_.keys + 64 * next_.start, 64 * (next_.end - next_.start), own_, p_.key_room);
         commit_copies();
         if (lane_ < D / 4) {
             keys_.scale = load_word(meta + 4 * lane_);
@@ -191,11 +227,10 @@ template <int D, int NT> class PageWarp {
         }
     }
 
-    VIDKV_DEVICE void fetch_values(int page) {
-        const uint8_t * bytes = b_.cells().value_pages[page];
-        values_ = fetch(bytes + b_.kv_head * p_.value_head_codes, p_.value_head_codes, own_ + p_.key_room, p_.value_room);
+    VIDKV_DEVICE void fetch_values() {
+        values_ = fetch(next_.values + b_.kv_head * p_.value_head_codes, p_.value_head_codes, own_ + p_.key_room, p_.value_room);
         commit_copies();
-        slot_scales_ = load_word(bytes + p_.kv_heads * p_.value_head_codes + b_.kv_head * page_tokens + 4 * lane_);
+        slot_scales_ = load_word(next_.values + p_.kv_heads * p_.value_head_codes + b_.kv_head * page_tokens + 4 * lane_);
     }
 
     // What the page's levels stand for, into shared memory, by the lane of the quad; and where each quad is: 64-byte units and code.
@@ -234,11 +269,13 @@ template <int D, int NT> class PageWarp {
         VIDKV_UNROLL
         for (int u = 0; u < units; ++u) {
             const int c = 16 * u + 4 * t_;
+            const Floats4 query = load_floats(q + c), step = load_floats(floats(Layout::steps) + c);
+            const Floats4 center = load_floats(floats(Layout::centers) + c);
             VIDKV_UNROLL
             for (int i = 0; i < 4; ++i) {
-                const float factor = fabsf(q[c + i] * floats(Layout::steps)[c + i]);
+                const float factor = fabsf(query.x[i] * step.x[i]);
                 largest = factor > largest ? factor : largest;
-                base = fmaf(q[c + i], floats(Layout::centers)[c + i], base);
+                base = fmaf(query.x[i], center.x[i], base);
             }
         }
         VIDKV_UNROLL
@@ -251,10 +288,10 @@ template <int D, int NT> class PageWarp {
         VIDKV_UNROLL
         for (int u = 0; u < units; ++u) {
             const int c = 16 * u + 4 * t_;
+            const Floats4 query = load_floats(q + c), step = load_floats(floats(Layout::steps) + c);
             uint32_t rounded[4];
             VIDKV_UNROLL
-            for (int i = 0; i < 4; ++i)
-                rounded[i] = float_bits(fmaf(q[c + i] * floats(Layout::steps)[c + i], inverse, round_by_adding));
+            for (int i = 0; i < 4; ++i) rounded[i] = float_bits(fmaf(query.x[i] * step.x[i], inverse, round_by_adding));
             const uint32_t bytes = low_bytes(rounded[0], rounded[1], rounded[2], rounded[3]);
             *reinterpret_cast<uint32_t *>(rest_ + Layout::factors + row * byte_stride + c) = bytes;
             offset += dot4(bytes, ones, 0) * doubled_offset(from_lane(place_, 4 * u + t_) & 15);
@@ -274,7 +311,8 @@ template <int D, int NT> class PageWarp {
     }
 
     // dots_[n][m]: tokens of tile m (RowOrder::pairs) with queries of tile n.
-    VIDKV_DEVICE void score() {
+    template <bool staged> VIDKV_DEVICE void score() {
+        const auto codes = reinterpret_cast<const uint32_t *>(staged ? own_ : keys_.elsewhere);
         VIDKV_UNROLL
         for (int n = 0; n < NT; ++n) {
             VIDKV_UNROLL
@@ -287,8 +325,7 @@ template <int D, int NT> class PageWarp {
         for (int u = 0; u < units; ++u) {
             const int place = from_lane(place_, 4 * u + t_);
             Words<128> levels;
-            unpack_keys(tables(), static_cast<QuadCode>(place & 15),
-                        reinterpret_cast<const uint32_t *>(keys_.codes) + 16 * (place >> 4), g_, levels);
+            unpack_keys(tables(), static_cast<QuadCode>(place & 15), codes + 16 * (place >> 4), g_, levels);
             warp_sync();
             VIDKV_UNROLL
             for (int n = 0; n < NT; ++n) {
@@ -305,28 +342,35 @@ template <int D, int NT> class PageWarp {
         for (int i = 0; i < 4; ++i) floats(Layout::slots)[4 * lane_ + i] = level_step(p_.value_code) * log_scale(slot_scales_ >> 8 * i & 255);
         warp_sync();
         const int end = (page + 1) * page_tokens, sequence_end = b_.cells().cells;
-        const bool some_hidden = p_.mask || p_.softcap != 0.0f || (page == 0 && b_.cells().sinks > 0) ||
-                                 end > (p_.causal ? sequence_end - p_.tokens + 1 : sequence_end);
+        const bool some_hidden = p_.mask || p_.softcap != 0.0f || end > (p_.causal ? sequence_end - p_.tokens + 1 : sequence_end);
+        float slots[16];
+        VIDKV_UNROLL
+        for (int k = 0; k < 16; ++k) slots[k] = floats(Layout::slots)[row_of<RowOrder::pairs>(k / 2, k % 2, g_)];
         VIDKV_UNROLL
         for (int n = 0; n < NT; ++n) {
             VIDKV_UNROLL
-            for (int i = 0; i < 2; ++i) weigh_column(page * page_tokens, n, i, some_hidden);
+            for (int i = 0; i < 2; ++i) weigh_column(page * page_tokens, n, i, some_hidden, slots);
         }
         warp_sync();
     }
 
-    VIDKV_DEVICE void weigh_column(int first_cell, int n, int i, bool some_hidden) {
+    VIDKV_DEVICE void weigh_column(int first_cell, int n, int i, bool some_hidden, const float (&slots)[16]) {
         const int row = 8 * n + 2 * t_ + i;
         float x[16], top = hidden_score;
         VIDKV_UNROLL
-        for (int k = 0; k < 16; ++k) {
+        for (int k = 0; k < 16; ++k)
             x[k] = fmaf(static_cast<float>(dots_[n][k / 2][k % 2 * 2 + i]), column_scale_[n][i], column_base_[n][i]);
-            if (some_hidden) {
-                const int cell = first_cell + row_of<RowOrder::pairs>(k / 2, k % 2, g_);
-                x[k] = cell < b_.cells().sinks ? hidden_score : b_.score(row, cell, x[k]);
-            }
-            top = x[k] > top ? x[k] : top;
+        if (some_hidden) {
+            const RowScores score(b_, row);
+            VIDKV_UNROLL
+            for (int k = 0; k < 16; ++k) x[k] = score(first_cell + row_of<RowOrder::pairs>(k / 2, k % 2, g_), x[k]);
         }
+        if (first_cell == 0) { // sink cells are read elsewhere, as f16
+            VIDKV_UNROLL
+            for (int k = 0; k < 16; ++k) x[k] = row_of<RowOrder::pairs>(k / 2, k % 2, g_) < b_.cells().sinks ? hidden_score : x[k];
+        }
+        VIDKV_UNROLL
+        for (int k = 0; k < 16; ++k) top = x[k] > top ? x[k] : top;
         top = Largest()(over_groups(top, Largest()), top_[n][i]);
         const float reference = top == hidden_score ? 0.0f : top;
         decay_[n][i] = exp2_fast(top_[n][i] - reference);
@@ -336,7 +380,7 @@ template <int D, int NT> class PageWarp {
         for (int k = 0; k < 16; ++k) {
             x[k] = exp2_fast(x[k] - reference);
             total += x[k];
-            x[k] *= floats(Layout::slots)[row_of<RowOrder::pairs>(k / 2, k % 2, g_)];
+            x[k] *= slots[k];
             largest = x[k] > largest ? x[k] : largest;
         }
         total_[n][i] = fmaf(total_[n][i], decay_[n][i], total);
@@ -352,7 +396,17 @@ template <int D, int NT> class PageWarp {
         }
     }
 
-    VIDKV_DEVICE void add_values() {
+    template <bool staged> VIDKV_DEVICE void add_values() {
+        switch (p_.value_code) {
+        case QuadCode::trellis1: return add_values_of<staged, QuadCode::trellis1>();
+        case QuadCode::trellis2: return add_values_of<staged, QuadCode::trellis2>();
+        case QuadCode::trellis3: return add_values_of<staged, QuadCode::trellis3>();
+        default: return add_values_of<staged, QuadCode::trellis1_5>();
+        }
+    }
+
+    template <bool staged, QuadCode code> VIDKV_DEVICE void add_values_of() {
+        const uint8_t * codes = staged ? own_ + p_.key_room : values_;
         int sums[NT] = {};
         VIDKV_UNROLL
         for (int n = 0; n < NT; ++n) {
@@ -365,7 +419,7 @@ template <int D, int NT> class PageWarp {
         VIDKV_UNROLL_BY(1)
         for (int u = 0; u < value_units; ++u) {
             Words<D> levels;
-            unpack_values<D>(tables(), p_.value_code, reinterpret_cast<const uint32_t *>(values_ + (4 * u + t_) * p_.value_quad), g_, levels);
+            unpack_values<D, code>(tables(), reinterpret_cast<const uint32_t *>(codes + (4 * u + t_) * p_.value_quad), g_, levels);
             VIDKV_UNROLL
             for (int n = 0; n < NT; ++n) {
                 const uint32_t b = factors(n, u);
@@ -400,7 +454,8 @@ template <int D, int NT> class PageWarp {
     uint8_t *shared_, *own_, *rest_;
     const int lane_, g_, t_;
     KeyHead keys_;
-    const uint8_t * values_ = nullptr;
+    const uint8_t * values_ = nullptr; // the codes, where they did not fit
+    PagePlace next_{};
     uint32_t slot_scales_ = 0;
     int place_ = 0; // of the lane's quad: (units before it) << 4 | code
     int dots_[NT][8][4];

@@ -70,7 +70,7 @@ template <int D, int NT> class RowWarp {
         if (at < count) dot(row(s.key_sinks, s.keys, at, sinks), score);
         VIDKV_UNROLL
         for (int r = 0; r < rows; ++r) {
-            score[r] = at < count ? finite_top(b_.score(r, cell, score[r])) : hidden_score;
+            score[r] = at < count ? finite_top(RowScores(b_, r)(cell, score[r])) : hidden_score;
             float top = score[r] > top_[r] ? score[r] : top_[r], sum;
             for (int mask = 1; mask < 32; mask *= 2) top = Largest()(top, from_lane_xor(top, mask));
             const float reference = top == hidden_score ? 0.0f : top, decay = exp2_fast(top_[r] - reference);
@@ -90,7 +90,7 @@ template <int D, int NT> class RowWarp {
 
     VIDKV_DEVICE void dot(const uint16_t * key, float (&score)[rows]) const {
         const float * q = reinterpret_cast<const float *>(shared_ + Layout::queries);
-        VIDKV_UNROLL_BY(2)
+        VIDKV_UNROLL_BY(8)
         for (int c = 0; c < D; c += 8) {
             const Halves8 part = *reinterpret_cast<const Halves8 *>(key + c);
             VIDKV_UNROLL
@@ -104,7 +104,7 @@ template <int D, int NT> class RowWarp {
     VIDKV_DEVICE void add(int first, int count, int sinks) {
         const SequenceParams & s = b_.cells();
         const int tokens = count - first < 32 ? count - first : 32;
-        VIDKV_UNROLL_BY(4)
+        VIDKV_UNROLL_BY(8)
         for (int t = 0; t < tokens; ++t) {
             const uint16_t * value = row(s.value_sinks, s.values, first + t, sinks) + width * lane_;
             float v[width];
