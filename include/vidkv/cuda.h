@@ -25,8 +25,8 @@ typedef struct vidkv_cuda_rows {
 typedef struct vidkv_cuda_sequence {
     const uint8_t * const * key_pages; /* device: [pages] addresses in device memory, multiples of 16 */
     const uint8_t * const * value_pages;
-    const int16_t * order;                 /* [kv_heads][head_dim] vidkv_store_channel_plan; where there are pages */
-    const float * means;                   /* likewise, as f32 */
+    const int16_t * order;                  /* [kv_heads][head_dim] vidkv_store_channel_plan; where there are pages */
+    const float * means;                    /* likewise, as f32 */
     vidkv_cuda_rows key_sinks, value_sinks; /* cells 0 .. sinks - 1, exact; where there are pages */
     vidkv_cuda_rows keys, values;           /* cells 128 pages .. cells - 1 */
     int64_t pages, cells;
@@ -37,8 +37,8 @@ typedef struct vidkv_cuda_attention_args {
     vidkv_params params;
     int32_t head_dim, kv_heads, heads;
     int32_t sequences;
-    const vidkv_cuda_sequence * sequence; /* host: [sequences] */
-    const void * q;                       /* [sequences][tokens][heads][head_dim] */
+    const vidkv_cuda_sequence * sequence;                     /* host: [sequences] */
+    const void * q;                                           /* [sequences][tokens][heads][head_dim] */
     int64_t q_sequence_stride, q_token_stride, q_head_stride; /* in elements */
     void * out;
     int64_t out_sequence_stride, out_token_stride, out_head_stride;

@@ -42,8 +42,10 @@ template <int D, int NT> class AttentionBlock {
     }
 
     VIDKV_DEVICE void run() {
-        if (part_ == 0) attend_rows();
-        else attend_pages();
+        if (part_ == 0)
+            attend_rows();
+        else
+            attend_pages();
         block_sync();
         merge_warps();
         if (is_last()) finish();
@@ -81,7 +83,9 @@ template <int D, int NT> class AttentionBlock {
     // Warps that have summed something.
     VIDKV_DEVICE void limit_active(int wanted) { active_ = wanted < 1 ? 1 : wanted < p_.warps ? wanted : p_.warps; }
 
-    VIDKV_DEVICE float * merge_room(int warp) const { return reinterpret_cast<float *>(shared_ + Layout::tables) + warp * Part::floats; }
+    VIDKV_DEVICE float * merge_room(int warp) const {
+        return reinterpret_cast<float *>(shared_ + Layout::tables) + warp * Part::floats;
+    }
     VIDKV_DEVICE float * part_at(int part) const {
         return p_.parts + (static_cast<int64_t>(item_) * (p_.splits + 1) + part) * Part::floats;
     }
@@ -119,7 +123,9 @@ template <int D, int NT> class AttentionBlock {
         commit_copies();
     }
 
-    VIDKV_DEVICE static float decay(float top, float largest) { return largest == hidden_score ? 0.0f : exp2_fast(top - largest); }
+    VIDKV_DEVICE static float decay(float top, float largest) {
+        return largest == hidden_score ? 0.0f : exp2_fast(top - largest);
+    }
 
     // All warps' sums into this block's part.
     VIDKV_DEVICE void merge_warps() {
@@ -163,12 +169,14 @@ template <int D, int NT> class AttentionBlock {
         for (int i = thread_; i < rows * D; i += threads_) {
             const float * weight = weights + i / D * parts;
             float sum = 0.0f;
-        VIDKV_UNROLL_BY(8)
-            for (int part = 1; part < parts; ++part) sum = fmaf(read_shared_result(Part::sum(part_at(part)) + i), weight[part], sum);
+            VIDKV_UNROLL_BY(8)
+            for (int part = 1; part < parts; ++part)
+                sum = fmaf(read_shared_result(Part::sum(part_at(part)) + i), weight[part], sum);
             sums[i] = sum;
         }
         block_sync();
-        for (int row = thread_ / lanes_per_warp; row < rows; row += p_.warps) write_row(row, weights[row * parts], sums + row * D);
+        for (int row = thread_ / lanes_per_warp; row < rows; row += p_.warps)
+            write_row(row, weights[row * parts], sums + row * D);
     }
 
     VIDKV_DEVICE void weigh_parts(int row, float * weights) {

@@ -177,7 +177,8 @@ inline void multiply(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
 }
 
 inline void copy_16(void * shared, const void * global) {
-    if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % 16) throw std::logic_error("copy_16: not aligned");
+    if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % 16)
+        throw std::logic_error("copy_16: not aligned");
     std::memcpy(shared, global, 16);
 }
 inline void commit_copies() {}

@@ -166,9 +166,11 @@ vidkv_status check_format(const vidkv_params & params, int head_dim) {
     if (vidkv_status status = vidkv_params_check(&params, head_dim)) return status;
     const bool trellis = params.key_codec == VIDKV_CODEC_TRELLIS && params.value_codec == VIDKV_CODEC_TRELLIS;
     if (!trellis || is_f16(params, VIDKV_KEYS) || is_f16(params, VIDKV_VALUES))
-        return fail(VIDKV_E_UNSUPPORTED, "the CUDA kernels read trellis codes of keys and values (t2.2, t1.65, t1.15, t1.0), no others");
+        return fail(VIDKV_E_UNSUPPORTED,
+                    "the CUDA kernels read trellis codes of keys and values (t2.2, t1.65, t1.15, t1.0), no others");
     if (params.protect != 0.0f) return fail(VIDKV_E_UNSUPPORTED, "the CUDA kernels read no pages with protected tokens");
-    if (head_dim != 64 && head_dim != 128) return fail(VIDKV_E_UNSUPPORTED, "the CUDA kernels need a head_dim of 64 or 128");
+    if (head_dim != 64 && head_dim != 128)
+        return fail(VIDKV_E_UNSUPPORTED, "the CUDA kernels need a head_dim of 64 or 128");
     return VIDKV_OK;
 }
 
@@ -189,7 +191,8 @@ vidkv_status plan_launch(const vidkv_cuda_attention_args & args, int first, cons
     out.blocks = out.items * (p.splits + 1);
     out.threads = p.warps * lanes_per_warp;
     out.counter_bytes = round_up(static_cast<uint64_t>(out.items) * 4, workspace_unit);
-    const uint64_t part_floats = static_cast<uint64_t>(rows_per_tile * out.row_tiles) * static_cast<uint64_t>(args.head_dim + 2);
+    const uint64_t part_floats =
+        static_cast<uint64_t>(rows_per_tile * out.row_tiles) * static_cast<uint64_t>(args.head_dim + 2);
     out.workspace_bytes = out.counter_bytes + static_cast<uint64_t>(out.blocks) * part_floats * 4;
     return VIDKV_OK;
 }

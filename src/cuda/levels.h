@@ -50,19 +50,22 @@ template <int shift, typename T, int n> VIDKV_DEVICE uint32_t look_up(const T (&
 VIDKV_DEVICE uint32_t low_nibbles(uint32_t x) { return x & 0x0f0f0f0fu; }
 
 // Where the word of a row is: of n words in a plane, word j of the step has rows s n + j.
-template <RowOrder order> VIDKV_DEVICE int word_of(int h, int g) { return order == RowOrder::pairs ? 2 * g + h : 8 * h + g; }
+template <RowOrder order> VIDKV_DEVICE int word_of(int h, int g) {
+    return order == RowOrder::pairs ? 2 * g + h : 8 * h + g;
+}
 
 // The 16 bits of the ring from a byte on, of two lanes each.
 struct Rings16 {
     uint32_t low, high;
-    VIDKV_DEVICE Rings16(uint32_t word, uint32_t next) : low(permute(word, next, 0x5140)), high(permute(word, next, 0x7362)) {}
+    VIDKV_DEVICE Rings16(uint32_t word, uint32_t next)
+        : low(permute(word, next, 0x5140)), high(permute(word, next, 0x7362)) {}
 };
 
 // 1 bit: a word has eight steps, out[u] for row u n + j.
 template <int first> VIDKV_DEVICE void four_of_one(const LevelTables & tables, const Rings16 & ring, uint32_t (&out)[8]) {
     uint32_t four[4];
-    transpose(look_up<first>(tables.one, ring.low), look_up<16 + first>(tables.one, ring.low), look_up<first>(tables.one, ring.high),
-              look_up<16 + first>(tables.one, ring.high), four);
+    transpose(look_up<first>(tables.one, ring.low), look_up<16 + first>(tables.one, ring.low),
+              look_up<first>(tables.one, ring.high), look_up<16 + first>(tables.one, ring.high), four);
     VIDKV_UNROLL
     for (int i = 0; i < 4; ++i) out[first + i] = four[i];
 }
@@ -94,8 +97,10 @@ struct Rings32 {
 
 // 3 bits: steps 2 k and 2 k + 1 of eight.
 template <int k> VIDKV_DEVICE void two_of_three(const LevelTables & tables, const Rings32 & ring, uint32_t (&out)[8]) {
-    const uint32_t a = permute(look_up<6 * k>(tables.three, ring.lane[0]), look_up<6 * k>(tables.three, ring.lane[1]), 0x5140);
-    const uint32_t b = permute(look_up<6 * k>(tables.three, ring.lane[2]), look_up<6 * k>(tables.three, ring.lane[3]), 0x5140);
+    const uint32_t a =
+        permute(look_up<6 * k>(tables.three, ring.lane[0]), look_up<6 * k>(tables.three, ring.lane[1]), 0x5140);
+    const uint32_t b =
+        permute(look_up<6 * k>(tables.three, ring.lane[2]), look_up<6 * k>(tables.three, ring.lane[3]), 0x5140);
     out[2 * k] = permute(a, b, 0x5410);
     out[2 * k + 1] = permute(a, b, 0x7632);
 }
@@ -107,7 +112,8 @@ VIDKV_DEVICE void levels_three(const LevelTables & tables, const Rings32 & ring,
 }
 
 // 1.5 bits: steps 2 k and 2 k + 1, out[m][h] for sample h of step m.
-template <int k, int n> VIDKV_DEVICE void two_of_one_half(const LevelTables & tables, const Rings32 & ring, uint32_t (&out)[n][2]) {
+template <int k, int n>
+VIDKV_DEVICE void two_of_one_half(const LevelTables & tables, const Rings32 & ring, uint32_t (&out)[n][2]) {
     uint32_t four[4];
     transpose(look_up<6 * k>(tables.one_half, ring.lane[0]), look_up<6 * k>(tables.one_half, ring.lane[1]),
               look_up<6 * k>(tables.one_half, ring.lane[2]), look_up<6 * k>(tables.one_half, ring.lane[3]), four);
@@ -128,8 +134,10 @@ VIDKV_DEVICE void unpack_one(const LevelTables & tables, const uint32_t * quad, 
         levels_one(tables, quad[j], quad[(j + 1) & (n - 1)], levels);
         VIDKV_UNROLL
         for (int u = 0; u < 8; ++u) {
-            if (R == 128) out[u][h] = levels[u];
-            else out[u / 2][u % 2] = levels[u];
+            if (R == 128)
+                out[u][h] = levels[u];
+            else
+                out[u / 2][u % 2] = levels[u];
         }
     }
 }
@@ -159,14 +167,17 @@ VIDKV_DEVICE void unpack_three(const LevelTables & tables, const uint32_t * quad
         levels_three(tables, ring, levels);
         VIDKV_UNROLL
         for (int u = 0; u < 8; ++u) {
-            if (R == 128) out[u][h] = levels[u];
-            else out[u / 2][u % 2] = levels[u];
+            if (R == 128)
+                out[u][h] = levels[u];
+            else
+                out[u / 2][u % 2] = levels[u];
         }
     }
 }
 
 // 128 rows in RowOrder::eights, 64 in RowOrder::fours.
-template <int R> VIDKV_DEVICE void unpack_one_half(const LevelTables & tables, const uint32_t * quad, int g, Words<R> & out) {
+template <int R>
+VIDKV_DEVICE void unpack_one_half(const LevelTables & tables, const uint32_t * quad, int g, Words<R> & out) {
     Rings32 ring(quad, R / 16, R == 128 ? g : g & 3);
     if constexpr (R == 128) {
         two_of_one_half<2>(tables, ring, out);
@@ -195,8 +206,7 @@ template <int low> VIDKV_DEVICE void unpack_uniform(const uint32_t * quad, int g
         VIDKV_UNROLL
         for (int m = 0; m < 8; ++m) {
             VIDKV_UNROLL
-            for (int h = 0; h < 2; ++h)
-                out[m][h] |= quad[64 + m % low * 16 + 2 * g + h] >> (m / low * low) & mask;
+            for (int h = 0; h < 2; ++h) out[m][h] |= quad[64 + m % low * 16 + 2 * g + h] >> (m / low * low) & mask;
         }
     }
 }
@@ -222,11 +232,16 @@ template <int D> VIDKV_DEVICE int value_channel(QuadCode code, int m, int h, int
     return row_of<RowOrder::eights>(m, h, g);
 }
 
-template <int D, QuadCode code> VIDKV_DEVICE void unpack_values(const LevelTables & tables, const uint32_t * quad, int g, Words<D> & out) {
-    if constexpr (code == QuadCode::trellis1) unpack_one<D, RowOrder::eights>(tables, quad, g, out);
-    else if constexpr (code == QuadCode::trellis2) unpack_two<D, RowOrder::eights>(tables, quad, g, out);
-    else if constexpr (code == QuadCode::trellis3) unpack_three<D, RowOrder::eights>(tables, quad, g, out);
-    else unpack_one_half<D>(tables, quad, g, out);
+template <int D, QuadCode code>
+VIDKV_DEVICE void unpack_values(const LevelTables & tables, const uint32_t * quad, int g, Words<D> & out) {
+    if constexpr (code == QuadCode::trellis1)
+        unpack_one<D, RowOrder::eights>(tables, quad, g, out);
+    else if constexpr (code == QuadCode::trellis2)
+        unpack_two<D, RowOrder::eights>(tables, quad, g, out);
+    else if constexpr (code == QuadCode::trellis3)
+        unpack_three<D, RowOrder::eights>(tables, quad, g, out);
+    else
+        unpack_one_half<D>(tables, quad, g, out);
 }
 
 } // namespace vidkv::cuda

@@ -17,7 +17,9 @@ constexpr uint32_t ones = 0x01010101u;
 VIDKV_DEVICE uint32_t load_word(const uint8_t * at) { return *reinterpret_cast<const uint32_t *>(at); }
 
 // A byte of a logarithmic scale.
-VIDKV_DEVICE float log_scale(uint32_t u) { return u == 0 ? 0.0f : exp2_fast(0.125f * static_cast<float>(static_cast<int>(u) - 128)); }
+VIDKV_DEVICE float log_scale(uint32_t u) {
+    return u == 0 ? 0.0f : exp2_fast(0.125f * static_cast<float>(static_cast<int>(u) - 128));
+}
 
 // Twice the middle of a key code's levels, and what a code's level is times the scale (level_grid, quad.h).
 VIDKV_DEVICE int doubled_offset(int code) { return code == 6 ? 63 : code == 5 ? 31 : 15; }
@@ -141,15 +143,19 @@ template <int D, int NT> class PageWarp {
             wait_copies<1>();
             warp_sync();
             fold_queries();
-            if (keys_.elsewhere) score<false>();
-            else score<true>();
+            if (keys_.elsewhere)
+                score<false>();
+            else
+                score<true>();
             warp_sync();
             fetch_keys();
             weigh(page);
             wait_copies<1>();
             warp_sync();
-            if (values_) add_values<false>();
-            else add_values<true>();
+            if (values_)
+                add_values<false>();
+            else
+                add_values<true>();
             warp_sync();
             fetch_values();
             find(page + 2 * step < end ? page + 2 * step : page);
@@ -196,7 +202,9 @@ template <int D, int NT> class PageWarp {
     }
 
     VIDKV_DEVICE float * floats(int at) const { return reinterpret_cast<float *>(rest_ + at); }
-    VIDKV_DEVICE const LevelTables & tables() const { return *reinterpret_cast<const LevelTables *>(shared_ + Layout::tables); }
+    VIDKV_DEVICE const LevelTables & tables() const {
+        return *reinterpret_cast<const LevelTables *>(shared_ + Layout::tables);
+    }
 
     // Bytes into the warp's memory, if they fit: null; else they are read where they are.
     VIDKV_DEVICE const uint8_t * fetch(const uint8_t * from, int bytes, uint8_t * to, int room) const {
@@ -211,7 +219,8 @@ template <int D, int NT> class PageWarp {
         next_.values = b_.cells().value_pages[page];
     }
     VIDKV_DEVICE void find_codes() {
-        const auto starts = reinterpret_cast<const uint16_t *>(next_.keys + p_.key_codes + p_.kv_heads * (2 * D + D / 8)) + b_.kv_head;
+        const auto starts =
+            reinterpret_cast<const uint16_t *>(next_.keys + p_.key_codes + p_.kv_heads * (2 * D + D / 8)) + b_.kv_head;
         next_.start = starts[0];
         next_.end = b_.kv_head + 1 == p_.kv_heads ? p_.key_codes / 64 : starts[1];
     }
@@ -228,7 +237,8 @@ template <int D, int NT> class PageWarp {
     }
 
     VIDKV_DEVICE void fetch_values() {
-        values_ = fetch(next_.values + b_.kv_head * p_.value_head_codes, p_.value_head_codes, own_ + p_.key_room, p_.value_room);
+        values_ =
+            fetch(next_.values + b_.kv_head * p_.value_head_codes, p_.value_head_codes, own_ + p_.key_room, p_.value_room);
         commit_copies();
         slot_scales_ = load_word(next_.values + p_.kv_heads * p_.value_head_codes + b_.kv_head * page_tokens + 4 * lane_);
     }
@@ -307,7 +317,8 @@ template <int D, int NT> class PageWarp {
     }
 
     VIDKV_DEVICE uint32_t factors(int n, int unit) const {
-        return *reinterpret_cast<const uint32_t *>(rest_ + Layout::factors + (8 * n + g_) * byte_stride + 16 * unit + 4 * t_);
+        return *reinterpret_cast<const uint32_t *>(rest_ + Layout::factors + (8 * n + g_) * byte_stride + 16 * unit +
+                                                   4 * t_);
     }
 
     // dots_[n][m]: tokens of tile m (RowOrder::pairs) with queries of tile n.
@@ -339,10 +350,12 @@ template <int D, int NT> class PageWarp {
     // Softmax weights of the page, rounded to int8: into shared memory, by query and token.
     VIDKV_DEVICE void weigh(int page) {
         VIDKV_UNROLL
-        for (int i = 0; i < 4; ++i) floats(Layout::slots)[4 * lane_ + i] = level_step(p_.value_code) * log_scale(slot_scales_ >> 8 * i & 255);
+        for (int i = 0; i < 4; ++i)
+            floats(Layout::slots)[4 * lane_ + i] = level_step(p_.value_code) * log_scale(slot_scales_ >> 8 * i & 255);
         warp_sync();
         const int end = (page + 1) * page_tokens, sequence_end = b_.cells().cells;
-        const bool some_hidden = p_.mask || p_.softcap != 0.0f || end > (p_.causal ? sequence_end - p_.tokens + 1 : sequence_end);
+        const bool some_hidden =
+            p_.mask || p_.softcap != 0.0f || end > (p_.causal ? sequence_end - p_.tokens + 1 : sequence_end);
         float slots[16];
         VIDKV_UNROLL
         for (int k = 0; k < 16; ++k) slots[k] = floats(Layout::slots)[row_of<RowOrder::pairs>(k / 2, k % 2, g_)];
@@ -367,7 +380,8 @@ template <int D, int NT> class PageWarp {
         }
         if (first_cell == 0) { // sink cells are read elsewhere, as f16
             VIDKV_UNROLL
-            for (int k = 0; k < 16; ++k) x[k] = row_of<RowOrder::pairs>(k / 2, k % 2, g_) < b_.cells().sinks ? hidden_score : x[k];
+            for (int k = 0; k < 16; ++k)
+                x[k] = row_of<RowOrder::pairs>(k / 2, k % 2, g_) < b_.cells().sinks ? hidden_score : x[k];
         }
         VIDKV_UNROLL
         for (int k = 0; k < 16; ++k) top = x[k] > top ? x[k] : top;
@@ -419,7 +433,8 @@ template <int D, int NT> class PageWarp {
         VIDKV_UNROLL_BY(1)
         for (int u = 0; u < value_units; ++u) {
             Words<D> levels;
-            unpack_values<D, code>(tables(), reinterpret_cast<const uint32_t *>(codes + (4 * u + t_) * p_.value_quad), g_, levels);
+            unpack_values<D, code>(tables(), reinterpret_cast<const uint32_t *>(codes + (4 * u + t_) * p_.value_quad), g_,
+                                   levels);
             VIDKV_UNROLL
             for (int n = 0; n < NT; ++n) {
                 const uint32_t b = factors(n, u);
@@ -443,7 +458,8 @@ template <int D, int NT> class PageWarp {
                 VIDKV_UNROLL
                 for (int h = 0; h < 2; ++h) {
                     float & sum = sum_[n][m][2 * h + i];
-                    sum = fmaf(static_cast<float>(dots_[n][m][2 * h + i]) - offset, column_scale_[n][i], sum * decay_[n][i]);
+                    sum =
+                        fmaf(static_cast<float>(dots_[n][m][2 * h + i]) - offset, column_scale_[n][i], sum * decay_[n][i]);
                 }
             }
         }

@@ -11,8 +11,8 @@ namespace vidkv::cuda {
 constexpr int page_tokens = 128;
 constexpr int lanes_per_warp = 32;
 constexpr int sequences_per_launch = 16;
-constexpr int rows_per_tile = 8;  // query rows that one product of tensor cores takes
-constexpr int byte_stride = 144;  // from a query row to the next in int8 factors: no two rows meet in a bank
+constexpr int rows_per_tile = 8; // query rows that one product of tensor cores takes
+constexpr int byte_stride = 144; // from a query row to the next in int8 factors: no two rows meet in a bank
 
 enum class Number : int32_t { f32 = 0, f16 = 1, bf16 = 2 };
 
@@ -25,8 +25,8 @@ struct HalfRowsOf {
 struct SequenceParams {
     const uint8_t * const * key_pages; // sealed pages, cells 0 .. 128 pages - 1
     const uint8_t * const * value_pages;
-    const int16_t * order; // [kv_heads][D] channel plans
-    const float * means;   // [kv_heads][D]
+    const int16_t * order;             // [kv_heads][D] channel plans
+    const float * means;               // [kv_heads][D]
     HalfRowsOf key_sinks, value_sinks; // cells 0 .. sinks - 1, where there are pages
     HalfRowsOf keys, values;           // the cells behind the pages
     int32_t pages, sinks, cells;
@@ -49,11 +49,11 @@ struct AttentionParams {
     Number q_number, out_number;
     const uint16_t * mask; // [tokens][cells], or null
     int64_t mask_stride;
-    const float * sinks; // [heads] attention sinks, or null
+    const float * sinks;   // [heads] attention sinks, or null
     float factor, softcap; // what queries are multiplied with; log2(e) in it unless scores are capped
     int32_t causal;
-    uint32_t signs[4]; // of the rotation of values
-    float * parts;     // [item][splits + 1][part]
+    uint32_t signs[4];  // of the rotation of values
+    float * parts;      // [item][splits + 1][part]
     int32_t * counters; // [item], zeros before and after
     const LevelTables * tables;
     SequenceParams sequences[sequences_per_launch];

@@ -22,8 +22,8 @@ template <int D, int NT> class RowWarp {
     VIDKV_DEVICE RowWarp(const RowBlock & block, uint8_t * shared, int thread)
         : b_(block), shared_(shared), lane_(thread % lanes_per_warp) {
         const AttentionParams & p = block.p;
-        weights_ = reinterpret_cast<float *>(shared + Layout::warps + thread / lanes_per_warp * p.warp_bytes + p.key_room + p.value_room +
-                                             Layout::factors);
+        weights_ = reinterpret_cast<float *>(shared + Layout::warps + thread / lanes_per_warp * p.warp_bytes + p.key_room +
+                                             p.value_room + Layout::factors);
     }
 
     // Rows 32 * first .., then 32 * (first + step) .., counted over sink cells and then the window.
@@ -96,7 +96,8 @@ template <int D, int NT> class RowWarp {
             VIDKV_UNROLL
             for (int r = 0; r < rows; ++r) {
                 VIDKV_UNROLL
-                for (int i = 0; i < 8; ++i) score[r] = fmaf(q[r * Layout::query_stride + c + i], half_value(part.x[i]), score[r]);
+                for (int i = 0; i < 8; ++i)
+                    score[r] = fmaf(q[r * Layout::query_stride + c + i], half_value(part.x[i]), score[r]);
             }
         }
     }

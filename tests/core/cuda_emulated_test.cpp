@@ -20,7 +20,8 @@ const cuda::LevelTables & tables() {
 
 std::vector<uint32_t> random_quad(QuadCode code, int rows, Random & rng) {
     std::vector<uint32_t> words(quad_bytes(code, rows) / 4);
-    for (uint32_t & word : words) word = static_cast<uint32_t>(rng.integer(0, 0xffff)) << 16 | static_cast<uint32_t>(rng.integer(0, 0xffff));
+    for (uint32_t & word : words)
+        word = static_cast<uint32_t>(rng.integer(0, 0xffff)) << 16 | static_cast<uint32_t>(rng.integer(0, 0xffff));
     return words;
 }
 
@@ -32,8 +33,8 @@ uint32_t word_of(const std::vector<uint8_t> & levels, int row) {
 
 TEST(CudaLevels, KeysAreThoseOfTheSpecification) {
     Random rng(1);
-    for (const QuadCode code : {QuadCode::none, QuadCode::trellis1, QuadCode::trellis2, QuadCode::trellis3, QuadCode::uniform4,
-                                QuadCode::uniform5, QuadCode::uniform6}) {
+    for (const QuadCode code : {QuadCode::none, QuadCode::trellis1, QuadCode::trellis2, QuadCode::trellis3,
+                                QuadCode::uniform4, QuadCode::uniform5, QuadCode::uniform6}) {
         const std::vector<uint32_t> quad = random_quad(code, 128, rng);
         std::vector<uint8_t> levels(4 * 128);
         unpack_quad(code, reinterpret_cast<const uint8_t *>(quad.data()), 128, levels.data());
@@ -42,7 +43,8 @@ TEST(CudaLevels, KeysAreThoseOfTheSpecification) {
             cuda::unpack_keys(tables(), code, quad.data(), g, words);
             for (int m = 0; m < 8; ++m) {
                 for (int h = 0; h < 2; ++h)
-                    ASSERT_EQ(words[m][h], word_of(levels, cuda::row_of<cuda::RowOrder::pairs>(m, h, g))) << static_cast<int>(code);
+                    ASSERT_EQ(words[m][h], word_of(levels, cuda::row_of<cuda::RowOrder::pairs>(m, h, g)))
+                        << static_cast<int>(code);
             }
         }
     }
@@ -99,7 +101,8 @@ template <int D, int NT> void run_block(const cuda::Launch & launch, int item, i
         char bytes[16];
     };
     std::vector<Piece> shared(static_cast<size_t>(launch.shared_bytes) / 16 + 1);
-    std::memset(static_cast<void *>(shared.data()), 0xff, shared.size() * 16); // NaN, where something is read that nobody wrote
+    std::memset(static_cast<void *>(shared.data()), 0xff,
+                shared.size() * 16); // NaN, where something is read that nobody wrote
     cuda::emulated::Block block;
     block.run(launch.threads, [&](int thread) {
         cuda::AttentionBlock<D, NT>(launch.params, item, part, thread, reinterpret_cast<uint8_t *>(shared.data())).run();
@@ -109,8 +112,10 @@ template <int D, int NT> void run_block(const cuda::Launch & launch, int item, i
 void run_launch(const cuda::Launch & launch, int head_dim) {
     for (int part = 0; part <= launch.params.splits; ++part) {
         for (int item = 0; item < launch.items; ++item) {
-            if (head_dim == 128) launch.row_tiles == 1 ? run_block<128, 1>(launch, item, part) : run_block<128, 2>(launch, item, part);
-            else launch.row_tiles == 1 ? run_block<64, 1>(launch, item, part) : run_block<64, 2>(launch, item, part);
+            if (head_dim == 128)
+                launch.row_tiles == 1 ? run_block<128, 1>(launch, item, part) : run_block<128, 2>(launch, item, part);
+            else
+                launch.row_tiles == 1 ? run_block<64, 1>(launch, item, part) : run_block<64, 2>(launch, item, part);
         }
     }
 }
@@ -127,7 +132,8 @@ std::vector<float> run(CudaProblem & problem, const cuda::Device & device) {
     cuda::place_workspace(launch, workspace.data());
     launch.params.tables = &tables();
     run_launch(launch, args.head_dim);
-    EXPECT_TRUE(std::all_of(workspace.begin(), workspace.begin() + static_cast<long>(launch.counter_bytes / 4), [](uint32_t n) { return n == 0; }));
+    EXPECT_TRUE(std::all_of(workspace.begin(), workspace.begin() + static_cast<long>(launch.counter_bytes / 4),
+                            [](uint32_t n) { return n == 0; }));
     return out;
 }
 
@@ -154,7 +160,8 @@ INSTANTIATE_TEST_SUITE_P(Presets, CudaEmulated, testing::ValuesIn(test::cuda_pre
 
 TEST(CudaLaunch, RefusesWhatKernelsCannotRead) {
     vidkv_params params;
-    const std::pair<const char *, int> refused[] = {{"k2v2", 128}, {"f16", 128}, {"t1.65-stp0.2", 128}, {"kt1.5v16", 128}, {"t1.65", 96}};
+    const std::pair<const char *, int> refused[] = {
+        {"k2v2", 128}, {"f16", 128}, {"t1.65-stp0.2", 128}, {"kt1.5v16", 128}, {"t1.65", 96}};
     for (const auto & [preset, head_dim] : refused) {
         ASSERT_EQ(vidkv_params_from_preset(preset, &params), VIDKV_OK);
         EXPECT_EQ(cuda::check_format(params, head_dim), VIDKV_E_UNSUPPORTED) << preset;

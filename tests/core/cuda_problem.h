@@ -27,10 +27,11 @@ struct CudaCase {
     float softcap = 0;
 
     std::string trace() const {
-        return std::string(preset) + " head_dim " + std::to_string(head_dim) + " kv_heads " + std::to_string(kv_heads) + " ratio " +
-               std::to_string(ratio) + " cells " + std::to_string(cells) + " tokens " + std::to_string(tokens) + " sequences " +
-               std::to_string(sequences) + " sink_tokens " + std::to_string(sink_tokens) + " mask " + mask + " causal " +
-               std::to_string(causal) + " sinks " + std::to_string(sinks) + " softcap " + std::to_string(softcap);
+        return std::string(preset) + " head_dim " + std::to_string(head_dim) + " kv_heads " + std::to_string(kv_heads) +
+               " ratio " + std::to_string(ratio) + " cells " + std::to_string(cells) + " tokens " + std::to_string(tokens) +
+               " sequences " + std::to_string(sequences) + " sink_tokens " + std::to_string(sink_tokens) + " mask " + mask +
+               " causal " + std::to_string(causal) + " sinks " + std::to_string(sinks) + " softcap " +
+               std::to_string(softcap);
     }
 };
 
@@ -76,15 +77,15 @@ using ToDevice = std::function<void *(const void * bytes, size_t size)>;
 
 class CudaProblem {
   public:
-    CudaProblem(const CudaCase & c, Random & rng)
-        : case_(c), keys(make(c, VIDKV_KEYS)), values(make(c, VIDKV_VALUES)) {
+    CudaProblem(const CudaCase & c, Random & rng) : case_(c), keys(make(c, VIDKV_KEYS)), values(make(c, VIDKV_VALUES)) {
         for (int s = 0; s < c.sequences; ++s) fill(s, rng);
         fill_arguments(rng);
     }
 
     int64_t sealed_pages(int sequence) const {
         int64_t pages = 0;
-        while ((pages + 1) * page_tokens <= case_.cells && keys.view(sequence, pages, 0).state == PageState::sealed) ++pages;
+        while ((pages + 1) * page_tokens <= case_.cells && keys.view(sequence, pages, 0).state == PageState::sealed)
+            ++pages;
         return pages;
     }
 
@@ -161,7 +162,8 @@ class CudaProblem {
     void fill(int sequence, Random & rng) {
         const size_t channels = static_cast<size_t>(case_.kv_heads * case_.head_dim);
         for (Store * store : {&keys, &values}) {
-            std::vector<float> rows = rng.normals(static_cast<size_t>(case_.cells) * channels, store == &keys ? 0.7f : 1.0f);
+            std::vector<float> rows =
+                rng.normals(static_cast<size_t>(case_.cells) * channels, store == &keys ? 0.7f : 1.0f);
             for (size_t i = 0; i < rows.size(); ++i) {
                 if (i % channels % 11 == 3) rows[i] = 3 + 2 * rows[i];
             }
@@ -238,7 +240,8 @@ class CudaProblem {
     std::vector<uint8_t> page_bytes_of(const Store & store, int s, int64_t page) const {
         vidkv_params params;
         vidkv_params_from_preset(case_.preset, &params);
-        const size_t size = vidkv::page_bytes(params, &store == &keys ? VIDKV_KEYS : VIDKV_VALUES, case_.head_dim, case_.kv_heads);
+        const size_t size =
+            vidkv::page_bytes(params, &store == &keys ? VIDKV_KEYS : VIDKV_VALUES, case_.head_dim, case_.kv_heads);
         const uint8_t * bytes = store.view(s, page, 0).page;
         return {bytes, bytes + size};
     }
