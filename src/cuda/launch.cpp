@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "codec/layout.h"
+#include "codec/page_mean.h"
 #include "codec/trellis.h"
 
 namespace vidkv::cuda {
@@ -123,6 +124,10 @@ void copy_format(const vidkv_cuda_attention_args & a, AttentionParams & p) {
     p.key_codes = static_cast<int32_t>(keys.head_codes);
     p.value_code = values.plain_code;
     p.value_quad = static_cast<int32_t>(values.plain_quad);
+    p.narrow_code = values.narrow_code;
+    p.narrow_quad = static_cast<int32_t>(values.narrow_quad);
+    p.first_narrow = page_tokens / 4 - values.narrow_quads;
+    p.mean_bytes = static_cast<int32_t>(page_mean_bytes(a.head_dim));
     p.value_head_codes = static_cast<int32_t>(values.head_codes(0));
     // Heads share the bits of a page, so one may have more than its share.
     p.key_room = static_cast<int32_t>(round_up(static_cast<uint64_t>(p.key_codes / p.kv_heads * 9 / 8 + 64), 16));
@@ -167,7 +172,7 @@ vidkv_status check_format(const vidkv_params & params, int head_dim) {
     const bool trellis = params.key_codec == VIDKV_CODEC_TRELLIS && params.value_codec == VIDKV_CODEC_TRELLIS;
     if (!trellis || is_f16(params, VIDKV_KEYS) || is_f16(params, VIDKV_VALUES))
         return fail(VIDKV_E_UNSUPPORTED,
-                    "the CUDA kernels read trellis codes of keys and values (t2.2, t1.65, t1.15, t1.0), no others");
+                    "the CUDA kernels read trellis codes of keys and values (t4.2 to t1.0), no others");
     if (params.protect != 0.0f) return fail(VIDKV_E_UNSUPPORTED, "the CUDA kernels read no pages with protected tokens");
     if (head_dim != 64 && head_dim != 128)
         return fail(VIDKV_E_UNSUPPORTED, "the CUDA kernels need a head_dim of 64 or 128");

@@ -175,6 +175,34 @@ VIDKV_DEVICE void unpack_three(const LevelTables & tables, const uint32_t * quad
     }
 }
 
+// 64 rows beside the 1.5-bit code: steps 0 .. 3 or 4 .. 7 of two words.
+VIDKV_DEVICE void unpack_one_in_fours(const LevelTables & tables, const uint32_t * quad, int g, Words<64> & out) {
+    VIDKV_UNROLL
+    for (int h = 0; h < 2; ++h) {
+        const int j = 4 * h + (g & 3);
+        Rings16 ring(quad[j], quad[(j + 1) & 7]);
+        ring.low >>= g >> 2 << 2;
+        ring.high >>= g >> 2 << 2;
+        uint32_t levels[8];
+        four_of_one<0>(tables, ring, levels);
+        VIDKV_UNROLL
+        for (int m = 0; m < 4; ++m) out[m][h] = levels[m];
+    }
+}
+
+// Plain numbers of 4 bits in RowOrder::eights.
+template <int R> VIDKV_DEVICE void unpack_four(const uint32_t * quad, int g, Words<R> & out) {
+    VIDKV_UNROLL
+    for (int m = 0; m < R / 32; ++m) {
+        VIDKV_UNROLL
+        for (int h = 0; h < 2; ++h) {
+            const uint32_t word = quad[16 * m + 8 * h + g];
+            out[m][h] = low_nibbles(word);
+            out[m + R / 32][h] = low_nibbles(word >> 4);
+        }
+    }
+}
+
 // 128 rows in RowOrder::eights, 64 in RowOrder::fours.
 template <int R>
 VIDKV_DEVICE void unpack_one_half(const LevelTables & tables, const uint32_t * quad, int g, Words<R> & out) {
@@ -226,11 +254,17 @@ VIDKV_DEVICE void unpack_keys(const LevelTables & tables, QuadCode code, const u
     }
 }
 
-// The order of a quad of values' rows, the head's D channels.
+// The order of a quad of values' rows, the head's D channels; `code` is that of most quads.
 template <int D> VIDKV_DEVICE int value_channel(QuadCode code, int m, int h, int g) {
     if (D == 64 && code == QuadCode::trellis1_5) return row_of<RowOrder::fours>(m, h, g);
     return row_of<RowOrder::eights>(m, h, g);
 }
+
+// What the last quads of a still page have in the place of this code (layout.h); for the 1-bit code it is none.
+template <QuadCode code>
+constexpr QuadCode narrower = code == QuadCode::trellis3   ? QuadCode::trellis2
+                              : code == QuadCode::uniform4 ? QuadCode::trellis3
+                                                           : QuadCode::trellis1;
 
 template <int D, QuadCode code>
 VIDKV_DEVICE void unpack_values(const LevelTables & tables, const uint32_t * quad, int g, Words<D> & out) {
@@ -240,8 +274,23 @@ VIDKV_DEVICE void unpack_values(const LevelTables & tables, const uint32_t * qua
         unpack_two<D, RowOrder::eights>(tables, quad, g, out);
     else if constexpr (code == QuadCode::trellis3)
         unpack_three<D, RowOrder::eights>(tables, quad, g, out);
+    else if constexpr (code == QuadCode::uniform4)
+        unpack_four<D>(quad, g, out);
     else
         unpack_one_half<D>(tables, quad, g, out);
+}
+
+// The same in a page of such a code, where it is still.
+template <int D, QuadCode code>
+VIDKV_DEVICE void unpack_narrow(const LevelTables & tables, const uint32_t * quad, int g, Words<D> & out) {
+    if constexpr (code == QuadCode::trellis1) {
+        VIDKV_UNROLL
+        for (int m = 0; m < D / 16; ++m) out[m][0] = out[m][1] = 0;
+    } else if constexpr (D == 64 && code == QuadCode::trellis1_5) {
+        unpack_one_in_fours(tables, quad, g, out);
+    } else {
+        unpack_values<D, narrower<code>>(tables, quad, g, out);
+    }
 }
 
 } // namespace vidkv::cuda

@@ -12,7 +12,7 @@ constexpr float hidden_score = -__builtin_inff();
 constexpr float round_by_adding = 12582912.0f; // 1.5 * 2^23: the sum's lowest byte is the nearest whole number
 constexpr float smallest_factor = 1e-30f;      // below it a row of factors counts as 0
 constexpr float log2_e = 1.44269504f;
-constexpr uint32_t ones = 0x01010101u;
+constexpr uint32_t ones = 0x01010101u, still_mark = 255;
 
 VIDKV_DEVICE uint32_t load_word(const uint8_t * at) { return *reinterpret_cast<const uint32_t *>(at); }
 
@@ -237,6 +237,7 @@ template <int D, int NT> class PageWarp {
     }
 
     VIDKV_DEVICE void fetch_values() {
+        mean_ = next_.values + (b_.kv_head + 1) * p_.value_head_codes - p_.mean_bytes;
         values_ =
             fetch(next_.values + b_.kv_head * p_.value_head_codes, p_.value_head_codes, own_ + p_.key_room, p_.value_room);
         commit_copies();
@@ -347,12 +348,20 @@ template <int D, int NT> class PageWarp {
         }
     }
 
+    // What levels of the page's slots stand for. The last scale says whether the page is still; its own is with the mean then.
+    VIDKV_DEVICE void load_slots() {
+        still_ = from_lane(slot_scales_, lanes_per_warp - 1) >> 24 == still_mark;
+        if (still_ && lane_ == lanes_per_warp - 1)
+            slot_scales_ = (slot_scales_ & 0xffffff) | static_cast<uint32_t>(mean_[0]) << 24;
+        const float step = level_step(still_ && lane_ >= p_.first_narrow ? p_.narrow_code : p_.value_code);
+        VIDKV_UNROLL
+        for (int i = 0; i < 4; ++i) floats(Layout::slots)[4 * lane_ + i] = step * log_scale(slot_scales_ >> 8 * i & 255);
+        warp_sync();
+    }
+
     // Softmax weights of the page, rounded to int8: into shared memory, by query and token.
     VIDKV_DEVICE void weigh(int page) {
-        VIDKV_UNROLL
-        for (int i = 0; i < 4; ++i)
-            floats(Layout::slots)[4 * lane_ + i] = level_step(p_.value_code) * log_scale(slot_scales_ >> 8 * i & 255);
-        warp_sync();
+        load_slots();
         const int end = (page + 1) * page_tokens, sequence_end = b_.cells().cells;
         const bool some_hidden =
             p_.mask || p_.softcap != 0.0f || end > (p_.causal ? sequence_end - p_.tokens + 1 : sequence_end);
@@ -398,6 +407,7 @@ template <int D, int NT> class PageWarp {
             largest = x[k] > largest ? x[k] : largest;
         }
         total_[n][i] = fmaf(total_[n][i], decay_[n][i], total);
+        page_total_[n][i] = still_ ? over_groups(total, Sum()) : 0.0f;
         largest = over_groups(largest, Largest());
         const float inverse = largest > smallest_factor ? 127.0f / largest : 0.0f;
         column_scale_[n][i] = largest * (1.0f / 127.0f);
@@ -415,6 +425,7 @@ template <int D, int NT> class PageWarp {
         case QuadCode::trellis1: return add_values_of<staged, QuadCode::trellis1>();
         case QuadCode::trellis2: return add_values_of<staged, QuadCode::trellis2>();
         case QuadCode::trellis3: return add_values_of<staged, QuadCode::trellis3>();
+        case QuadCode::uniform4: return add_values_of<staged, QuadCode::uniform4>();
         default: return add_values_of<staged, QuadCode::trellis1_5>();
         }
     }
@@ -433,8 +444,15 @@ template <int D, int NT> class PageWarp {
         VIDKV_UNROLL_BY(1)
         for (int u = 0; u < value_units; ++u) {
             Words<D> levels;
-            unpack_values<D, code>(tables(), reinterpret_cast<const uint32_t *>(codes + (4 * u + t_) * p_.value_quad), g_,
-                                   levels);
+            const int quad = 4 * u + t_, narrow = still_ ? quad - p_.first_narrow : -1;
+            if (narrow < 0) {
+                unpack_values<D, code>(tables(), reinterpret_cast<const uint32_t *>(codes + quad * p_.value_quad), g_,
+                                       levels);
+            } else {
+                const uint8_t * at = codes + p_.first_narrow * p_.value_quad + narrow * p_.narrow_quad;
+                unpack_narrow<D, code>(tables(), reinterpret_cast<const uint32_t *>(at), g_, levels);
+            }
+            warp_sync();
             VIDKV_UNROLL
             for (int n = 0; n < NT; ++n) {
                 const uint32_t b = factors(n, u);
@@ -445,6 +463,27 @@ template <int D, int NT> class PageWarp {
         }
         VIDKV_UNROLL
         for (int n = 0; n < NT; ++n) add_tile(n, sums[n]);
+        if (still_) add_mean();
+    }
+
+    // A still page's mean (page_mean.h), for all the weight that its tokens have.
+    VIDKV_DEVICE void add_mean() {
+        const float step = log_scale(mean_[1]) * (1.0f / 2048.0f);
+        VIDKV_UNROLL
+        for (int m = 0; m < value_tiles; ++m) {
+            VIDKV_UNROLL
+            for (int h = 0; h < 2; ++h) {
+                const int c = value_channel<D>(p_.value_code, m, h, g_), lower = mean_[2 + D + c % (D / 2)];
+                const int upper = static_cast<int8_t>(mean_[2 + c]);
+                const float mean = step * static_cast<float>(16 * upper + (c < D / 2 ? lower & 15 : lower >> 4));
+                VIDKV_UNROLL
+                for (int n = 0; n < NT; ++n) {
+                    VIDKV_UNROLL
+                    for (int i = 0; i < 2; ++i)
+                        sum_[n][m][2 * h + i] = fmaf(mean, page_total_[n][i], sum_[n][m][2 * h + i]);
+                }
+            }
+        }
     }
 
     VIDKV_DEVICE void add_tile(int n, int weights) {
@@ -471,11 +510,14 @@ template <int D, int NT> class PageWarp {
     const int lane_, g_, t_;
     KeyHead keys_;
     const uint8_t * values_ = nullptr; // the codes, where they did not fit
+    const uint8_t * mean_ = nullptr;   // of the page of values, if it is still
+    bool still_ = false;
     PagePlace next_{};
     uint32_t slot_scales_ = 0;
     int place_ = 0; // of the lane's quad: (units before it) << 4 | code
     int dots_[NT][8][4];
     float column_scale_[NT][2], column_base_[NT][2], decay_[NT][2];
+    float page_total_[NT][2];
     float top_[NT][2], total_[NT][2], sum_[NT][value_tiles][4];
 };
 

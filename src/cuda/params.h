@@ -39,7 +39,8 @@ struct AttentionParams {
     // pages
     int32_t key_codes; // bytes of the codes of all heads
     int32_t value_head_codes, value_quad;
-    QuadCode value_code;
+    int32_t first_narrow, narrow_quad, mean_bytes; // still pages: quads from there on, their size, the mean at the end
+    QuadCode value_code, narrow_code;
     // shared memory of a warp
     int32_t key_room, value_room, warp_bytes;
     // queries, results

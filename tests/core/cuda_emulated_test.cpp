@@ -74,6 +74,7 @@ template <int D> void check_all_values() {
     check_values<D, QuadCode::trellis1_5>(rng);
     check_values<D, QuadCode::trellis2>(rng);
     check_values<D, QuadCode::trellis3>(rng);
+    check_values<D, QuadCode::uniform4>(rng);
 }
 TEST(CudaLevels, ValuesAreThoseOfTheSpecification) {
     check_all_values<64>();
@@ -146,14 +147,17 @@ TEST_P(CudaEmulated, AttentionMatchesDoubleReference) {
     constexpr cuda::Device small{6, 160 << 10, 4};
     uint64_t seed = 100;
     double closest = 0;
+    int still = 0;
     for (const CudaCase & c : test::cuda_cases(GetParam())) {
         Random rng(seed++);
         SCOPED_TRACE(c.trace() + " " + rng.trace());
         CudaProblem problem(c, rng);
         const double share = problem.worst_share(run(problem, small));
-        EXPECT_LE(share, 1.0);
+        EXPECT_LE(share, 0.1); // the bound adds up worst cases: a wrong scale shows here, and rounding does not come near
         closest = std::max(closest, share);
+        still += problem.has_still_page();
     }
+    EXPECT_GT(still, 0);
     RecordProperty("worst_share_of_bound", std::to_string(closest));
 }
 INSTANTIATE_TEST_SUITE_P(Presets, CudaEmulated, testing::ValuesIn(test::cuda_presets));

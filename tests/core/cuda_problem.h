@@ -11,6 +11,7 @@
 
 #include "base/half.h"
 #include "cache/store.h"
+#include "codec/value_page.h"
 #include "core/attention_reference.h"
 #include "core/random.h"
 #include "vidkv/cuda.h"
@@ -24,18 +25,19 @@ struct CudaCase {
     int tokens = 1, sequences = 1, sink_tokens = 4;
     const char * mask = "none"; // holes, window, biased
     bool causal = false, sinks = false;
+    bool still = false; // values that hardly move: their pages have a mean
     float softcap = 0;
 
     std::string trace() const {
         return std::string(preset) + " head_dim " + std::to_string(head_dim) + " kv_heads " + std::to_string(kv_heads) +
                " ratio " + std::to_string(ratio) + " cells " + std::to_string(cells) + " tokens " + std::to_string(tokens) +
                " sequences " + std::to_string(sequences) + " sink_tokens " + std::to_string(sink_tokens) + " mask " + mask +
-               " causal " + std::to_string(causal) + " sinks " + std::to_string(sinks) + " softcap " +
-               std::to_string(softcap);
+               " causal " + std::to_string(causal) + " still " + std::to_string(still) + " sinks " + std::to_string(sinks) +
+               " softcap " + std::to_string(softcap);
     }
 };
 
-inline constexpr const char * cuda_presets[] = {"t2.2", "t1.65", "t1.15", "t1.0", "kt4vt3", "kt3vt2"};
+inline constexpr const char * cuda_presets[] = {"t2.2", "t1.65", "t1.15", "t1.0", "t3.2", "t4.2"};
 
 // Both head_dims in decode, with up to 16 tokens and in prefill; the other choices take turns, so that each meets each over the table.
 inline std::vector<CudaCase> cuda_cases(const char * preset) {
@@ -58,6 +60,7 @@ inline std::vector<CudaCase> cuda_cases(const char * preset) {
             c.mask = masks[turn / 2 % 4];
             c.causal = turn % 3 == 1;
             c.sinks = turn % 5 == 2;
+            c.still = turn / 2 % 2 == 1;
             c.softcap = turn % 7 == 3 ? 20.0f : 0.0f;
             cases.push_back(c);
             turn += 1;
@@ -87,6 +90,14 @@ class CudaProblem {
         while ((pages + 1) * page_tokens <= case_.cells && keys.view(sequence, pages, 0).state == PageState::sealed)
             ++pages;
         return pages;
+    }
+
+    bool has_still_page() const {
+        const int last = values.value_layout().head_dim > 0 && sealed_pages(0) > 0 ? case_.kv_heads : 0;
+        for (int head = 0; head < last; ++head) {
+            if (value_page(values.value_layout(), values.view(0, 0, head).page, head).is_still()) return true;
+        }
+        return false;
     }
 
     // Everything on the device but out and workspace; the arguments stay valid as long as this does.
@@ -166,6 +177,7 @@ class CudaProblem {
                 rng.normals(static_cast<size_t>(case_.cells) * channels, store == &keys ? 0.7f : 1.0f);
             for (size_t i = 0; i < rows.size(); ++i) {
                 if (i % channels % 11 == 3) rows[i] = 3 + 2 * rows[i];
+                if (case_.still && store == &values) rows[i] = 0.2f * rows[i] + std::sin(static_cast<float>(i % channels));
             }
             std::vector<int64_t> index(static_cast<size_t>(case_.cells));
             std::iota(index.begin(), index.end(), 0);

@@ -73,7 +73,7 @@ TEST_P(CudaAttention, MatchesDoubleReference) {
         ASSERT_EQ(attend(args, memory), VIDKV_OK) << vidkv_cuda_last_error();
         ASSERT_EQ(cudaMemcpy(got.data(), args.out, got.size() * 4, cudaMemcpyDeviceToHost), cudaSuccess);
         const double share = problem.worst_share(got);
-        EXPECT_LE(share, 1.0);
+        EXPECT_LE(share, 0.1); // the bound adds up worst cases: a wrong scale shows here, and rounding does not come near
         closest = std::max(closest, share);
         for (int i = 0; i < 3; ++i) { // the same workspace, the same bits
             ASSERT_EQ(vidkv_cuda_attention(&args, nullptr), VIDKV_OK);

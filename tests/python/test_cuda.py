@@ -14,7 +14,7 @@ from vidkv.transformers.torch_storage import TorchStorage
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: torch.cuda.is_available() is false")
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
-WITH_KERNELS = ["t2.2", "t1.65", "t1.15", "t1.0", "kt4vt3"]
+WITH_KERNELS = ["t2.2", "t1.65", "t1.15", "t1.0", "t4.2"]
 
 
 def filled(kind, preset, head_dim, device, rows=1):
