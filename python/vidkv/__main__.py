@@ -5,6 +5,7 @@ import sys
 
 COMMANDS = {"demo": "asks a video model about a video, its keys and values packed",
             "bench": "measures the caches of transformers and VidKV's on one prompt",
+            "cuda_bench": "attention on a GPU, against scaled_dot_product_attention",
             "benchmark": "runs the paper's benchmarks through lmms-eval with any cache"}
 
 
