@@ -50,8 +50,9 @@ VIDKV_API const char * vidkv_last_error(void);
 /* The version of the library, "MAJOR.MINOR.PATCH". */
 VIDKV_API const char * vidkv_version(void);
 
-/* The instruction set in use: "scalar", "avx2", "avx512" or "neon". VIDKV_FORCE_ISA in the environment chooses one of those this
- * machine has (any other name is ignored, and vidkv_isa_error() then says so; otherwise it is ""). All give the same bits. */
+/* The instruction set in use: "scalar", "avx2", "vnni256", "avxvnni", "avx512vnni", "avx512" or "neon" (docs/performance.md says
+ * which processors have it). VIDKV_FORCE_ISA in the environment chooses one of those this machine has (any other name is ignored,
+ * and vidkv_isa_error() then says so; otherwise it is ""). All give the same bits. */
 VIDKV_API const char * vidkv_isa(void);
 VIDKV_API const char * vidkv_isa_error(void);
 
@@ -136,7 +137,8 @@ VIDKV_API void vidkv_store_free(vidkv_store * store);
 VIDKV_API vidkv_status vidkv_store_set_head_dim(vidkv_store * store, int32_t head_dim);
 
 /* Writes n rows of `channels` elements; row i goes to cell cells[i] of the sequence. stride: elements from row to row.
- * Pages that are sealed are reopened. Nothing is sealed by writing: see vidkv_store_seal. */
+ * Pages that are sealed are reopened, but for sink tokens, which lie in f16 beside them. Nothing is sealed by writing: see
+ * vidkv_store_seal. */
 VIDKV_API vidkv_status vidkv_store_write_f32(vidkv_store * store, int32_t sequence, const int64_t * cells, int64_t n,
                                              const float * rows, int64_t stride);
 VIDKV_API vidkv_status vidkv_store_write_f16(vidkv_store * store, int32_t sequence, const int64_t * cells, int64_t n,
@@ -235,6 +237,27 @@ VIDKV_API vidkv_status vidkv_store_export_page(const vidkv_store * store, int32_
 VIDKV_API vidkv_status vidkv_store_import_page(vidkv_store * store, int32_t sequence, int64_t page, const uint8_t * data,
                                                uint64_t bytes);
 
+/* A rotation of keys by their position (RoPE). Pair i of each head is its channels a = first + i * step and b = a + apart; a shift
+ * by n positions makes of them gain * (a cos(n angle) - b sin(n angle)) and gain * (a sin(n angle) + b cos(n angle)). */
+typedef struct vidkv_rotation {
+    int32_t first, step, apart, pairs; /* NEOX: step 1, apart = pairs; neighbours: step 2, apart 1 */
+    const double * angles;             /* [pairs], in radians */
+    float gain;                        /* 1, as a rule */
+} vidkv_rotation;
+
+/* Shifts keys to other positions: that of cells[i] by shifts[i]. The codes of sealed pages stay as they are; attention turns the query
+ * back instead, and reading turns the key. Keys that lie in f16 (open pages, sink tokens) are left to the caller, who reads, rotates
+ * and writes them; so are those of a page with more than four shifts of its cells, or another rotation before.
+ * left: room for n, gets which i were left, in rising order; *n_left: how many. A cell is named once. */
+VIDKV_API vidkv_status vidkv_store_shift_sized(vidkv_store * keys, int32_t sequence, const int64_t * cells,
+                                               const int32_t * shifts, int64_t n, const vidkv_rotation * rotation,
+                                               size_t rotation_size, int64_t * left, int64_t * n_left);
+static inline vidkv_status vidkv_store_shift(vidkv_store * keys, int32_t sequence, const int64_t * cells,
+                                             const int32_t * shifts, int64_t n, const vidkv_rotation * rotation,
+                                             int64_t * left, int64_t * n_left) {
+    return vidkv_store_shift_sized(keys, sequence, cells, shifts, n, rotation, sizeof(*rotation), left, n_left);
+}
+
 VIDKV_API void vidkv_store_clear(vidkv_store * store);
 
 /* What a store holds at this moment. bytes counts every allocation: codes, metadata, f16 rows, sinks, channel plans and
@@ -291,6 +314,16 @@ VIDKV_API vidkv_status vidkv_attention_sized(const vidkv_store * keys, const vid
 static inline vidkv_status vidkv_attention(const vidkv_store * keys, const vidkv_store * values,
                                            const vidkv_attention_args * args) {
     return vidkv_attention_sized(keys, values, args, sizeof(*args));
+}
+
+/* n calls at once, on the same two stores: their sequences share one parallel loop, and what copies of a sequence have in common is
+ * unpacked once for all of them. heads, scale, softcap, max_bias, sinks and threads are those of the first call. Results differ from
+ * those of single calls by rounding alone. */
+VIDKV_API vidkv_status vidkv_attention_batch_sized(const vidkv_store * keys, const vidkv_store * values,
+                                                   const vidkv_attention_args * calls, size_t args_size, int64_t n);
+static inline vidkv_status vidkv_attention_batch(const vidkv_store * keys, const vidkv_store * values,
+                                                 const vidkv_attention_args * calls, int64_t n) {
+    return vidkv_attention_batch_sized(keys, values, calls, sizeof(*calls), n);
 }
 
 /* ---- cache: all layers -------------------------------------------------------------------------------------------- */

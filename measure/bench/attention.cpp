@@ -30,6 +30,7 @@ constexpr int64_t PREFILL_TOKENS = 512;
 constexpr int64_t PREFILL_DEPTH = 32768; // deepest past of a prefill unless --tokens asks for it
 constexpr int64_t CHECKED_CELLS = 8192;  // most cells at which outputs are held against double
 constexpr int64_t CHECKED_QUERIES = 16;
+constexpr int SHARING = 8; // sequences of a shared prefix
 constexpr double LARGEST_ERROR = 0.1;
 constexpr int FEWEST_RUNS = 3;
 constexpr double SLOW_SECONDS = 4; // one run is enough from here on
@@ -134,7 +135,7 @@ std::vector<std::vector<double>> AttentionBench::measure(const Point & point, co
 
 std::optional<double> AttentionBench::checked_error(const AttentionContender & contender,
                                                     const AttentionCall & call) const {
-    if (call.cells() > CHECKED_CELLS || call.query_tokens > CHECKED_QUERIES) return std::nullopt;
+    if (call.sequences > 1 || call.cells() > CHECKED_CELLS || call.query_tokens > CHECKED_QUERIES) return std::nullopt;
     const double error = output_error(contender, call);
     if (!(error < LARGEST_ERROR))
         throw Error(contender.name() + " computes a wrong result at " + std::to_string(call.cells()) + " tokens of shape " +
@@ -163,13 +164,14 @@ void AttentionBench::add_row(const Point & point, const AttentionCall & call, co
                              const Json & error) {
     const double time = medians.at(contender.name()), rate = static_cast<double>(contender.bytes()) / time;
     const double stream = static_cast<double>(stream_.bytes()) / median(stream_seconds_[point.threads]);
-    const double macs =
-        2.0 * point.shape.heads * point.shape.head_dim * static_cast<double>(call.cells() * call.query_tokens);
+    const double macs = 2.0 * point.shape.heads * point.shape.head_dim *
+                        static_cast<double>(call.cells() * call.query_tokens * call.sequences);
     const auto ratio = [&](const char * peer) { return medians.contains(peer) ? Json(medians.at(peer) / time) : Json(); };
     rows_.push_back({{"shape", point.shape.name()},
                      {"tokens", point.tokens},
                      {"phase", point.phase},
                      {"query_tokens", point.query_tokens},
+                     {"sequences", call.sequences},
                      {"isa", isa_},
                      {"threads", point.threads},
                      {"name", contender.name()},
@@ -193,7 +195,7 @@ void AttentionBench::add_row(const Point & point, const AttentionCall & call, co
 AttentionBench::Runners AttentionBench::runners(const std::string & phase, const Contenders & all) {
     Runners some;
     for (const auto & contender : all)
-        if (phase != "prefill" || !contender->name().starts_with("llama.cpp-q")) some.push_back(contender.get());
+        if (phase == "decode" || !contender->name().starts_with("llama.cpp-q")) some.push_back(contender.get());
     return some;
 }
 
@@ -204,7 +206,11 @@ void AttentionBench::run_tokens(const AttentionShape & shape, int64_t tokens, Co
         if (prefill && options_.tokens.empty() && tokens > PREFILL_DEPTH) continue;
         const std::vector<int> decode(options_.query_tokens), batch = {static_cast<int>(PREFILL_TOKENS)};
         for (const int query_tokens : prefill ? batch : decode) {
-            const AttentionCall call = make_call(shape, tokens, prefill ? query_tokens : 0, query_tokens);
+            AttentionCall call = make_call(shape, tokens, prefill ? query_tokens : 0, query_tokens);
+            if (phase == "shared") {
+                call.sequences = SHARING;
+                call.common = tokens / 8 * 7;
+            }
             for (const int threads : options_.threads)
                 run_point({shape, phase, tokens, query_tokens, threads}, call, taking_part);
         }
@@ -365,9 +371,12 @@ void add_bench_attention(CLI::App & bench, Command & run) {
                     "cells in the cache, up to 64M (default 1k,8k,32k,128k; prefill up to 32k)")
         ->delimiter(',');
     app->add_option("--kv", options->kv, "presets (default: all that are listed)")->delimiter(',');
-    app->add_option("--phase", options->phases, "decode, prefill (512 tokens on a packed past), or both (default)")
+    app->add_option(
+           "--phase", options->phases,
+           "decode, prefill (512 tokens on a packed past), both (default), or shared (a token of each of 8 sequences, which have the "
+           "first 7/8 of their cells in common)")
         ->delimiter(',')
-        ->check(CLI::IsMember({"decode", "prefill"}));
+        ->check(CLI::IsMember({"decode", "prefill", "shared"}));
     app->add_option("--query-tokens", options->query_tokens, "tokens decoded at once (default 1)")
         ->delimiter(',')
         ->check(CLI::Range(1, 512));

@@ -48,6 +48,8 @@ struct AttentionCall {
     int64_t past = 0;  // tokens before the batch, packed but for the residual window
     int64_t fresh = 0; // tokens of the batch that lie in the cache after them, in f16
     int64_t query_tokens = 0;
+    int sequences = 1;          // so many at once, each with the same queries
+    int64_t common = 0;         // cells that they have in common: packed caches hold them once, ggml's each for itself
     std::vector<float> q;       // [query_tokens][heads][head_dim]
     std::vector<uint16_t> mask; // f16 [query_tokens][cells], causal, as llama.cpp makes it
     int64_t cells() const { return past + fresh; }

@@ -38,7 +38,7 @@ class GgmlContender : public AttentionContender {
 
     const std::string & name() const override { return name_; }
     uint64_t bytes() const override {
-        return 2 * ggml_row_size(k_->type, shape_.channels()) * static_cast<uint64_t>(cells_);
+        return 2 * ggml_row_size(k_->type, shape_.channels()) * static_cast<uint64_t>(cells_ * sequences_);
     }
     void prepare(const AttentionCall & call, int threads) override;
     void run() override;
@@ -63,6 +63,7 @@ class GgmlContender : public AttentionContender {
     ggml_tensor *k_ = nullptr, *v_ = nullptr, *out_ = nullptr; // k_, v_: [channels, capacity]
     ggml_cgraph * graph_ = nullptr;
     int64_t cells_ = 0;
+    int sequences_ = 1;
 };
 
 GgmlContender::GgmlContender(ggml_type type, Layout layout, const AttentionShape & shape, int64_t capacity,
@@ -123,15 +124,19 @@ void GgmlContender::build(const AttentionCall & call) {
 
 void GgmlContender::prepare(const AttentionCall & call, int threads) {
     cells_ = call.cells();
+    sequences_ = call.sequences;
     build(call);
     const auto set_threads = reinterpret_cast<ggml_backend_set_n_threads_t>(
         ggml_backend_reg_get_proc_address(cpu_registry(), "ggml_backend_set_n_threads"));
     if (set_threads) set_threads(backend_.get(), threads);
 }
 
+// Sequences are caches of their own: the one that there is is read for each of them, and is larger than what processors keep.
 void GgmlContender::run() {
-    if (ggml_backend_graph_compute(backend_.get(), graph_) != GGML_STATUS_SUCCESS)
-        throw Error("ggml's flash attention failed on " + name_);
+    for (int i = 0; i < sequences_; ++i) {
+        if (ggml_backend_graph_compute(backend_.get(), graph_) != GGML_STATUS_SUCCESS)
+            throw Error("ggml's flash attention failed on " + name_);
+    }
 }
 
 std::vector<float> GgmlContender::output() const {

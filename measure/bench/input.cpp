@@ -111,7 +111,7 @@ TokenRows::TokenRows(int channels)
       values_(gaussian(static_cast<size_t>(BLOCK) * static_cast<size_t>(channels), VALUE_SEED)) {}
 
 AttentionCall make_call(const AttentionShape & shape, int64_t past, int64_t fresh, int64_t query_tokens) {
-    AttentionCall call = {shape, past, fresh, query_tokens, {}, {}};
+    AttentionCall call = {shape, past, fresh, query_tokens, 1, 0, {}, {}};
     call.q = gaussian(static_cast<size_t>(query_tokens) * static_cast<size_t>(shape.heads * shape.head_dim), QUERY_SEED);
     call.mask.assign(static_cast<size_t>(query_tokens * call.cells()), 0);
     for (int64_t token = 0; token < query_tokens; ++token) {

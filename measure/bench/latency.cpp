@@ -32,7 +32,7 @@ constexpr int BATCH = 512, WARM_UP = 8;
 struct LatencyOptions {
     std::string model, shape = "28/4/128", depth = "1k", kv = DEFAULT_KV;
     int layers = 28, tokens = 1000, threads = 1;
-    bool json = false;
+    bool shift = false, json = false;
 };
 
 using LoadedModel = std::unique_ptr<llama_model, ModelDeleter>;
@@ -62,6 +62,7 @@ class LatencyRun {
     LatencyRun(llama_model * model, const LatencyOptions & options, int64_t cells);
     void feed(int n); // the next tokens, in one batch
     double token();   // seconds of the next one
+    int64_t shift();  // throws the first half of the cells away: the others move when the next token comes. How many do
 
   private:
     std::unique_ptr<llama_context, ContextDeleter> context_;
@@ -100,6 +101,15 @@ double LatencyRun::token() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+int64_t LatencyRun::shift() {
+    const auto memory = llama_get_memory(context_.get());
+    const auto last = static_cast<int32_t>(used_ - 1), half = last / 2;
+    if (!llama_memory_can_shift(memory)) throw Error("this model's positions cannot be shifted");
+    llama_memory_seq_rm(memory, 0, 4, half);
+    llama_memory_seq_add(memory, 0, half, -1, 4 - half);
+    return last + 1 - half;
+}
+
 // The value that a share of them do not exceed.
 double quantile(std::vector<double> values, double share) {
     std::sort(values.begin(), values.end());
@@ -135,6 +145,11 @@ Json measure(const LatencyOptions & options) {
         sealed = now;
     }
     progress.clear();
+    Json shift;
+    if (options.shift) {
+        shift["cells"] = run.shift();
+        shift["ms"] = 1e3 * run.token();
+    }
     return {{"cpu", cpu_name()},
             {"isa", vidkv_isa()},
             {"model", random ? "random weights of next to no size, " + options.shape + ", " +
@@ -143,6 +158,7 @@ Json measure(const LatencyOptions & options) {
             {"kv", options.kv},
             {"threads", options.threads},
             {"depth", depth},
+            {"shift", shift},
             {"all", milliseconds(all)},
             {"packing", milliseconds(packing)},
             {"others", milliseconds(others)}};
@@ -159,6 +175,9 @@ void print_report(const Json & r) {
         std::printf("%-24s %8d %10.2f %10.2f %10.2f\n", name, r[key]["tokens"].get<int>(), r[key]["p50_ms"].get<double>(),
                     r[key]["p99_ms"].get<double>(), r[key]["max_ms"].get<double>());
     }
+    if (r["shift"].is_null()) return;
+    std::printf("\n%.2f ms for the token after a shift of %lld cells\n", r["shift"]["ms"].get<double>(),
+                r["shift"]["cells"].get<long long>());
 }
 
 void run_latency(const LatencyOptions & options) {
@@ -184,6 +203,8 @@ void add_bench_latency(CLI::App & bench, Command & run) {
     app->add_option("-n,--tokens", options->tokens, "tokens decoded one by one (default 1000)")
         ->check(CLI::Range(1, 1 << 20));
     app->add_option("-t,--threads", options->threads, "threads (default: all cores)")->check(CLI::Range(1, 1024));
+    app->add_flag("--shift", options->shift,
+                  "then throw the first half of the cache away, and time the token after that shift");
     app->add_flag("--json", options->json, "print one JSON document instead of a table");
     app->callback([options, &run] { run = [options] { run_latency(*options); }; });
 }

@@ -154,6 +154,37 @@ template <typename Element> bool KvStore::write_rows(const int64_t * ids, int64_
 template bool KvStore::write_rows<float>(const int64_t *, int64_t, const float *, int64_t);
 template bool KvStore::write_rows<uint16_t>(const int64_t *, int64_t, const uint16_t *, int64_t);
 
+bool KvStore::shift(const std::vector<int64_t> & ids, const std::vector<int32_t> & positions,
+                    const vidkv_rotation & rotation, std::vector<int64_t> & left) {
+    changed();
+    const auto n = static_cast<int64_t>(ids.size());
+    std::vector<int64_t> some(ids.size());
+    left.clear();
+    for (int64_t i = 0; i < n;) {
+        const int64_t stream = ids[i] / shape_.cells;
+        places_.clear();
+        std::vector<int64_t> which;
+        std::vector<int32_t> by;
+        for (; i < n && ids[i] / shape_.cells == stream; ++i) {
+            const int64_t place = place_of(ids[i]);
+            if (place < 0) { // nothing lies there
+                left.push_back(i);
+                continue;
+            }
+            places_.push_back(place);
+            which.push_back(i);
+            by.push_back(positions[i]);
+        }
+        int64_t n_left = 0;
+        const vidkv_status status = vidkv_store_shift(store_, static_cast<int32_t>(stream), places_.data(), by.data(),
+                                                      static_cast<int64_t>(by.size()), &rotation, some.data(), &n_left);
+        if (!by.empty() && status != VIDKV_OK) return false;
+        for (int64_t k = 0; k < n_left; ++k) left.push_back(which[static_cast<size_t>(some[static_cast<size_t>(k)])]);
+    }
+    std::sort(left.begin(), left.end());
+    return true;
+}
+
 bool KvStore::read_places(int stream, int64_t first, int64_t n, uint16_t * out) const {
     constexpr int64_t few = VIDKV_PAGE / 4;
     const int64_t page = first / VIDKV_PAGE;

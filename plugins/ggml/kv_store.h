@@ -54,6 +54,9 @@ class KvStore {
     // False, with vidkv_last_error() set, if an id is out of range or memory runs out.
     template <typename Element> bool write_rows(const int64_t * ids, int64_t n, const Element * rows, int64_t stride);
     bool read_rows(int64_t first_row, int64_t n, uint16_t * out) const;
+    // Moves keys of packed pages; left: which of the ids are to be rotated and written instead.
+    bool shift(const std::vector<int64_t> & ids, const std::vector<int32_t> & positions, const vidkv_rotation & rotation,
+               std::vector<int64_t> & left);
 
     // A range of bytes of the tensor as the host sees it. Rows that are cut by the range keep their other bytes.
     bool write_bytes(size_t offset, size_t size, const void * data);

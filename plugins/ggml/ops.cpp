@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include "kv_allocation.h"
 #include "kv_buffer.h"
 #include "placement.h"
+#include "rope_angles.h"
 
 namespace vidkv_ggml {
 
@@ -252,6 +254,7 @@ ggml_status attention(ggml_tensor * node, int threads) {
     args.softcap = parameters[2];
     args.sinks = sinks ? static_cast<const float *>(sinks->data) : nullptr;
     args.threads = threads;
+    std::vector<vidkv_attention_args> calls; // streams share one parallel loop, and the pages that copies have in common
     for (int64_t stream = 0; stream < q->ne[3]; ++stream) {
         args.q = at<const float>(q, stream);
         args.out = at<float>(node, stream);
@@ -262,8 +265,11 @@ ggml_status attention(ggml_tensor * node, int threads) {
         args.value_sequence = first_stream(v) + static_cast<int32_t>(stream);
         look_at_places(store_of(k)->placement(), args, args.sequence);
         if (!learn(*store_of(k), *store_of(v), args)) return failed(node);
-        if (vidkv_attention(store_of(k)->store(), store_of(v)->store(), &args) != VIDKV_OK) return failed(node);
+        calls.push_back(args);
     }
+    const vidkv_status status =
+        vidkv_attention_batch(store_of(k)->store(), store_of(v)->store(), calls.data(), static_cast<int64_t>(calls.size()));
+    if (status != VIDKV_OK) return failed(node);
     for (const ggml_tensor * kv : {k, v}) {
         if (Placement * placement = store_of(kv)->placement()) placement->attended(*store_of(kv));
     }
@@ -300,26 +306,28 @@ ggml_status rotate(const ggml_tensor * node, std::vector<uint16_t> & rows, const
     return status;
 }
 
-// A context shift: keys are rotated to their new positions. Only the cells that move are rewritten.
-ggml_status rope(ggml_tensor * node, HostCpu & cpu) {
+// A row of the tensor, and the positions that its key moves by.
+struct MovedRow {
+    int64_t id;
+    int32_t positions;
+};
+
+// Rows in f16 are rotated as the host would rotate them, and their pages packed again if they were packed.
+ggml_status rotate_rows(ggml_tensor * node, const std::vector<MovedRow> & moved, HostCpu & cpu) {
     constexpr size_t rows_at_once = 512;
     KvStore & store = *store_of(node);
-    const int64_t first_row = static_cast<int64_t>(node->view_offs / store.row_bytes()), channels = store.channels();
-    const auto * shift = static_cast<const int32_t *>(node->src[1]->data);
-    std::vector<int64_t> moved;
-    for (int64_t i = 0; i < node->ne[2]; ++i) {
-        if (shift[i] != 0) moved.push_back(i);
-    }
+    const int64_t channels = store.channels();
     std::vector<uint16_t> rows;
     std::vector<int32_t> shifts;
+    std::vector<int64_t> ids;
     for (size_t done = 0; done < moved.size(); done += shifts.size()) {
         const size_t n = std::min(rows_at_once, moved.size() - done);
         rows.resize(n * static_cast<size_t>(channels));
         shifts.resize(n);
-        std::vector<int64_t> ids(n);
+        ids.resize(n);
         for (size_t i = 0; i < n; ++i) {
-            ids[i] = first_row + moved[done + i];
-            shifts[i] = shift[moved[done + i]];
+            ids[i] = moved[done + i].id;
+            shifts[i] = moved[done + i].positions;
         }
         // Neighbours are read together: reading one row of a sealed page decodes the whole page.
         for (size_t i = 0, end; i < n; i = end) {
@@ -330,10 +338,41 @@ ggml_status rope(ggml_tensor * node, HostCpu & cpu) {
         if (ggml_status status = rotate(node, rows, shifts, cpu); status != GGML_STATUS_SUCCESS) return status;
         if (!store.write_rows(ids.data(), static_cast<int64_t>(n), rows.data(), channels)) return failed(node);
     }
-    for (int64_t & cell : moved) cell += first_row;
+    ids.clear();
+    for (const MovedRow & row : moved) ids.push_back(row.id);
     const bool ok = !store.placement() ||
-                    store.placement()->end_change(store, moved.data(), static_cast<int64_t>(moved.size()), cpu.threads());
+                    store.placement()->end_change(store, ids.data(), static_cast<int64_t>(ids.size()), cpu.threads());
     return ok ? GGML_STATUS_SUCCESS : failed(node);
+}
+
+// Moves the keys of packed pages by an angle, where the rotation can be said so; what is left in `moved` is to be rotated.
+bool shift_pages(const ggml_tensor * node, std::vector<MovedRow> & moved) {
+    const std::optional<RopeAngles> rope = rope_angles(node);
+    if (!rope) return true;
+    std::vector<int64_t> ids;
+    std::vector<int32_t> positions;
+    for (const MovedRow & row : moved) {
+        ids.push_back(row.id);
+        positions.push_back(row.positions);
+    }
+    const vidkv_rotation rotation = rope->rotation();
+    std::vector<int64_t> left;
+    if (!store_of(node)->shift(ids, positions, rotation, left)) return false;
+    for (size_t i = 0; i < left.size(); ++i) moved[i] = moved[static_cast<size_t>(left[i])];
+    moved.resize(left.size());
+    return true;
+}
+
+// A context shift: keys go to new positions. Codes stay, f16 rows are rotated.
+ggml_status rope(ggml_tensor * node, HostCpu & cpu) {
+    const auto first_row = static_cast<int64_t>(node->view_offs / store_of(node)->row_bytes());
+    const auto * shift = static_cast<const int32_t *>(node->src[1]->data);
+    std::vector<MovedRow> moved;
+    for (int64_t i = 0; i < node->ne[2]; ++i) {
+        if (shift[i] != 0) moved.push_back({first_row + i, shift[i]});
+    }
+    if (!shift_pages(node, moved)) return failed(node);
+    return rotate_rows(node, moved, cpu);
 }
 
 } // namespace

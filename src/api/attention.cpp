@@ -3,6 +3,7 @@
 #include <cmath>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "api/sized.h"
 #include "attention/attention.h"
@@ -109,6 +110,60 @@ vidkv_status vidkv_attention_sized(const vidkv_store * keys, const vidkv_store *
         call.threads = vidkv::worthwhile_threads(call, key_store.head_dim() + value_store.head_dim());
         vidkv::attend(key_store, value_store, call, vidkv::active_kernels());
         return VIDKV_OK;
+    } catch (const std::exception & error) {
+        if (dynamic_cast<const std::bad_alloc *>(&error) == nullptr) return vidkv::fail(VIDKV_E_MEMORY, error.what());
+        return vidkv::fail(VIDKV_E_MEMORY, "attention: not enough memory for the scratch space; use fewer threads");
+    }
+}
+
+namespace vidkv {
+
+namespace {
+
+// What the calls have in common, by the first.
+void make_alike(vidkv_attention_args & call, const vidkv_attention_args & first) {
+    call.heads = first.heads;
+    call.scale = first.scale;
+    call.softcap = first.softcap;
+    call.max_bias = first.max_bias;
+    call.sinks = first.sinks;
+    call.threads = first.threads;
+}
+
+vidkv_status attend_many(const Store & keys, const Store & values, const uint8_t * args, size_t size, int64_t n) {
+    std::vector<vidkv_attention_args> calls(static_cast<size_t>(n));
+    int64_t tokens = 0, cells = 0;
+    for (vidkv_attention_args & call : calls) {
+        const auto * from = reinterpret_cast<const vidkv_attention_args *>(args);
+        args += size;
+        if (vidkv_status status = copy_in(from, size, call)) return status;
+        make_alike(call, calls.front());
+        if (vidkv_status status = check_attention(keys, values, call)) return status;
+        tokens += call.tokens;
+        cells = std::max(cells, call.cells);
+    }
+    vidkv_attention_args all = calls.front();
+    all.tokens = tokens;
+    all.cells = cells;
+    const int threads = worthwhile_threads(all, keys.head_dim() + values.head_dim());
+    for (vidkv_attention_args & call : calls) call.threads = threads;
+    attend(keys, values, calls, active_kernels());
+    return VIDKV_OK;
+}
+
+} // namespace
+
+} // namespace vidkv
+
+vidkv_status vidkv_attention_batch_sized(const vidkv_store * keys, const vidkv_store * values,
+                                         const vidkv_attention_args * calls, size_t args_size, int64_t n) {
+    if (!keys || !values || (!calls && n > 0)) return vidkv::refuse("keys, values and calls must not be null");
+    if (n < 0) return vidkv::refuse("the number of calls is negative");
+    if (n == 0) return VIDKV_OK;
+    try {
+        return vidkv::attend_many(*reinterpret_cast<const vidkv::Store *>(keys),
+                                  *reinterpret_cast<const vidkv::Store *>(values), reinterpret_cast<const uint8_t *>(calls),
+                                  args_size, n);
     } catch (const std::exception & error) {
         if (dynamic_cast<const std::bad_alloc *>(&error) == nullptr) return vidkv::fail(VIDKV_E_MEMORY, error.what());
         return vidkv::fail(VIDKV_E_MEMORY, "attention: not enough memory for the scratch space; use fewer threads");

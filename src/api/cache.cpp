@@ -126,6 +126,23 @@ vidkv_status vidkv_store_observe_batch(vidkv_store * store, int32_t sequence, co
         [&] { return unwrap(store)->observe_queries(sequence, q, tokens, heads, token_stride, head_stride, threads); },
         store, q);
 }
+vidkv_status vidkv_store_shift_sized(vidkv_store * keys, int32_t sequence, const int64_t * cells, const int32_t * shifts,
+                                     int64_t n, const vidkv_rotation * rotation, size_t rotation_size, int64_t * left,
+                                     int64_t * n_left) {
+    return guarded(
+        [&] {
+            vidkv_rotation own;
+            if (vidkv_status status = copy_in(rotation, rotation_size, own)) return status;
+            std::vector<int64_t> rest;
+            const auto rope = vidkv::Rope::make(own);
+            const vidkv_status status = unwrap(keys)->shift(sequence, cells, shifts, n, rope, own.gain, rest);
+            if (status != VIDKV_OK) return status;
+            std::copy(rest.begin(), rest.end(), left);
+            *n_left = static_cast<int64_t>(rest.size());
+            return VIDKV_OK;
+        },
+        keys, cells, shifts, rotation, left, n_left);
+}
 vidkv_status vidkv_store_protect(vidkv_store * values, int32_t sequence, const int64_t * cells, int64_t n) {
     return guarded([&] { return unwrap(values)->protect(sequence, cells, n); }, values, cells);
 }

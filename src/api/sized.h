@@ -19,6 +19,7 @@ VIDKV_FIRST_SIZE(vidkv_store_shape, sequences);
 VIDKV_FIRST_SIZE(vidkv_cache_shape, sequences);
 VIDKV_FIRST_SIZE(vidkv_seal_request, scale);
 VIDKV_FIRST_SIZE(vidkv_attention_args, threads);
+VIDKV_FIRST_SIZE(vidkv_rotation, gain);
 VIDKV_FIRST_SIZE(vidkv_blocks_shape, spare);
 VIDKV_FIRST_SIZE(vidkv_blocks_batch, threads);
 #undef VIDKV_FIRST_SIZE

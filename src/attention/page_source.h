@@ -16,12 +16,21 @@ struct PageShape {
 
 class PageSource {
   public:
+    // Calls, of those that attend at once, whose sequences have a page.
+    struct Readers {
+        int first, last;
+    };
     explicit PageSource(const PageShape & of_all) : shape(of_all) {}
     virtual ~PageSource() = default;
     virtual PageView view(int64_t page, int kv_head) const = 0;
+    // Where it stands in its sequence, and who reads it.
+    virtual int64_t place(int64_t page) const { return page; }
+    virtual Readers readers(int64_t) const { return {0, 0}; }
+    virtual int64_t pages(int64_t cells) const { return (cells + page_tokens - 1) / page_tokens; }
     // Keys: how many channel plans the sealed pages are packed with; 0 where each has its own, which page_plan copies.
     virtual int plan_sets() const = 0;
     virtual const ChannelPlan & plan(int kv_head, int set) const = 0;
+    virtual bool uses(int, int) const { return true; } // whether a call has pages of this set of plans
     virtual void page_plan(int64_t page, int kv_head, ChannelPlan & out) const = 0;
 
     const PageShape shape;

@@ -9,6 +9,7 @@
 #include <memory>
 #include <new>
 
+#include "cache/page_shifts.h"
 #include "codec/channel_plan.h"
 #include "kernels/kernels.h"
 
@@ -25,8 +26,10 @@ template <typename T> AlignedArray<T> uninitialized(size_t n) {
 
 struct ScratchShape {
     int key_dim, value_dim;
-    int rows, tokens;       // of the largest query block
-    bool own_plans = false; // every key page has a channel plan of its own
+    int rows, tokens;                                        // of the largest query block
+    bool own_plans = false;                                  // every key page has a channel plan of its own
+    bool shifts = false;                                     // keys have moved since their page was sealed
+    bool plans_pages() const { return own_plans || shifts; } // queries are brought to single pages
     bool operator==(const ScratchShape &) const = default;
 };
 
@@ -49,6 +52,14 @@ inline size_t value_meta_size(int value_dim) {
         std::max(2 * largest_groups * round_up(value_dim, 16), page_tokens + round_up(value_dim, 16)));
 }
 
+// Which queries lie in `planned`.
+struct PlannedFor {
+    const Shift * shift = nullptr; // null: none that could be used again
+    int64_t block = -1;
+    int plan = 0, first_row = 0, rows = 0;
+    bool operator==(const PlannedFor &) const = default;
+};
+
 struct Scratch {
     explicit Scratch(const ScratchShape & s);
 
@@ -62,8 +73,9 @@ struct Scratch {
     AlignedArray<PackedWeights> weights;          // [row blocks]
     AlignedArray<float> bias;                     // [tokens][page_tokens]: mask, -inf past the end
     AlignedArray<MaskKind> mask;                  // [tokens]: what the token sees of this page
-    AlignedArray<float> planned, bases;           // own plans: [rows][key_dim rounded up to 64] and [rows], of this page
-    ChannelPlan plan;                             // own plans: this page's
+    AlignedArray<float> planned, bases; // own plans or shifts: [rows][key_dim rounded up to 64] and [rows], of this page
+    PlannedFor planned_for;
+    ChannelPlan plan; // own plans: this page's
 };
 
 inline Scratch::Scratch(const ScratchShape & s)
@@ -76,8 +88,8 @@ inline Scratch::Scratch(const ScratchShape & s)
       weights(uninitialized<PackedWeights>(static_cast<size_t>((s.rows + row_block - 1) / row_block))),
       bias(uninitialized<float>(static_cast<size_t>(s.tokens * page_tokens))),
       mask(uninitialized<MaskKind>(static_cast<size_t>(s.tokens))),
-      planned(uninitialized<float>(s.own_plans ? static_cast<size_t>(s.rows * round_up(s.key_dim, 64)) : 0)),
-      bases(uninitialized<float>(s.own_plans ? static_cast<size_t>(s.rows) : 0)) {
+      planned(uninitialized<float>(s.plans_pages() ? static_cast<size_t>(s.rows * round_up(s.key_dim, 64)) : 0)),
+      bases(uninitialized<float>(s.plans_pages() ? static_cast<size_t>(s.rows) : 0)) {
     if (s.own_plans) {
         plan.order.reserve(static_cast<size_t>(s.key_dim));
         plan.mean.reserve(static_cast<size_t>(s.key_dim));
@@ -99,9 +111,12 @@ class ScratchPool {
     }
 
     bool serves(size_t count, const ScratchShape & shape) const { return count <= count_ && shape == shape_; }
-    // The next store is another one: forget the codes of the last one.
+    // The next store is another one: forget what is known of the last one.
     void forget() {
-        for (size_t i = 0; i < count_; ++i) slots_[i].scratch->codes.known = false;
+        for (size_t i = 0; i < count_; ++i) {
+            slots_[i].scratch->codes.known = false;
+            slots_[i].scratch->planned_for = {};
+        }
     }
 
     // Held by one thread until it goes out of scope. At most `count` may be held at once.

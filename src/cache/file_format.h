@@ -19,6 +19,7 @@ struct FileParams {
 };
 
 constexpr uint32_t needs_page_means = 1; // trellis values: pages may be still (page_mean.h)
+constexpr uint32_t needs_shifts = 2;     // keys that moved after they were packed
 
 struct FileHeader {
     char magic[8];
@@ -49,7 +50,8 @@ struct FileEntry {
 };
 static_assert(sizeof(FileEntry) == 96);
 
-// A store's state: this, then its pages' entries, its plans and its statistics.
+// A store's state: this, then its pages' entries, its plans, its statistics and how keys have moved: a count (u64), and of each page
+// its place among the entries (u64) and PageShifts::save.
 struct FileStore {
     int32_t channels, head_dim;
     uint32_t flags;
@@ -60,7 +62,8 @@ struct FileStore {
     uint8_t zeros[28];
 };
 static_assert(sizeof(FileStore) == 64);
-constexpr uint32_t store_keeps_open = 1, store_has_marks = 2, store_has_statistics = 4, store_known_flags = 7;
+constexpr uint32_t store_keeps_open = 1, store_has_marks = 2, store_has_statistics = 4, store_has_shifts = 8,
+                   store_known_flags = 15;
 
 struct FilePage {
     int64_t number; // in the sequence, rising

@@ -169,6 +169,7 @@ vidkv_status FileWriter::add_store(int layer, int as, const Store & store, int s
     if (vidkv_status status = store.check_same_params(params_)) return status;
     StorePart part;
     if (vidkv_status status = store.part_of(sequence, pages, part)) return status;
+    if (part.has_shifts) needs_ |= needs_shifts;
     entries_.reserve(entries_.size() + 1);
     if (vidkv_status status = begin(entry.data)) return status;
     if (vidkv_status status = add(entry.data, part.state.data(), part.state.size())) return status;
@@ -187,7 +188,7 @@ vidkv_status FileWriter::put_header() {
     FileHeader header{};
     std::memcpy(header.magic, file_magic, sizeof file_magic);
     const bool has_means = !is_f16(params_, VIDKV_VALUES) && params_.value_codec == VIDKV_CODEC_TRELLIS;
-    header.needs = has_means ? needs_page_means : 0;
+    header.needs = needs_ | (has_means ? needs_page_means : 0);
     header.params = {params_.key_bits,   params_.value_bits,      params_.key_codec,   params_.value_codec,
                      params_.group_size, params_.residual_length, params_.sink_tokens, params_.protect};
     header.table_at = aligned(written_);

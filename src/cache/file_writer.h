@@ -54,6 +54,7 @@ class FileWriter {
     bool failed_ = false;
     std::vector<uint8_t> buffer_;
     uint64_t written_ = 0; // with what is in the buffer
+    uint32_t needs_ = 0;   // of a reader
     Checksum checksum_;    // of the range at hand
     std::vector<FileEntry> entries_;
 };

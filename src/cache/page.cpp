@@ -23,6 +23,13 @@ Ref<PageBytes> PageBytes::make(size_t bytes, size_t sink_bytes) {
     return Ref<PageBytes>(new (data + object_at(whole)) PageBytes(data, bytes, sink_bytes, nullptr));
 }
 
+Ref<PageBytes> PageBytes::copy_of(const PageBytes & page) {
+    Ref<PageBytes> copy = make(page.bytes_, page.sink_bytes_);
+    std::memcpy(copy->data_, page.data_, page.bytes_);
+    if (page.sink_bytes_) std::memcpy(copy->sink_rows(), page.sink_rows(), page.sink_bytes_);
+    return copy;
+}
+
 Ref<PageBytes> PageBytes::mapped(const uint8_t * data, size_t bytes, size_t sink_bytes, std::shared_ptr<const void> file) {
     void * place = ::operator new[](sizeof(PageBytes), cache_line);
     return Ref<PageBytes>(new (place) PageBytes(const_cast<uint8_t *>(data), bytes, sink_bytes, std::move(file)));

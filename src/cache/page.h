@@ -8,14 +8,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "base/counted.h"
+#include "cache/page_shifts.h"
 
 namespace vidkv {
-
-// One bit per cell of a page.
-using PageBits = std::array<uint64_t, 2>;
 
 // The last cell that was written, and one more.
 inline int end_of(const PageBits & written) {
@@ -35,6 +34,7 @@ enum class PageState : uint8_t { empty, open, sealed };
 class PageBytes : public Counted {
   public:
     static Ref<PageBytes> make(size_t bytes, size_t sink_bytes = 0); // zeros
+    static Ref<PageBytes> copy_of(const PageBytes & page);           // that can be written to
     // In a file that stays mapped for as long as `file` is held.
     static Ref<PageBytes> mapped(const uint8_t * data, size_t bytes, size_t sink_bytes, std::shared_ptr<const void> file);
     static void destroy(PageBytes * page);
@@ -45,6 +45,7 @@ class PageBytes : public Counted {
     const uint16_t * sink_rows() const {
         return reinterpret_cast<const uint16_t *>(sink_bytes_ ? data_ + sinks_at(bytes_) : nullptr);
     }
+    uint16_t * sink_rows() { return const_cast<uint16_t *>(std::as_const(*this).sink_rows()); } // not of a mapped page
     bool is_mapped() const { return file_ != nullptr; }
     size_t held() const { return bytes_ + sink_bytes_; }
 
@@ -70,7 +71,8 @@ class PageBytes : public Counted {
 };
 
 struct Page {
-    Ref<PageBytes> bytes; // null: empty
+    Ref<PageBytes> bytes;         // null: empty
+    Ref<const PageShifts> shifts; // null: none of its cells moved since the page was sealed
     PageBits written{};
     PageBits marked{};      // to protect
     int64_t last_write = 0; // the sequence's write count after this page's newest write
@@ -153,6 +155,9 @@ uint64_t PageTable::bytes_held(size_t n, Earlier earlier, uint64_t & mapped, uin
             held += bytes->held() + sizeof(PageBytes);
             if (bytes->is_mapped()) mapped += bytes->held();
             if (chunks_[c]->pages[i].state == PageState::sealed) sealed += bytes->size();
+            const Ref<const PageShifts> & shifts = chunks_[c]->pages[i].shifts;
+            const bool is_new = shifts && (i == 0 || chunks_[c]->pages[i - 1].shifts != shifts); // neighbours share them
+            if (is_new) held += shifts->held();
         }
     }
     return held;

@@ -105,6 +105,7 @@ PageView Store::view(int sequence, int64_t page, int kv_head) const {
     if (p.state == PageState::sealed) {
         view.page = p.bytes->data();
         view.plan = p.plan;
+        view.shifts = p.shifts.get();
         view.sink_count = sinks_in(seq, page);
         if (view.sink_count) view.sink_rows = p.bytes->sink_rows() + offset;
     }
@@ -143,8 +144,20 @@ uint16_t * Store::open_page(Sequence & sequence, int64_t index, int rows) {
     if (page.released) --sequence.sealed_pages;
     page.released = false;
     page.bytes = std::move(bytes);
+    page.shifts.reset();
     page.state = PageState::open;
     return rows_of(page);
+}
+
+bool Store::is_sink(const Sequence & sequence, int64_t index, int token) const {
+    return sequence.pages[index].state == PageState::sealed && token < sinks_in(sequence, index);
+}
+
+// The f16 row of a sink token of a sealed page, shared with no copy: the codes beside it stay.
+uint16_t * Store::sink_row(Sequence & sequence, int64_t index, int token) {
+    Page & page = sequence.pages.edit(index);
+    if (page.bytes->is_mapped() || !page.bytes.is_alone()) page.bytes = PageBytes::copy_of(*page.bytes);
+    return page.bytes->sink_rows() + static_cast<size_t>(token) * static_cast<size_t>(shape_.channels);
 }
 
 // Fills rows [128][channels] from a sealed page; cells never written become zero.
@@ -153,7 +166,7 @@ void Store::decode_page(const Sequence & sequence, int64_t index, uint16_t * row
     const int head_dim = shape_.head_dim;
     const size_t channels = static_cast<size_t>(shape_.channels);
     const bool keys = shape_.side == VIDKV_KEYS;
-    std::vector<float> x(static_cast<size_t>(page_tokens) * head_dim);
+    std::vector<float> x(static_cast<size_t>(page_tokens) * head_dim), vector(static_cast<size_t>(head_dim));
     for (int head = 0; head < kv_heads(); ++head) {
         if (keys)
             decode_keys(key_layout_, (*sequence.plans[page.plan])[head], key_page(key_layout_, page.bytes->data(), head),
@@ -163,8 +176,10 @@ void Store::decode_page(const Sequence & sequence, int64_t index, uint16_t * row
         for (int t = 0; t < page_tokens; ++t) {
             if (!test(page.written, t)) continue;
             uint16_t * row = rows + t * channels + static_cast<size_t>(head) * head_dim;
-            for (int c = 0; c < head_dim; ++c)
-                row[c] = float_to_half(sanitize(x[keys ? c * page_tokens + t : t * head_dim + c]));
+            for (int c = 0; c < head_dim; ++c) vector[c] = x[keys ? c * page_tokens + t : t * head_dim + c];
+            if (const Shift * shift = page.shifts ? page.shifts->of(t) : nullptr)
+                shift->turn(*page.shifts->rope, vector.data());
+            for (int c = 0; c < head_dim; ++c) row[c] = float_to_half(sanitize(vector[c]));
         }
     }
     for (int t = 0; t < sinks_in(sequence, index); ++t) {
@@ -180,8 +195,12 @@ vidkv_status Store::make_room(int sequence, const int64_t * cells, int64_t n) {
         const int64_t index = cells[i] / page_tokens;
         if (vidkv_status status = check_mapped(sequence, index, index + 1)) return status;
     }
-    for (int64_t i = n; i-- > 0;) // the last cell of a page first: it grows once
-        open_page(sequences_[sequence], cells[i] / page_tokens, static_cast<int>(cells[i] % page_tokens) + 1);
+    Sequence & seq = sequences_[sequence];
+    for (int64_t i = n; i-- > 0;) { // the last cell of a page first: it grows once
+        const int64_t index = cells[i] / page_tokens;
+        const int token = static_cast<int>(cells[i] % page_tokens);
+        is_sink(seq, index, token) ? sink_row(seq, index, token) : open_page(seq, index, token + 1);
+    }
     return VIDKV_OK;
 }
 
@@ -193,7 +212,8 @@ vidkv_status Store::write(int sequence, const int64_t * cells, int64_t n, const 
     for (int64_t i = 0; i < n; ++i) {
         const int64_t index = cells[i] / page_tokens;
         const int token = static_cast<int>(cells[i] % page_tokens);
-        uint16_t * row = open_page(seq, index, token + 1) + token * channels;
+        uint16_t * row =
+            is_sink(seq, index, token) ? sink_row(seq, index, token) : open_page(seq, index, token + 1) + token * channels;
         const Element * from = rows + i * stride;
         for (size_t c = 0; c < channels; ++c) row[c] = to_half(from[c]);
         Page & page = seq.pages.edit(index);

@@ -34,10 +34,11 @@ void seal_pages(std::vector<SealOrder> & orders, int threads);
 // What attention needs to know of one page and one KV head.
 struct PageView {
     PageState state = PageState::empty;
-    const uint16_t * rows = nullptr; // open: f16, token t of this head at rows + t * channels
-    int held = 0;                    // open: rows there are; the tokens behind them are zeros
-    const uint8_t * page = nullptr;  // sealed: for key_page or value_page
-    int plan = 0;                    // sealed keys: which of the sequence's plans they are in
+    const uint16_t * rows = nullptr;     // open: f16, token t of this head at rows + t * channels
+    int held = 0;                        // open: rows there are; the tokens behind them are zeros
+    const uint8_t * page = nullptr;      // sealed: for key_page or value_page
+    int plan = 0;                        // sealed keys: which of the sequence's plans they are in
+    const PageShifts * shifts = nullptr; // sealed keys: how cells have moved since; null: not
     // sealed, and the page begins with sink cells: their f16 rows (same stride), which replace the codes of tokens
     // 0 .. sink_count - 1
     const uint16_t * sink_rows = nullptr;
@@ -62,6 +63,7 @@ class Store {
     PageView view(int sequence, int64_t page, int kv_head) const;
     // Keys: valid once the sequence has a sealed page. A sequence has more than one set of plans if pages were loaded into it.
     const ChannelPlan & plan(int sequence, int kv_head, int set = 0) const;
+    bool shares_page(int a, int b, int64_t page) const; // the same bytes, not just like ones
     int plan_sets(int sequence) const { return static_cast<int>(sequences_[sequence].plans.size()); }
 
     vidkv_status set_head_dim(int head_dim);
@@ -91,6 +93,9 @@ class Store {
     // A packed page as bytes, and the page that has these rows taken from them (vidkv_store_export_page).
     vidkv_status export_page(int sequence, int64_t index, std::vector<uint8_t> & out, int & sinks) const;
     vidkv_status import_page(int sequence, int64_t index, const uint8_t * data, size_t size);
+    // Moves keys in sealed pages; `left`: which of them lie elsewhere, or cannot be moved so.
+    vidkv_status shift(int sequence, const int64_t * cells, const int32_t * positions, int64_t n,
+                       const Ref<const Rope> & rope, float gain, std::vector<int64_t> & left);
     void clear();
     vidkv_store_stats stats() const;
 
@@ -142,6 +147,8 @@ class Store {
     PageBits used_cells(const Sequence & sequence, int64_t index) const; // written and no sink tokens
     void recount(Sequence & sequence) const;                             // derives `open` and `sealed_pages` from the pages
     uint16_t * open_page(Sequence & sequence, int64_t index, int rows);
+    bool is_sink(const Sequence & sequence, int64_t index, int token) const; // of a sealed page
+    uint16_t * sink_row(Sequence & sequence, int64_t index, int token);
     void cut_page(Sequence & sequence, int64_t index, int kept);
     uint64_t shared_bytes(size_t sequence) const;
     void decode_page(const Sequence & sequence, int64_t index, uint16_t * rows) const;

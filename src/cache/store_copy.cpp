@@ -15,6 +15,14 @@ vidkv_status Store::copy_sequence(int from, int to) {
     return VIDKV_OK;
 }
 
+bool Store::shares_page(int a, int b, int64_t page) const {
+    const Sequence &x = sequences_[a], &y = sequences_[b];
+    const Page &p = x.pages[page], &q = y.pages[page];
+    if (!p.bytes || p.bytes != q.bytes || p.state != q.state || p.shifts != q.shifts) return false;
+    if (sinks_in(x, page) != sinks_in(y, page)) return false;
+    return p.state != PageState::sealed || shape_.side == VIDKV_VALUES || x.plans[p.plan] == y.plans[q.plan];
+}
+
 vidkv_status Store::resize(int64_t cells, int sequences) {
     vidkv_store_shape wanted = shape_;
     wanted.cells = cells;

@@ -1,6 +1,7 @@
 // A part of a file -> a sequence of a store, pages where they lie. docs/format.md, "The file", says what a reader refuses.
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <string>
 #include <utility>
 
@@ -64,9 +65,11 @@ class Store::PartReader {
 
     vidkv_status read() {
         if (vidkv_status status = read_header()) return status;
-        if (!read_plans() || !read_statistics() || !in_.ok() || in_.left() != 0) return altered();
+        if (!read_plans() || !read_statistics() || !read_shifts() || !in_.ok() || in_.left() != 0) return altered();
         for (uint64_t i = 0; i < header_.pages; ++i) {
-            if (vidkv_status status = read_page(entries_.number<FilePage>())) return status;
+            const auto found = shifts_.find(i);
+            const auto shifts = found == shifts_.end() ? Ref<const PageShifts>() : found->second;
+            if (vidkv_status status = read_page(entries_.number<FilePage>(), shifts)) return status;
         }
         set_begins();
         sequence_.writes = std::max(sequence_.writes, header_.writes);
@@ -150,9 +153,27 @@ class Store::PartReader {
         return true;
     }
 
-    vidkv_status read_page(const FilePage & entry) {
+    // Of which entries the cells have moved, and how.
+    bool read_shifts() {
+        if (!(header_.flags & store_has_shifts)) return true;
+        const auto count = in_.number<uint64_t>();
+        if (!keys() || count < 1 || count > header_.pages) return false;
+        for (uint64_t i = 0; i < count; ++i) {
+            const auto entry = in_.number<uint64_t>();
+            Ref<const PageShifts> shifts = PageShifts::load(in_, shape().head_dim);
+            const bool rises = shifts_.empty() || entry > shifts_.rbegin()->first;
+            if (!shifts || entry >= header_.pages || !rises) return false;
+            if (!shifts_.empty() && shifts->is_same(*shifts_.rbegin()->second)) shifts = shifts_.rbegin()->second;
+            shifts_.emplace(entry, std::move(shifts));
+        }
+        return true;
+    }
+
+    vidkv_status read_page(const FilePage & entry, const Ref<const PageShifts> & shifts) {
         Page page;
         if (entry.number <= last_ || !is_sensible(entry) || !take_bytes(entry, page)) return altered();
+        if (shifts && entry.state != PageState::sealed) return altered();
+        page.shifts = shifts;
         last_ = entry.number;
         int64_t place = 0;
         if (vidkv_status status = find_place(entry, place)) return status;
@@ -231,7 +252,8 @@ class Store::PartReader {
     bool keeps_plan_; // pages that are there are packed with the sequence's own
     ByteReader in_, entries_;
     FileStore header_{};
-    std::vector<int> sets_; // in the sequence, by their number in the file
+    std::vector<int> sets_;                            // in the sequence, by their number in the file
+    std::map<uint64_t, Ref<const PageShifts>> shifts_; // by the number of the entry
     int64_t last_ = -1;
     std::vector<std::pair<int64_t, bool>> begins_; // of the loaded pages
 };

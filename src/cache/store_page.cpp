@@ -49,6 +49,7 @@ vidkv_status Store::export_page(int sequence, int64_t index, std::vector<uint8_t
         append_bytes(out, plan.mean.data(), plan.mean.size() * sizeof(uint16_t));
     }
     append_bytes(out, page.bytes->data(), page.bytes->size());
+    if (page.shifts) page.shifts->save(out);
     return VIDKV_OK;
 }
 
@@ -92,8 +93,12 @@ vidkv_status Store::import_page(int sequence, int64_t index, const uint8_t * dat
     Plans plans;
     if (side() == VIDKV_KEYS && !read_plans(in, plans)) return fail(VIDKV_E_FORMAT, "the page is altered");
     const size_t sinks = sinks_in(seq, index) > 0 ? sink_bytes() : 0;
-    Ref<PageBytes> bytes = PageBytes::make(in.left(), sinks);
+    const bool has_shifts = side() == VIDKV_KEYS && in.left() > key_layout_.page_bytes;
+    Ref<PageBytes> bytes = PageBytes::make(has_shifts ? key_layout_.page_bytes : in.left(), sinks);
     in.bytes(bytes->data(), bytes->size());
+    Ref<const PageShifts> shifts;
+    if (has_shifts) shifts = PageShifts::load(in, head_dim());
+    if (has_shifts && (!shifts || in.left() > 0)) return fail(VIDKV_E_FORMAT, "the page is altered");
     const bool sound = side() == VIDKV_KEYS ? is_sound(key_layout_, bytes->data(), bytes->size())
                                             : is_sound(value_layout_, bytes->data(), bytes->size());
     if (!sound) return fail(VIDKV_E_FORMAT, "the page is altered");
@@ -104,6 +109,7 @@ vidkv_status Store::import_page(int sequence, int64_t index, const uint8_t * dat
     if (sinks > 0) std::memcpy(bytes->data() + PageBytes::sinks_at(bytes->size()), page.bytes->data(), sinks);
     page.bytes = std::move(bytes);
     page.plan = static_cast<uint16_t>(plan);
+    page.shifts = std::move(shifts);
     page.state = PageState::sealed;
     ++seq.sealed_pages;
     std::erase(seq.open, index);

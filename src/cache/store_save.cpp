@@ -1,4 +1,5 @@
 // A sequence of a store -> a part of a file. docs/format.md, "The file".
+#include <algorithm>
 #include <string>
 
 #include "base/error.h"
@@ -39,10 +40,14 @@ class Store::PartWriter {
         for (size_t i = 0; i < pages.size(); ++i)
             entries_.push_back(add_page(pages[i], renumbers ? static_cast<int64_t>(i) : pages[i]));
         header.plan_sets = static_cast<uint32_t>(sets_.size());
+        const auto is_shifted = [&](int64_t page) { return static_cast<bool>(sequence_.pages[page].shifts); };
+        part_.has_shifts = std::any_of(pages.begin(), pages.end(), is_shifted);
+        if (part_.has_shifts) header.flags |= store_has_shifts;
         append_number(part_.state, header);
         append_bytes(part_.state, entries_.data(), entries_.size() * sizeof(FilePage));
         for (const int set : sets_) add_plans(*sequence_.plans[static_cast<size_t>(set)]);
         if (sequence_.queries) sequence_.queries->save(part_.state);
+        if (part_.has_shifts) add_shifts(pages);
     }
 
   private:
@@ -101,6 +106,18 @@ class Store::PartWriter {
         for (const ChannelPlan & plan : plans) {
             append_bytes(part_.state, plan.order.data(), plan.order.size() * sizeof(uint16_t));
             append_bytes(part_.state, plan.mean.data(), plan.mean.size() * sizeof(uint16_t));
+        }
+    }
+
+    void add_shifts(const std::vector<int64_t> & pages) {
+        std::vector<uint64_t> shifted;
+        for (uint64_t i = 0; i < pages.size(); ++i) {
+            if (sequence_.pages[pages[i]].shifts) shifted.push_back(i);
+        }
+        append_number(part_.state, static_cast<uint64_t>(shifted.size()));
+        for (const uint64_t i : shifted) {
+            append_number(part_.state, i);
+            sequence_.pages[pages[i]].shifts->save(part_.state);
         }
     }
 

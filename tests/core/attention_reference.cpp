@@ -56,9 +56,11 @@ struct StoredKey {
     double deviation, magnitude;   // |level - offset|; of the terms that make up the value
 };
 struct KeyRows {
-    std::vector<double> natural;   // [cells][dim] of open pages and sink cells
-    std::vector<StoredKey> stored; // [cells][dim] of the others
-    std::vector<char> sealed;      // [cells] stored counts
+    std::vector<double> natural;      // [cells][dim] of open pages and sink cells
+    std::vector<StoredKey> stored;    // [cells][dim] of the others
+    std::vector<char> sealed;         // [cells] stored counts
+    std::vector<const Shift *> shift; // [cells] of those; null: it has not moved
+    const Rope * rope = nullptr;
 };
 
 void read_key_page(const KeyLayout & layout, const ChannelPlan & plan, const KeyPage & page, int64_t count,
@@ -98,6 +100,7 @@ KeyRows read_keys(const Head & head) {
     rows.natural.assign(static_cast<size_t>(head.cells) * dim, 0.0);
     rows.stored.resize(rows.natural.size());
     rows.sealed.assign(static_cast<size_t>(head.cells), 0);
+    rows.shift.resize(static_cast<size_t>(head.cells));
     const KeyLayout & layout = head.store.key_layout();
     for (int64_t first = 0; first < head.cells; first += page_tokens) {
         const PageView view = head.view(first / page_tokens);
@@ -108,6 +111,8 @@ KeyRows read_keys(const Head & head) {
         read_key_page(layout, head.store.plan(head.sequence, head.kv_head), key_page(layout, view.page, head.kv_head),
                       count, &rows.stored[first * dim]);
         std::fill_n(&rows.sealed[first], count, 1);
+        if (view.shifts) rows.rope = view.shifts->rope.get();
+        for (int64_t t = 0; view.shifts && t < count; ++t) rows.shift[first + t] = view.shifts->of(static_cast<int>(t));
         const int64_t sinks = std::min<int64_t>(view.sink_count, count);
         std::fill_n(&rows.sealed[first], sinks, 0);
         copy_halves(view.sink_rows, head.store.channels(), sinks, dim, natural);
@@ -182,19 +187,36 @@ struct PlannedQuery {
     std::vector<double> q, error;
 };
 
-PlannedQuery plan_exactly(const KeyLayout & layout, const ChannelPlan & plan, const float * q) {
+// A query as keys that have moved meet it: turned back, by exact angles.
+PlannedQuery turned_back(const float * q, int dim, const Shift * shift, const Rope * rope) {
+    PlannedQuery out{std::vector<double>(q, q + dim), std::vector<double>(dim, 0.0)};
+    for (int i = 0; shift && i < rope->pairs(); ++i) {
+        const int a = rope->first + i * rope->step, b = a + rope->apart;
+        const double angle = shift->positions * rope->angles[i], x = q[a], y = q[b];
+        out.q[a] = shift->gain * (x * std::cos(angle) + y * std::sin(angle));
+        out.q[b] = shift->gain * (y * std::cos(angle) - x * std::sin(angle));
+        out.error[a] = out.error[b] = 4 * unit * shift->gain * (std::abs(x) + std::abs(y));
+    }
+    return out;
+}
+
+PlannedQuery plan_exactly(const KeyLayout & layout, const ChannelPlan & plan, const PlannedQuery & query) {
     PlannedQuery out{std::vector<double>(layout.head_dim), std::vector<double>(layout.head_dim, 0.0)};
     const int n = layout.narrow, kept = layout.head_dim - n;
-    for (int j = 0; j < kept; ++j) out.q[j] = q[plan.order[j]];
+    for (int j = 0; j < kept; ++j) {
+        out.q[j] = query.q[plan.order[j]];
+        out.error[j] = query.error[plan.order[j]];
+    }
     const std::vector<double> & basis = dft_basis(std::max(n, 1));
     for (int k = 0; k < n; ++k) {
         double magnitude = 0;
         for (int i = 0; i < n; ++i) {
-            const double term = basis[static_cast<size_t>(k) * n + i] * q[plan.order[kept + i]];
+            const double factor = basis[static_cast<size_t>(k) * n + i], term = factor * query.q[plan.order[kept + i]];
             out.q[kept + k] += term;
+            out.error[kept + k] += std::abs(factor) * query.error[plan.order[kept + i]];
             magnitude += std::abs(term);
         }
-        out.error[kept + k] = gamma(n + 2) * magnitude;
+        out.error[kept + k] += gamma(n + 2) * magnitude;
     }
     return out;
 }
@@ -267,10 +289,15 @@ Dot open_dot(const float * q, const double * key, int dim) {
     return dot;
 }
 
-std::vector<Score> score_row(const Row & row, const KeyRows & rows, const PlannedQuery & planned, int64_t cells, int dim) {
+std::vector<Score> score_row(const Row & row, const KeyRows & rows, const KeyLayout & layout, const ChannelPlan * plan,
+                             int64_t cells, int dim) {
     std::vector<Score> scores(static_cast<size_t>(cells));
+    std::map<const Shift *, PlannedQuery> planned;
     for (int64_t cell = 0; cell < cells; ++cell) {
-        const Dot dot = rows.sealed[cell] ? stored_dot(planned, &rows.stored[cell * dim], dim)
+        const Shift * shift = rows.shift[cell];
+        if (rows.sealed[cell] && !planned.contains(shift))
+            planned[shift] = plan_exactly(layout, *plan, turned_back(row.q(), dim, shift, rows.rope));
+        const Dot dot = rows.sealed[cell] ? stored_dot(planned[shift], &rows.stored[cell * dim], dim)
                                           : open_dot(row.q(), &rows.natural[cell * dim], dim);
         scores[cell] = row.score(dot.value, dot.error, cell);
     }
@@ -351,11 +378,11 @@ Reference reference_attention(const Store & keys, const Store & values, const vi
             const int64_t token = i / ratio;
             const int head = kv_head * ratio + static_cast<int>(i % ratio);
             const Row row(args, token, head);
-            PlannedQuery planned;
-            if (any_sealed) planned = plan_exactly(keys.key_layout(), keys.plan(args.sequence, kv_head), row.q());
+            const ChannelPlan * plan = any_sealed ? &keys.plan(args.sequence, kv_head) : nullptr;
             const size_t at = static_cast<size_t>(token * args.heads + head) * value_dim;
-            weigh(score_row(row, key_rows, planned, args.cells, dim), args.sinks ? args.sinks + head : nullptr, value_rows,
-                  value_dim, summation, &result.out[at], &result.bound[at]);
+            weigh(score_row(row, key_rows, keys.key_layout(), plan, args.cells, dim),
+                  args.sinks ? args.sinks + head : nullptr, value_rows, value_dim, summation, &result.out[at],
+                  &result.bound[at]);
         }
     }
     return result;

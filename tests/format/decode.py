@@ -406,7 +406,45 @@ def aligned(n):
     return -(-n // 64) * 64
 
 
-def read_page(shape, keys, sets, entry, pages):
+def read_shifts(shape, reader, count):
+    """{number of the entry: [(first, step, apart, angles, [(positions, gain, cells)])]}."""
+    shifts, last = {}, -1
+    pages, = reader.numbers("Q")
+    require(1 <= pages <= count, "pages whose keys moved")
+    for _ in range(pages):
+        entry, first, step, apart, pairs = reader.numbers("Qiiii")
+        require(last < entry < count and first >= 0 and 1 <= pairs and first + 2 * pairs <= shape.dim, "a rotation")
+        require((step, apart) in ((2, 1), (1, pairs)), "a rotation")
+        angles = reader.numbers(f"{pairs}d")
+        moves, taken = [], 0
+        ways, = reader.numbers("Q")
+        require(all(abs(x) < 1000 for x in angles) and 1 <= ways <= 4, "a rotation")
+        for _ in range(ways):
+            positions, gain, *cells = reader.numbers("ifQQ")
+            cells = cells[0] | cells[1] << 64
+            require(abs(positions) <= 2**30 and 1e-6 < gain < 1e6 and cells & taken == 0, "keys that moved")
+            taken |= cells
+            moves.append((positions, gain, cells))
+        shifts[entry], last = (first, step, apart, angles, moves), entry
+    return shifts
+
+
+def turn(shape, row, token, shift):
+    """A row of keys at the position that it has moved to."""
+    first, step, apart, angles, moves = shift
+    row = list(row)
+    for positions, gain, cells in moves:
+        if not cells >> token & 1:
+            continue
+        for head in range(0, shape.channels, shape.dim):
+            for i, angle in enumerate(angles):
+                a = head + first + i * step
+                c, s = gain * math.cos(positions * angle), gain * math.sin(positions * angle)
+                row[a], row[a + apart] = row[a] * c - row[a + apart] * s, row[a] * s + row[a + apart] * c
+    return row
+
+
+def read_page(shape, keys, sets, entry, pages, shift=None):
     """Rows of a page; cells never written are zero."""
     _, at, size, plan, state, begins, _, written, _ = entry
     written = int.from_bytes(written, "little")
@@ -421,6 +459,8 @@ def read_page(shape, keys, sets, entry, pages):
         return [list(halves(data, 2 * shape.channels * t, shape.channels)) for t in range(rows)] + [[0.0] * shape.channels] * (PAGE - rows)
     require((shape.key_bits if keys else shape.value_bits) != 16 and (not keys or plan < len(sets)), "a sealed page without plans")
     decoded = sealed_rows(shape, keys, sets[plan] if keys else None, data)
+    if shift:
+        decoded = [turn(shape, row, token, shift) for token, row in enumerate(decoded)]
     sinks = shape.sinks if begins else 0
     start = aligned(at + size)
     require(sinks == 0 or start + 2 * sinks * shape.channels <= len(pages), "a sealed page without sink rows")
@@ -436,7 +476,7 @@ def read_store(params, keys, state, pages):
     reader = Reader(state)
     channels, dim, flags, plan_sets, count, writes, current, zeros = reader.numbers(STORE)
     shape = Shape(params).take(channels, dim)
-    require(flags < 8 and writes >= 0 and not any(zeros), "head of a store")
+    require(flags < 16 and writes >= 0 and not any(zeros), "head of a store")
     require(count <= len(state) // struct.calcsize(PAGE_ENTRY), "cut off")
     entries = [reader.numbers(PAGE_ENTRY) for _ in range(count)]
     require(plan_sets == 0 or (keys and shape.key_bits != 16 and 0 <= current < plan_sets), "number of channel plans")
@@ -446,12 +486,14 @@ def read_store(params, keys, state, pages):
         require(keys and 0 <= sampled <= seen, "query statistics")
         sums = reader.numbers(f"{shape.heads * (dim * (dim + 1) // 2 + dim)}f")
         require(all(abs(x) < math.inf for x in sums), "query statistics")
-    require(reader.at == len(state), "bytes left over")
+    shifts = read_shifts(shape, reader, count) if flags & 8 else {}
+    require(reader.at == len(state) and (keys or not shifts), "bytes left over")
     out, last = {}, -1
-    for entry in entries:
+    for index, entry in enumerate(entries):
         number, _, _, _, page_state, begins, last_write, _, _ = entry
         require(number > last and page_state <= 2 and begins <= 1 and 0 <= last_write <= writes, "entry of a page")
-        out[number], last = read_page(shape, keys, sets, entry, pages), number
+        require(page_state == 2 or index not in shifts, "keys that moved in a page that is not packed")
+        out[number], last = read_page(shape, keys, sets, entry, pages, shifts.get(index)), number
     return shape, out
 
 
@@ -472,7 +514,7 @@ def read_file(path):
     data = pathlib.Path(path).read_bytes()
     require(len(data) >= struct.calcsize(HEADER), "cut off")
     magic, needs, _, *params, size, table_at, count, table_checksum, _, own = struct.unpack_from(HEADER, data)
-    require(magic == b"VIDKVKV3" and needs < 2, "not a file of this version")
+    require(magic == b"VIDKVKV3" and needs < 4, "not a file of this version")
     require(own == checksum(data[:120]), "checksum of the header")
     require(size == len(data) and 128 <= table_at <= size and size - table_at == 96 * count, "where the table lies")
     require(checksum(data[table_at:]) == table_checksum, "checksum of the table")

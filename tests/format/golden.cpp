@@ -8,6 +8,7 @@
 // The files are the format's promise: if `check` fails, files that people saved can no longer be read. Rewrite them only
 // with a new version.
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
@@ -62,7 +63,8 @@ class Numbers {
 struct Golden {
     const char *name, *preset;
     int head_dim;
-    bool still = false; // values of a picture that hardly moves
+    bool still = false;   // values of a picture that hardly moves
+    bool shifted = false; // keys moved after they were packed, in two ways
 };
 constexpr Golden goldens[] = {{"k2v2", "k2v2", 16},
                               {"k1.5v1.58", "k1.5v1.58", 24},
@@ -76,10 +78,24 @@ constexpr Golden goldens[] = {{"k2v2", "k2v2", 16},
                               {"t1.65-still", "t1.65", 24, true},
                               {"t3.2-still", "t3.2", 16, true},
                               {"t4.2", "t4.2", 16},
-                              {"t1.15-stp0.2-still", "t1.15-stp0.2", 16, true}};
+                              {"t1.15-stp0.2-still", "t1.15-stp0.2", 16, true},
+                              {"t1.65-shifted", "t1.65", 16, false, true}};
 constexpr int kv_heads = 2, heads = 4;
 constexpr int64_t tokens = 256, cells = 300;
 constexpr char manifest[] = R"({"kind": "golden"})";
+
+// Cells 20 .. 127 by -37 positions, 60 .. 79 by 5 more: a part of each head, halves of pairs side by side.
+void shift_keys(vidkv_store * keys) {
+    const double angles[] = {1, .25, .0625, .015625, .00390625};
+    const vidkv_rotation rotation = {2, 1, 5, 5, angles, 1.25f};
+    for (const auto & [first, end, by] : {std::array{20, 128, -37}, {60, 80, 5}}) {
+        for (int64_t cell = first; cell < end; ++cell) {
+            int64_t left = 0, n_left = 0;
+            check(vidkv_store_shift(keys, 0, &cell, &by, 1, &rotation, &left, &n_left));
+            if (n_left > 0) throw Failure{"a cell did not move"};
+        }
+    }
+}
 
 // Two pages: the first sealed, the second open but for a case apart; some channels are large, some constant.
 void write_golden(const Golden & golden, const fs::path & file) {
@@ -101,6 +117,7 @@ void write_golden(const Golden & golden, const fs::path & file) {
     check(vidkv_cache_append(cache.get(), 0, 0, tokens, k.data(), v.data()));
     check(vidkv_cache_observe_queries(cache.get(), 0, 0, q.data(), 64, heads));
     check(vidkv_cache_seal(cache.get(), 1));
+    if (golden.shifted) shift_keys(vidkv_cache_keys(cache.get(), 0));
     vidkv_file_writer * writer = nullptr;
     check(vidkv_file_create(file.string().c_str(), &params, &writer));
     const std::unique_ptr<vidkv_file_writer, decltype(&vidkv_file_abandon)> owner(writer, vidkv_file_abandon);
@@ -128,6 +145,7 @@ void write_bad(const fs::path & good, const fs::path & folder) {
     using vidkv::test::ForgedFile;
     const std::vector<uint8_t> paper = read_bytes(good / "k2v2.vidkv"), trellis = read_bytes(good / "t2.2.vidkv");
     const std::vector<uint8_t> protects = read_bytes(good / "t1.65-stp0.2.vidkv");
+    const std::vector<uint8_t> shifted = read_bytes(good / "t1.65-shifted.vidkv");
     write_bytes(folder / "cut.vidkv", {paper.begin(), paper.begin() + 3000});
     const auto flip = [&](const char * name, const std::vector<uint8_t> & from, auto where, uint8_t bits, bool sign) {
         ForgedFile file(from);
@@ -145,6 +163,9 @@ void write_bad(const fs::path & good, const fs::path & folder) {
     const auto in_state = [](Entry entry, size_t byte) {
         return [=](const ForgedFile & f) { return f.state_at(entry) + byte; };
     };
+    const auto from_state_end = [](Entry entry, size_t byte) {
+        return [=](const ForgedFile & f) { return f.state_at(entry) + f.entry(entry).data.bytes - byte; };
+    };
     const auto in_entry = [](Entry entry, size_t page, size_t byte) {
         return [=](const ForgedFile & f) { return f.page_entry_at(entry, page) + byte; };
     };
@@ -160,7 +181,7 @@ void write_bad(const fs::path & good, const fs::path & folder) {
     flip("version1", paper, at(7), '1' ^ '3', true);
     flip("version2", paper, at(7), '2' ^ '3', true);
     flip("version4", paper, at(7), '4' ^ '3', true); // of a release to come
-    flip("forged_needs", paper, at(8), 2, true);
+    flip("forged_needs", paper, at(8), 4, true);
     flip("forged_preset", paper, at(18), 0x40, true);
     flip(
         "forged_kind", paper, [](const ForgedFile & f) { return f.entry_at(keys) + 32; }, 2, true);
@@ -190,6 +211,8 @@ void write_bad(const fs::path & good, const fs::path & folder) {
     statistics.put(statistics.state_at(keys) + statistics.entry(keys).data.bytes - 4, 0x7fc00000u); // no number
     statistics.sign();
     write_bytes(folder / "forged_statistics.vidkv", statistics.bytes);
+    flip("forged_shift", shifted, from_state_end(keys, 9), 0x10, true); // cell 60 moves in two ways
+    flip("forged_gain", shifted, from_state_end(keys, 17), 0x80, true);
 }
 
 struct FileClose {

@@ -135,6 +135,13 @@ vidkv_store_stats stats() {
     return sum;
 }
 
+std::vector<uint16_t> rows_of(int store, int64_t first, int64_t n, int channels) {
+    std::vector<uint16_t> rows(static_cast<size_t>(n * channels));
+    const vidkv_inspector * inspector = reinterpret_cast<vidkv_inspector_t>(plug_in_function(VIDKV_PROC_INSPECTOR))();
+    if (const char * error = inspector->read(store, 0, first, n, rows.data())) throw std::runtime_error(error);
+    return rows;
+}
+
 const char * configure(const char * preset, const vidkv_params * params) {
     return reinterpret_cast<vidkv_configure_t>(plug_in_function(VIDKV_PROC_CONFIGURE))(preset, params);
 }

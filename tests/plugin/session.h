@@ -60,6 +60,7 @@ void forget_log();
 
 // The plug-in's functions for hosts.
 vidkv_store_stats stats();
+std::vector<uint16_t> rows_of(int store, int64_t first, int64_t n, int channels); // f16, of the first sequence
 const char * configure(const char * preset, const vidkv_params * params = nullptr);
 
 // |a - b| / |b|

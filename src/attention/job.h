@@ -1,0 +1,143 @@
+// One call of attention, or several at once: what its parts in attention.cpp and page.cpp share.
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "attention/page_source.h"
+#include "attention/scratch.h"
+#include "attention/tiles.h"
+#include "base/softmax_math.h"
+#include "codec/rotation.h"
+#include "vidkv/vidkv.h"
+
+namespace vidkv {
+
+constexpr float infinity = std::numeric_limits<float>::infinity();
+constexpr float log2_e = exponential::log2_e; // scores count in units of log 2
+
+// Consecutive query tokens and the heads that read one KV head. Row r: token r / heads_per_kv_head, head r % heads_per_kv_head.
+struct Block {
+    int kv_head;
+    int64_t first_token;
+    int tokens, rows;
+};
+
+struct Rows { // of a block
+    int first = 0, count = 0;
+    int end() const { return first + count; }
+};
+
+// What of a page is to be looked at: rows of tokens that see any of its cells, and how many leading cells these are.
+struct Seen {
+    Rows rows;
+    int cells = 0;
+};
+
+// The rows whose sums a chunk of pages has cleared and may have added to. Different threads write different chunks, so each has a
+// cache line of its own.
+struct alignas(64) SumsUsed {
+    Rows natural, rotated;
+};
+
+// Queries of a block in the domain of sealed keys: [row][query_stride], and what every element adds to each row's score.
+struct PlannedQueries {
+    const float * rows;
+    const float * bases;
+};
+
+class Attention {
+  public:
+    // Query tokens are counted through all calls. What is not said for each sequence is that of the first call.
+    Attention(const PageSource & keys, const PageSource & values, std::span<const vidkv_attention_args> calls,
+              const Kernels & kernels);
+    ~Attention() { workspace_.end(); }
+    void run();
+
+  private:
+    Block block_at(int64_t index) const;
+    void prepare(int64_t slot);
+    struct Token { // of a call
+        const vidkv_attention_args & call;
+        int64_t index;
+        int number; // of the call
+    };
+    Token token_at(int64_t token) const;
+    void plan_queries(const ChannelPlan & plan, const PageView & view, const Shift * shift, int64_t slot, Rows rows,
+                      float * planned, float * bases) const;
+    int threads_for(int64_t rows) const;
+    int64_t share_of_items(int64_t items) const;
+    void accumulate(int64_t slot, int64_t chunk, bool cold);
+    void finish(int64_t slot);
+
+    void open_sums(Rows rows, int64_t slot, int64_t chunk, const PageView & values) const;
+    void attend_page(const Block & block, int64_t slot, int64_t chunk, int64_t page, Scratch & scratch) const;
+    Prefetch fetch_next(int64_t page, int kv_head, int rows) const;
+    void fetch_now(int64_t page, int kv_head) const;
+    Seen load_bias(const Block & block, int64_t page, Scratch & scratch) const;
+    int load_bias(const Token & token, int64_t first_cell, float * bias, MaskKind & kind) const;
+    bool sees_something(Rows rows, const Scratch & scratch) const;
+    PlannedQueries planned_for(const Block & block, int64_t slot, int64_t page, const PageView & view, Rows rows,
+                               Scratch & scratch) const;
+    PlannedQueries turned(const Block & block, int64_t slot, const PageView & view, const Shift & shift, Rows rows,
+                          Scratch & scratch) const;
+    void score(const Block & block, int64_t slot, Rows rows, const PageView & view, const KeyTile * tile,
+               const PlannedQueries & planned, int count, Fetch & soon, Scratch & scratch) const;
+    void score_moved(const Block & block, int64_t slot, Rows rows, const PageView & view, const KeyTile & tile,
+                     Scratch & scratch) const;
+    void weigh(const Block & block, int64_t slot, int64_t chunk, Rows these, const ValueTile * tile, PackedWeights & packed,
+               Scratch & scratch) const;
+    void add_open(int rows, const PageView & view, int count, const ValueSums & sums, Scratch & scratch) const;
+    void merge_row(int64_t slot, int row, int head, float * out) const;
+
+    float * queries(int64_t slot) const { return queries_ + slot * block_rows_ * query_stride_; }
+    // set: of the channel plans that some page of the keys is packed with.
+    float * planned(int64_t slot, int set) const {
+        return planned_ + (slot * plan_sets_ + set) * block_rows_ * query_stride_;
+    }
+    float * bases(int64_t slot, int set) const { return bases_ + (slot * plan_sets_ + set) * block_rows_; }
+    int64_t first_row(int64_t slot, int64_t chunk) const { return (slot * chunks_ + chunk) * block_rows_; }
+    SoftmaxState * states(int64_t slot, int64_t chunk) const { return states_ + (slot * chunks_ + chunk) * state_stride_; }
+    // Null where nothing was summed yet.
+    ValueSums sums(int64_t slot, int64_t chunk, int row) const {
+        const int64_t at = (first_row(slot, chunk) + row) * sum_stride_;
+        const SumsUsed & used = used_[slot * chunks_ + chunk];
+        const auto has = [&](const Rows & rows) { return row >= rows.first && row < rows.end(); };
+        return {has(used.natural) ? natural_ + at : nullptr, has(used.rotated) ? rotated_ + at : nullptr, sum_stride_};
+    }
+
+    const PageSource & keys_;
+    const PageSource & values_;
+    const std::span<const vidkv_attention_args> calls_;
+    const vidkv_attention_args & args_; // of the first
+    std::vector<int64_t> first_tokens_; // [calls + 1]
+    const Kernels & kernels_;
+    const int key_dim_, value_dim_;
+    const int64_t query_stride_, sum_stride_;
+    const int heads_per_kv_head_;
+    const int64_t tokens_; // of all calls
+    const int64_t pages_;  // that hold the cells attended to
+    const int block_tokens_, block_rows_;
+    const int64_t state_stride_; // whole cache lines
+    const int64_t token_blocks_, blocks_, batch_;
+    std::vector<float> slopes_; // [heads]
+    bool has_sealed_keys_ = false;
+    int plan_sets_ = 1;
+    std::shared_ptr<const Rotation> rotation_; // of sealed trellis values, if there are any
+    int64_t chunk_pages_ = 1, chunks_ = 1;
+
+    int64_t first_block_ = 0; // of the batch at hand; slot s holds block first_block_ + s
+    Workspace & workspace_ = Workspace::of_this_thread();
+    float * queries_ = nullptr;                     // [slot][row][query_stride]: scaled
+    float * planned_ = nullptr;                     // [slot][set][row][query_stride]: the same in the domain of sealed keys
+    float * bases_ = nullptr;                       // [slot][set][row]: what every page of these plans adds to the score
+    float *natural_ = nullptr, *rotated_ = nullptr; // [slot][chunk][row][sum_stride]: weighted sums of values
+    SumsUsed * used_ = nullptr;                     // [slot][chunk]
+    SoftmaxState * states_ = nullptr;               // [slot][chunk][state_stride]
+    ScratchPool * scratch_ = nullptr;
+};
+
+} // namespace vidkv

@@ -1,0 +1,257 @@
+// One page of keys and values against a block of queries: scores, softmax, weighted sums.
+#include <algorithm>
+#include <optional>
+
+#include "attention/job.h"
+
+namespace vidkv {
+
+namespace {
+
+// Rows that were not used before get sums of zero.
+void use_more(Rows & used, Rows wanted, float * sums, int64_t stride) {
+    if (used.count == 0) used = {wanted.first, 0};
+    const int first = std::min(used.first, wanted.first), end = std::max(used.end(), wanted.end());
+    std::fill(sums + first * stride, sums + used.first * stride, 0.0f);
+    std::fill(sums + used.end() * stride, sums + end * stride, 0.0f);
+    used = {first, end - first};
+}
+
+} // namespace
+
+// Clears the sums that values of such a page are added to, if nothing was added to them yet.
+void Attention::open_sums(Rows rows, int64_t slot, int64_t chunk, const PageView & values) const {
+    SumsUsed & used = used_[slot * chunks_ + chunk];
+    const bool sealed = values.state == PageState::sealed,
+               rotated = sealed && values_.shape.value_layout->codec == VIDKV_CODEC_TRELLIS;
+    const bool natural = values.state == PageState::open || (sealed && (!rotated || values.sink_count > 0));
+    const int64_t at = first_row(slot, chunk) * sum_stride_;
+    if (natural) use_more(used.natural, rows, natural_ + at, sum_stride_);
+    if (rotated) use_more(used.rotated, rows, rotated_ + at, sum_stride_);
+}
+
+// Keys, then values, of a page: each is unpacked once for all rows of the block that see it.
+void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, int64_t page, Scratch & scratch) const {
+    const Seen seen = load_bias(block, page, scratch);
+    if (seen.cells == 0) return;
+    const int end = seen.rows.end();
+    const PageView keys = keys_.view(page, block.kv_head);
+    const PageView values = values_.view(page, block.kv_head);
+    open_sums(seen.rows, slot, chunk, values);
+    Prefetch soon = fetch_next(page + 1, block.kv_head, seen.rows.count);
+    std::optional<KeyTile> key_tile;
+    if (keys.state == PageState::sealed) {
+        key_tile.emplace(kernels_, *keys_.shape.key_layout, key_page(*keys_.shape.key_layout, keys.page, block.kv_head),
+                         seen.rows.count, scratch);
+    }
+    std::optional<ValueTile> value_tile;
+    if (values.state == PageState::sealed) {
+        value_tile.emplace(kernels_, *values_.shape.value_layout,
+                           value_page(*values_.shape.value_layout, values.page, block.kv_head), seen.rows.count, scratch);
+    }
+    const PlannedQueries planned = planned_for(block, slot, page, keys, seen.rows, scratch);
+    PackedWeights * packed = scratch.weights.get();
+    for (int first = seen.rows.first; first < end; first += row_block, ++packed) {
+        const Rows rows{first, std::min(row_block, end - first)};
+        if (!sees_something(rows, scratch)) continue;
+        score(block, slot, rows, keys, key_tile ? &*key_tile : nullptr, planned, seen.cells, soon.during_scores, scratch);
+        const bool at_once = value_tile && values.sink_count == 0 && !value_tile->rule().token;
+        weigh(block, slot, chunk, rows, at_once ? &*value_tile : nullptr, *packed, scratch);
+        if (at_once) continue;
+        add_open(rows.count, values, seen.cells, sums(slot, chunk, first), scratch);
+        if (value_tile) kernels_.pack_weights(scratch.scores.get(), rows.count, value_tile->rule(), *packed);
+    }
+    if (!value_tile) return;
+    value_tile->unpack();
+    packed = scratch.weights.get();
+    for (int first = seen.rows.first; first < end; first += row_block, ++packed) {
+        const Rows rows{first, std::min(row_block, end - first)};
+        if (!sees_something(rows, scratch)) continue;
+        value_tile->add(rows.count, *packed, sums(slot, chunk, first), soon.during_sums);
+    }
+}
+
+// The bytes of the next page, to be fetched while `rows` query rows are computed on this one: what is small at once. Kernels on f16
+// rows look ahead themselves, but for the first rows.
+Prefetch Attention::fetch_next(int64_t page, int kv_head, int rows) const {
+    Prefetch soon;
+    if (page >= pages_) return soon;
+    const PageView keys = keys_.view(page, kv_head), values = values_.view(page, kv_head);
+    if (keys.state == PageState::sealed) {
+        const KeyLayout & layout = *keys_.shape.key_layout;
+        const KeyPage at = key_page(layout, keys.page, kv_head);
+        const bool shared = layout.codec == VIDKV_CODEC_TRELLIS; // all heads' codes together: take a head's share
+        const size_t codes = shared ? layout.head_codes / static_cast<size_t>(layout.kv_heads) : layout.head_codes;
+        prefetch(at.meta, layout.head_meta);
+        soon.during_scores = Fetch(at.codes, codes, int64_t{rows} * page_tokens);
+    } else if (keys.state == PageState::open) {
+        prefetch_rows(keys.rows, keys_.shape.channels(), std::min(keys.held, rows_ahead), key_dim_);
+    }
+    if (values.state == PageState::sealed) {
+        const ValueLayout & layout = *values_.shape.value_layout;
+        const ValuePage at = value_page(layout, values.page, kv_head);
+        prefetch(at.meta, layout.head_meta(at.protected_units));
+        soon.during_sums = Fetch(at.codes, layout.head_codes(at.protected_units), int64_t{rows} * value_dim_);
+    } else if (values.state == PageState::open) {
+        prefetch_rows(values.rows, values_.shape.channels(), std::min(values.held, rows_ahead), value_dim_);
+    }
+    if (page + 1 < pages_) { // where the head's codes start is read when the page after it is looked up
+        const PageView later = keys_.view(page + 1, kv_head);
+        if (later.state == PageState::sealed)
+            __builtin_prefetch(key_code_start(*keys_.shape.key_layout, later.page, kv_head));
+    }
+    return soon;
+}
+
+// Before the first page, which no page before it has fetched.
+void Attention::fetch_now(int64_t page, int kv_head) const {
+    Prefetch soon = fetch_next(page, kv_head, 1);
+    soon.during_scores.part(page_tokens).rest();
+    soon.during_sums.part(value_dim_).rest();
+}
+
+// Fills the page's bias and each token's MaskKind.
+Seen Attention::load_bias(const Block & block, int64_t page, Scratch & scratch) const {
+    const auto [first_reader, last_reader] = keys_.readers(page);
+    const int64_t first_cell = keys_.place(page) * page_tokens;
+    const int from = static_cast<int>(std::max<int64_t>(first_tokens_[first_reader] - block.first_token, 0));
+    const int to = static_cast<int>(std::min<int64_t>(first_tokens_[last_reader + 1] - block.first_token, block.tokens));
+    int first = to, end = to, cells = 0;
+    for (int t = from; t < to; ++t) {
+        MaskKind & kind = scratch.mask[t];
+        const int shown =
+            load_bias(token_at(block.first_token + t), first_cell, scratch.bias.get() + t * page_tokens, kind);
+        if (kind == MaskKind::hidden) continue;
+        first = std::min(first, t);
+        end = t + 1;
+        cells = std::max(cells, shown);
+    }
+    return {{first * heads_per_kv_head_, (end - first) * heads_per_kv_head_}, cells};
+}
+
+// The same for a token; returns the number of leading cells that hold all that it sees.
+int Attention::load_bias(const Token & token, int64_t first_cell, float * bias, MaskKind & kind) const {
+    const vidkv_attention_args & call = token.call;
+    int64_t end = call.cells;
+    if (call.causal) end = std::min(end, call.cells - call.tokens + token.index + 1);
+    int shown = static_cast<int>(std::clamp<int64_t>(end - first_cell, 0, page_tokens));
+    kind = shown > 0 ? MaskKind::zero : MaskKind::hidden;
+    if (call.mask && shown > 0) {
+        kind = kernels_.load_mask(call.mask + token.index * call.mask_stride + first_cell, shown, bias);
+    } else if (shown < page_tokens) {
+        std::fill_n(bias, shown, 0.0f);
+    }
+    std::fill(bias + shown, bias + page_tokens, -infinity);
+    if (kind == MaskKind::zero && shown < page_tokens) kind = MaskKind::mixed;
+    while (kind == MaskKind::mixed && shown > 0 && bias[shown - 1] == -infinity) --shown;
+    return shown;
+}
+
+bool Attention::sees_something(Rows rows, const Scratch & scratch) const {
+    for (int t = rows.first / heads_per_kv_head_; t <= (rows.end() - 1) / heads_per_kv_head_; ++t) {
+        if (scratch.mask[t] != MaskKind::hidden) return true;
+    }
+    return false;
+}
+
+// scratch.scores = query . key. Sink cells of a sealed page are read from their f16 rows, with the query in natural order.
+void Attention::score(const Block & block, int64_t slot, Rows these, const PageView & view, const KeyTile * tile,
+                      const PlannedQueries & planned, int count, Fetch & soon, Scratch & scratch) const {
+    float * scores = scratch.scores.get();
+    const int first_row = these.first, rows = these.count;
+    const float * natural = queries(slot) + first_row * query_stride_;
+    const int open = std::min(count, view.held); // 0 unless the page is open
+    if (tile) {
+        tile->score({planned.rows + first_row * query_stride_, query_stride_, rows, planned.bases + first_row}, soon);
+        if (view.shifts && !view.shifts->of_all()) score_moved(block, slot, these, view, *tile, scratch);
+    } else if (open < page_tokens) {
+        std::fill_n(scores, rows * page_tokens, 0.0f);
+    }
+    if (open > 0) {
+        kernels_.score_halves(natural, query_stride_, rows, {view.rows, keys_.shape.channels(), open, key_dim_}, scores);
+    }
+    if (tile && view.sink_count > 0) {
+        alignas(64) float sinks[row_block * page_tokens];
+        kernels_.score_halves(natural, query_stride_, rows,
+                              {view.sink_rows, keys_.shape.channels(), view.sink_count, key_dim_}, sinks);
+        for (int r = 0; r < rows; ++r) std::copy_n(sinks + r * page_tokens, view.sink_count, scores + r * page_tokens);
+    }
+}
+
+// Cells of the page have moved by several ways, or only some of them: these are scored once more for each way.
+void Attention::score_moved(const Block & block, int64_t slot, Rows rows, const PageView & view, const KeyTile & tile,
+                            Scratch & scratch) const {
+    alignas(64) float scores[row_block * page_tokens];
+    std::copy_n(scratch.scores.get(), rows.count * page_tokens, scores);
+    Fetch nothing;
+    for (const Shift & shift : view.shifts->all) {
+        const PlannedQueries queries = turned(block, slot, view, shift, rows, scratch);
+        tile.score({queries.rows + rows.first * query_stride_, query_stride_, rows.count, queries.bases + rows.first},
+                   nothing);
+        for (int i = 0; i < rows.count * page_tokens; ++i) {
+            if (has_cell(shift.cells, i % page_tokens)) scores[i] = scratch.scores[static_cast<size_t>(i)];
+        }
+    }
+    std::copy_n(scores, rows.count * page_tokens, scratch.scores.get());
+}
+
+// Scores -> softmax weights, with a tile -> packed ones; what was summed relative to a smaller reference is scaled down.
+void Attention::weigh(const Block & block, int64_t slot, int64_t chunk, Rows these, const ValueTile * tile,
+                      PackedWeights & packed, Scratch & scratch) const {
+    const int first_row = these.first, rows = these.count;
+    const float * bias[row_block];
+    float slopes[row_block], factors[row_block];
+    for (int r = 0; r < rows; ++r) {
+        const int token = (first_row + r) / heads_per_kv_head_;
+        bias[r] = scratch.mask[token] == MaskKind::zero ? nullptr : scratch.bias.get() + token * page_tokens;
+        slopes[r] = slopes_[block.kv_head * heads_per_kv_head_ + (first_row + r) % heads_per_kv_head_];
+    }
+    const SoftmaxTile softmax{
+        scratch.scores.get(), rows, bias, slopes, args_.softcap * log2_e, states(slot, chunk) + first_row, factors};
+    tile ? kernels_.weigh(softmax, tile->rule(), packed) : kernels_.softmax(softmax);
+    for (int r = 0; r < rows; ++r) {
+        if (factors[r] == 1.0f) continue;
+        const ValueSums of_row = sums(slot, chunk, first_row + r);
+        if (of_row.natural) kernels_.scale(of_row.natural, static_cast<int>(sum_stride_), factors[r]);
+        if (of_row.rotated) kernels_.scale(of_row.rotated, static_cast<int>(sum_stride_), factors[r]);
+    }
+}
+
+// Values in f16: an open page, or the sink cells of a sealed one, which then have no weight among its codes.
+void Attention::add_open(int rows, const PageView & view, int count, const ValueSums & sums, Scratch & scratch) const {
+    if (view.state == PageState::empty) return;
+    const bool sealed = view.state == PageState::sealed;
+    const int n = std::min(sealed ? view.sink_count : view.held, count);
+    if (n == 0) return;
+    float * weights = scratch.scores.get();
+    kernels_.add_halves(weights, rows, {sealed ? view.sink_rows : view.rows, values_.shape.channels(), n, value_dim_},
+                        sums.natural, sums.stride);
+    if (!sealed) return;
+    for (int r = 0; r < rows; ++r) std::fill_n(weights + r * page_tokens, n, 0.0f);
+}
+
+// What a key page is multiplied with: as `prepare` left it, or brought to the page's own plan.
+PlannedQueries Attention::planned_for(const Block & block, int64_t slot, int64_t page, const PageView & view, Rows rows,
+                                      Scratch & scratch) const {
+    if (view.state != PageState::sealed) return {nullptr, nullptr};
+    const Shift * shift = view.shifts ? view.shifts->of_all() : nullptr;
+    if (shift) return turned(block, slot, view, *shift, rows, scratch);
+    if (plan_sets_ > 0) return {planned(slot, view.plan), bases(slot, view.plan)};
+    keys_.page_plan(page, block.kv_head, scratch.plan);
+    plan_queries(scratch.plan, view, nullptr, slot, rows, scratch.planned.get(), scratch.bases.get());
+    return {scratch.planned.get(), scratch.bases.get()};
+}
+
+// Queries turned back by a shift: neighbouring pages have moved alike, as a rule.
+PlannedQueries Attention::turned(const Block & block, int64_t slot, const PageView & view, const Shift & shift, Rows rows,
+                                 Scratch & scratch) const {
+    const PlannedFor wanted{&shift, first_block_ + slot, view.plan, rows.first, rows.count};
+    if (scratch.planned_for != wanted) {
+        plan_queries(keys_.plan(block.kv_head, view.plan), view, &shift, slot, rows, scratch.planned.get(),
+                     scratch.bases.get());
+        scratch.planned_for = wanted;
+    }
+    return {scratch.planned.get(), scratch.bases.get()};
+}
+
+} // namespace vidkv
