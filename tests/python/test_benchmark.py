@@ -11,7 +11,7 @@ from common import ROOT, text_model
 
 from vidkv.benchmark.__main__ import BenchmarkError, check, columns_of, other_columns, parse, tasks_for
 from vidkv.benchmark.answers_log import read_lines, read_log
-from vidkv.benchmark.grid import _reason
+from vidkv.benchmark.grid import _empty_rows, _reason
 from vidkv.benchmark.http import Refused, post
 from vidkv.benchmark.judge import Judge, readable
 from vidkv.benchmark.kivi import KiviCache
@@ -254,3 +254,12 @@ def test_what_is_wrong_is_said_before_anything_runs(tmp_path):
     said = run("--model", "small", "--data", str(tmp_path))
     assert said.returncode == 1 and ("lmms-eval is not installed" in said.stderr or "a judge is asked" in said.stderr)
     assert len(said.stderr.strip().splitlines()) == 1
+
+
+def test_rows_files_without_rows_are_named(tmp_path):
+    file = tmp_path / "rows" / "Enxin" / "lmms_MovieChat_test" / "default.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text("\n")
+    (file.parent / "other.jsonl").write_text("{}\n")
+    assert _empty_rows(tmp_path, "RetryError[<Future state=finished raised StopIteration>]") == f"no rows in {file}: put the data set's there"
+    assert _empty_rows(tmp_path, "ValueError: another") is None

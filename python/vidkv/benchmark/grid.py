@@ -71,6 +71,14 @@ def _reason(text):
     return lines[-1] if lines else "it said nothing"
 
 
+def _empty_rows(data, text):
+    """Where datasets came to the end before the first row, a line about the files without rows; else None."""
+    if "StopIteration" not in text:
+        return None
+    empty = [str(file) for file in sorted((data / "rows").rglob("*.jsonl")) if not file.read_bytes().strip()]
+    return f"no rows in {', '.join(empty[:3])}{' and others' if empty[3:] else ''}: put the data set's there" if empty else None
+
+
 def _of_a_row(kind, what, before):
     """What fails in a task's own code, and what it calls to score, is mostly a row that is not as the task wants it; None if it was elsewhere."""
     text = "\n".join(before)
@@ -161,7 +169,8 @@ def _finish(run, worker, kv, tasks):
     """Makes the cells of a cache."""
     folder = run.out / "unfinished" / kv
     print(f"vidkv.benchmark: {kv}: {', '.join(tasks)}", file=sys.stderr)
-    why = f"{kv}: {_reason(worker.wait(kv))} (all of it: {folder / 'log.txt'})"
+    said = worker.wait(kv)
+    why = f"{kv}: {_empty_rows(run.data, said) or _reason(said)} (all of it: {folder / 'log.txt'})"
     document = json.loads(_only(folder / "lmms_eval", "[0-9]*_[0-9]*_results.json", why).read_text())
     for task in tasks:
         _save(cell_file(run, kv, task), _collect(folder, kv, task, document, why))
