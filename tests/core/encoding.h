@@ -15,6 +15,8 @@
 
 namespace vidkv::test {
 
+inline constexpr int dims[] = {64, 72, 80, 96, 112, 128, 256}; // of heads, those that models have
+
 inline vidkv_params preset(const std::string & name, int group = 0) {
     vidkv_params params{};
     EXPECT_EQ(vidkv_params_from_preset(name.c_str(), &params), VIDKV_OK) << vidkv_last_error();
