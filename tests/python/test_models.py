@@ -92,13 +92,22 @@ RUNS = {"Qwen2-VL": "qwen2_vl", "Qwen2.5-VL": "qwen2_5_vl", "Qwen3-VL": "qwen3_v
 REFUSED = {"Qwen3.5": ("Qwen3_5Config", "linear_attention"), "MiniCPM-V 4.6": ("MiniCPMV4_6Config", "linear_attention"),
            "LFM2-VL": ("Lfm2Config", "conv")}  # its language model
 NOT_TRIED = {"Llama 4": "not tried"}
+UNKNOWN = {"LLaVA-OneVision 1.5": "llavaonevision1_5"}  # to transformers: its type of model
 
 
 def test_the_table_of_models():
     with open(os.path.join(ROOT, "docs", "models.md"), encoding="utf-8") as file:
         rows = dict(re.findall(r"^\| ([^|`]+) \| `.*\| ([^|]+) \|$", file.read(), re.MULTILINE))
     assert set(RUNS.values()) | {"llava_onevision"} == set(VISION_MODELS + OTHER_VISION_MODELS + NIGHTLY_VISION_MODELS)
-    assert rows == {**dict.fromkeys(RUNS, "runs"), **{name: f"refused: `{layer}` layers" for name, (_, layer) in REFUSED.items()}, **NOT_TRIED}
+    refused = {name: f"refused: `{layer}` layers" for name, (_, layer) in REFUSED.items()}
+    unknown = {name: f"`{kind}` is unknown" for name, kind in UNKNOWN.items()}
+    assert rows == {**dict.fromkeys(RUNS, "runs"), **refused, **unknown, **NOT_TRIED}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN.values())
+def test_models_that_are_unknown(kind):
+    with pytest.raises(ValueError, match=kind):
+        transformers.AutoConfig.for_model(kind)
 
 
 @pytest.mark.parametrize("config, layer", REFUSED.values())
