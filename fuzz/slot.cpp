@@ -204,10 +204,10 @@ template <typename Work> bool goes_well(Work work) {
 }
 
 void pack_and_unpack(const Bytes & slot) {
-    const std::string file = folder.file("slot"), packed = folder.file("packed"), again = folder.file("again");
-    write_file(file, slot);
+    const std::string original = folder.file("slot"), packed = folder.file("packed"), again = folder.file("again");
+    write_file(original, slot);
     fs::remove(packed);
-    if (!goes_well([&] { pack_slot(file, packed, 1); })) return demand(!fs::exists(packed), "nothing is left");
+    if (!goes_well([&] { pack_slot(original, packed, 1); })) return demand(!fs::exists(packed), "nothing is left");
     demand(goes_well([&] { unpack_slot(packed, again, 1); }), "what was packed is unpacked");
     demand(read_file(again) == slot, "every byte comes back");
 }

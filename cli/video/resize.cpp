@@ -59,7 +59,7 @@ IntegerTaps taps(uint32_t from, uint32_t to) {
         largest = std::max(largest, *std::max_element(pixel.weights.begin(), pixel.weights.end()));
     constexpr int most = 22, limit = 1 << 15;
     IntegerTaps out;
-    while (out.bits < most && static_cast<int>(0.5 + largest * (1 << (out.bits + 1))) < limit) ++out.bits;
+    while (out.bits < most && std::lround(largest * (1 << (out.bits + 1))) < limit) ++out.bits;
     for (const Taps & pixel : exact) {
         out.pixels.push_back({pixel.first, {}});
         for (const double weight : pixel.weights)

@@ -102,7 +102,7 @@ double LatencyRun::token() {
 }
 
 int64_t LatencyRun::shift() {
-    const auto memory = llama_get_memory(context_.get());
+    auto * const memory = llama_get_memory(context_.get());
     const auto last = static_cast<int32_t>(used_ - 1), half = last / 2;
     if (!llama_memory_can_shift(memory)) throw Error("this model's positions cannot be shifted");
     llama_memory_seq_rm(memory, 0, 4, half);

@@ -56,7 +56,7 @@ struct PageShifts : Counted {
 
     static void destroy(const PageShifts * shifts) { delete shifts; }
     size_t held() const; // bytes
-    const Shift * of_all() const { return all.size() == 1 && all[0].cells == all_cells ? &all[0] : nullptr; }
+    const Shift * of_all() const { return all.size() == 1 && all[0].cells == all_cells ? all.data() : nullptr; }
     const Shift * of(int cell) const; // null: it has not moved
     bool is_same(const PageShifts & other) const;
 

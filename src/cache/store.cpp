@@ -154,7 +154,7 @@ bool Store::is_sink(const Sequence & sequence, int64_t index, int token) const {
 }
 
 // The f16 row of a sink token of a sealed page, shared with no copy: the codes beside it stay.
-uint16_t * Store::sink_row(Sequence & sequence, int64_t index, int token) {
+uint16_t * Store::sink_row(Sequence & sequence, int64_t index, int token) const {
     Page & page = sequence.pages.edit(index);
     if (page.bytes->is_mapped() || !page.bytes.is_alone()) page.bytes = PageBytes::copy_of(*page.bytes);
     return page.bytes->sink_rows() + static_cast<size_t>(token) * static_cast<size_t>(shape_.channels);

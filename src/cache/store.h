@@ -148,7 +148,7 @@ class Store {
     void recount(Sequence & sequence) const;                             // derives `open` and `sealed_pages` from the pages
     uint16_t * open_page(Sequence & sequence, int64_t index, int rows);
     bool is_sink(const Sequence & sequence, int64_t index, int token) const; // of a sealed page
-    uint16_t * sink_row(Sequence & sequence, int64_t index, int token);
+    uint16_t * sink_row(Sequence & sequence, int64_t index, int token) const;
     void cut_page(Sequence & sequence, int64_t index, int kept);
     uint64_t shared_bytes(size_t sequence) const;
     void decode_page(const Sequence & sequence, int64_t index, uint16_t * rows) const;
