@@ -123,8 +123,8 @@ template <int D, int NT> class AttentionBlock {
         commit_copies();
     }
 
-    VIDKV_DEVICE static float decay(float top, float largest) {
-        return largest == hidden_score ? 0.0f : exp2_fast(top - largest);
+    VIDKV_DEVICE static float decay(float score, float largest) {
+        return largest == hidden_score ? 0.0f : exp2_fast(score - largest);
     }
 
     // All warps' sums into this block's part.

@@ -219,7 +219,7 @@ template <int D, int NT> class PageWarp {
         next_.values = b_.cells().value_pages[page];
     }
     VIDKV_DEVICE void find_codes() {
-        const auto starts =
+        const auto * starts =
             reinterpret_cast<const uint16_t *>(next_.keys + p_.key_codes + p_.kv_heads * (2 * D + D / 8)) + b_.kv_head;
         next_.start = starts[0];
         next_.end = b_.kv_head + 1 == p_.kv_heads ? p_.key_codes / 64 : starts[1];
@@ -324,7 +324,7 @@ template <int D, int NT> class PageWarp {
 
     // dots_[n][m]: tokens of tile m (RowOrder::pairs) with queries of tile n.
     template <bool staged> VIDKV_DEVICE void score() {
-        const auto codes = reinterpret_cast<const uint32_t *>(staged ? own_ : keys_.elsewhere);
+        const auto * codes = reinterpret_cast<const uint32_t *>(staged ? own_ : keys_.elsewhere);
         VIDKV_UNROLL
         for (int n = 0; n < NT; ++n) {
             VIDKV_UNROLL
@@ -380,8 +380,10 @@ template <int D, int NT> class PageWarp {
         const int row = 8 * n + 2 * t_ + i;
         float x[16], top = hidden_score;
         VIDKV_UNROLL
-        for (int k = 0; k < 16; ++k)
-            x[k] = fmaf(static_cast<float>(dots_[n][k / 2][k % 2 * 2 + i]), column_scale_[n][i], column_base_[n][i]);
+        for (int k = 0; k < 16; ++k) {
+            const int dot = dots_[n][k / 2][k % 2 * 2 + i];
+            x[k] = fmaf(static_cast<float>(dot), column_scale_[n][i], column_base_[n][i]);
+        }
         if (some_hidden) {
             const RowScores score(b_, row);
             VIDKV_UNROLL
