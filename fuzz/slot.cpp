@@ -20,6 +20,7 @@
 #include "error.h"
 #include "hidden_pages.h"
 #include "input.h"
+#include "plugin/forged_slot.h"
 
 namespace fs = std::filesystem;
 using namespace vidkv::cli;
@@ -295,22 +296,7 @@ void unpack_altered(Input & input) {
             set_number(section, 8, section.size(), input);
     }
     const std::string path = folder.file("forged");
-    vidkv_file_info info{};
-    vidkv_file_get_info(good.file.get(), &info);
-    vidkv_file_writer * made = nullptr;
-    check_status(vidkv_file_create(path.c_str(), &info.params, &made));
-    const PackedWriter writer(made);
-    for (const auto & [name, bytes] : sections)
-        check_status(vidkv_file_add_section(made, name.c_str(), bytes.data(), bytes.size()));
-    for (int64_t i = 0; i < info.stores; ++i) {
-        vidkv_file_store_info about{};
-        check_status(vidkv_file_get_store(good.file.get(), i, &about));
-        const PackedStore store =
-            make_store(static_cast<vidkv_side>(about.side), about.channels, about.head_dim, about.pages, info.params);
-        check_status(vidkv_file_load(good.file.get(), about.layer, 0, store.get(), 0, nullptr, 0));
-        check_status(vidkv_file_add_store(made, about.layer, 0, store.get(), 0, nullptr, 0));
-    }
-    check_status(vidkv_file_finish(made));
+    vidkv_test::write_forged(good.file.get(), path, sections);
     goes_well([&] { unpack_slot(path, folder.file("out"), 1); });
     demand(!fs::exists(folder.file("out.part")), "nothing is left half written");
 }

@@ -175,10 +175,11 @@ bool KvStore::shift(const std::vector<int64_t> & ids, const std::vector<int32_t>
             which.push_back(i);
             by.push_back(positions[i]);
         }
+        if (by.empty()) continue;
         int64_t n_left = 0;
         const vidkv_status status = vidkv_store_shift(store_, static_cast<int32_t>(stream), places_.data(), by.data(),
                                                       static_cast<int64_t>(by.size()), &rotation, some.data(), &n_left);
-        if (!by.empty() && status != VIDKV_OK) return false;
+        if (status != VIDKV_OK) return false;
         for (int64_t k = 0; k < n_left; ++k) left.push_back(which[static_cast<size_t>(some[static_cast<size_t>(k)])]);
     }
     std::sort(left.begin(), left.end());

@@ -149,15 +149,15 @@ uint16_t * Store::open_page(Sequence & sequence, int64_t index, int rows) {
     return rows_of(page);
 }
 
-bool Store::is_sink(const Sequence & sequence, int64_t index, int token) const {
-    return sequence.pages[index].state == PageState::sealed && token < sinks_in(sequence, index);
-}
-
-// The f16 row of a sink token of a sealed page, shared with no copy: the codes beside it stay.
-uint16_t * Store::sink_row(Sequence & sequence, int64_t index, int token) const {
+// The f16 row of a token, shared with no copy. A sink token of a sealed page has one beside the codes, which stay; else the page is open
+// then.
+uint16_t * Store::row_to_write(Sequence & sequence, int64_t index, int token) {
+    const size_t offset = static_cast<size_t>(token) * static_cast<size_t>(shape_.channels);
+    if (sequence.pages[index].state != PageState::sealed || token >= sinks_in(sequence, index))
+        return open_page(sequence, index, token + 1) + offset;
     Page & page = sequence.pages.edit(index);
     if (page.bytes->is_mapped() || !page.bytes.is_alone()) page.bytes = PageBytes::copy_of(*page.bytes);
-    return page.bytes->sink_rows() + static_cast<size_t>(token) * static_cast<size_t>(shape_.channels);
+    return page.bytes->sink_rows() + offset;
 }
 
 // Fills rows [128][channels] from a sealed page; cells never written become zero.
@@ -196,11 +196,8 @@ vidkv_status Store::make_room(int sequence, const int64_t * cells, int64_t n) {
         if (vidkv_status status = check_mapped(sequence, index, index + 1)) return status;
     }
     Sequence & seq = sequences_[sequence];
-    for (int64_t i = n; i-- > 0;) { // the last cell of a page first: it grows once
-        const int64_t index = cells[i] / page_tokens;
-        const int token = static_cast<int>(cells[i] % page_tokens);
-        is_sink(seq, index, token) ? sink_row(seq, index, token) : open_page(seq, index, token + 1);
-    }
+    for (int64_t i = n; i-- > 0;) // the last cell of a page first: it grows once
+        row_to_write(seq, cells[i] / page_tokens, static_cast<int>(cells[i] % page_tokens));
     return VIDKV_OK;
 }
 
@@ -212,8 +209,7 @@ vidkv_status Store::write(int sequence, const int64_t * cells, int64_t n, const 
     for (int64_t i = 0; i < n; ++i) {
         const int64_t index = cells[i] / page_tokens;
         const int token = static_cast<int>(cells[i] % page_tokens);
-        uint16_t * row =
-            is_sink(seq, index, token) ? sink_row(seq, index, token) : open_page(seq, index, token + 1) + token * channels;
+        uint16_t * row = row_to_write(seq, index, token);
         const Element * from = rows + i * stride;
         for (size_t c = 0; c < channels; ++c) row[c] = to_half(from[c]);
         Page & page = seq.pages.edit(index);

@@ -147,8 +147,7 @@ class Store {
     PageBits used_cells(const Sequence & sequence, int64_t index) const; // written and no sink tokens
     void recount(Sequence & sequence) const;                             // derives `open` and `sealed_pages` from the pages
     uint16_t * open_page(Sequence & sequence, int64_t index, int rows);
-    bool is_sink(const Sequence & sequence, int64_t index, int token) const; // of a sealed page
-    uint16_t * sink_row(Sequence & sequence, int64_t index, int token) const;
+    uint16_t * row_to_write(Sequence & sequence, int64_t index, int token);
     void cut_page(Sequence & sequence, int64_t index, int kept);
     uint64_t shared_bytes(size_t sequence) const;
     void decode_page(const Sequence & sequence, int64_t index, uint16_t * rows) const;

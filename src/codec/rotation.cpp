@@ -11,14 +11,10 @@ namespace {
 
 constexpr int largest = 512; // head_dim
 
-// The signs: the top bit of a 32-bit linear congruential generator (a = 1664525, c = 1013904223), seed 1.
 std::vector<float> make_signs(int n, float magnitude) {
     std::vector<float> signs(static_cast<size_t>(n));
     uint32_t state = 1;
-    for (float & sign : signs) {
-        state = state * 1664525u + 1013904223u;
-        sign = state >> 31 ? -magnitude : magnitude;
-    }
+    for (float & sign : signs) sign = next_sign(state) ? -magnitude : magnitude;
     return signs;
 }
 

@@ -2,6 +2,7 @@
 // over the odd factor. It spreads a head's energy over its channels, so one scale per token is enough.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <vector>
 
@@ -24,6 +25,13 @@ class Rotation {
 
 // x [n] in place, n a power of two, not normalised; a fixed order of sums.
 void hadamard(float * x, int n);
+
+// The next of the signs, where true is -1: the top bit of a 32-bit linear congruential generator (a = 1664525, c = 1013904223) that
+// begins with state 1.
+inline bool next_sign(uint32_t & state) {
+    state = state * 1664525u + 1013904223u;
+    return state >> 31 != 0;
+}
 
 // The shared instance for this size; thread-safe.
 std::shared_ptr<const Rotation> rotation(int head_dim);

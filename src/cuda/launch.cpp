@@ -5,8 +5,10 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/softmax_math.h"
 #include "codec/layout.h"
 #include "codec/page_mean.h"
+#include "codec/rotation.h"
 #include "codec/trellis.h"
 
 namespace vidkv::cuda {
@@ -14,7 +16,6 @@ namespace vidkv::cuda {
 namespace {
 
 constexpr int workspace_unit = 256;
-constexpr float log2_of_e = 1.44269504f;
 
 uint64_t round_up(uint64_t n, uint64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -29,10 +30,7 @@ void fill_signs(uint32_t (&signs)[4]) {
     uint32_t state = 1;
     for (uint32_t & word : signs) {
         word = 0;
-        for (int i = 0; i < 32; ++i) {
-            state = state * 1664525u + 1013904223u;
-            word |= state >> 31 << i;
-        }
+        for (int i = 0; i < 32; ++i) word |= uint32_t{next_sign(state)} << i;
     }
 }
 
@@ -111,7 +109,7 @@ void copy_arguments(const vidkv_cuda_attention_args & a, int first, int count, A
     p.mask = a.mask;
     p.mask_stride = a.mask_stride;
     p.sinks = a.sinks;
-    p.factor = a.softcap == 0.0f ? a.scale * log2_of_e : a.scale / a.softcap;
+    p.factor = a.softcap == 0.0f ? a.scale * exponential::log2_e : a.scale / a.softcap;
     p.softcap = a.softcap;
     p.causal = a.causal != 0;
     for (int i = 0; i < count; ++i) p.sequences[i] = sequence_of(a.sequence[first + i]);

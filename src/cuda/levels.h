@@ -124,6 +124,17 @@ VIDKV_DEVICE void two_of_one_half(const LevelTables & tables, const Rings32 & ri
 // The words of a thread's rows of a quad: out[m][h], for R rows.
 template <int R> using Words = uint32_t[R / 16][2];
 
+// Eight words of levels in a row, those of half h.
+template <int R> VIDKV_DEVICE void put_eight(const uint32_t (&levels)[8], int h, Words<R> & out) {
+    VIDKV_UNROLL
+    for (int u = 0; u < 8; ++u) {
+        if (R == 128)
+            out[u][h] = levels[u];
+        else
+            out[u / 2][u % 2] = levels[u];
+    }
+}
+
 template <int R, RowOrder order>
 VIDKV_DEVICE void unpack_one(const LevelTables & tables, const uint32_t * quad, int g, Words<R> & out) {
     constexpr int n = R / 8;
@@ -132,13 +143,7 @@ VIDKV_DEVICE void unpack_one(const LevelTables & tables, const uint32_t * quad, 
         const int j = word_of<order>(h, g);
         uint32_t levels[8];
         levels_one(tables, quad[j], quad[(j + 1) & (n - 1)], levels);
-        VIDKV_UNROLL
-        for (int u = 0; u < 8; ++u) {
-            if (R == 128)
-                out[u][h] = levels[u];
-            else
-                out[u / 2][u % 2] = levels[u];
-        }
+        put_eight<R>(levels, h, out);
     }
 }
 
@@ -165,13 +170,7 @@ VIDKV_DEVICE void unpack_three(const LevelTables & tables, const uint32_t * quad
         const Rings32 ring(quad, R / 8, word_of<order>(h, g));
         uint32_t levels[8];
         levels_three(tables, ring, levels);
-        VIDKV_UNROLL
-        for (int u = 0; u < 8; ++u) {
-            if (R == 128)
-                out[u][h] = levels[u];
-            else
-                out[u / 2][u % 2] = levels[u];
-        }
+        put_eight<R>(levels, h, out);
     }
 }
 
