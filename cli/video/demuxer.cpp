@@ -13,8 +13,8 @@ namespace vidkv::cli {
 namespace {
 
 constexpr double USUAL_FRAME_SECONDS = 1.0 / 25;
-constexpr double BEFORE_START = 10; // seconds
-constexpr double LEAST_FRAMES_A_SECOND = 0.001, MOST_FRAMES_A_SECOND = 1000;
+constexpr double BEFORE_START = 10;                                          // seconds
+constexpr double LEAST_FRAMES_A_SECOND = 0.001, MOST_FRAMES_A_SECOND = 1000; // 1000 is a live recording's clock
 
 // A cover picture is no video; a stream that nothing here decodes neither.
 bool is_picture_stream(const AVStream & stream) {
@@ -169,13 +169,15 @@ std::optional<double> Demuxer::seconds(int64_t stamp) const {
     return static_cast<double>(stamp) * av_q2d(stream_->time_base) - start_.value_or(0);
 }
 
-double Demuxer::frame_seconds() const {
+std::optional<double> Demuxer::told_frame_seconds() const {
     for (const AVRational rate : {stream_->avg_frame_rate, stream_->r_frame_rate}) {
         const double a_second = rate.den > 0 ? av_q2d(rate) : 0;
         if (a_second > LEAST_FRAMES_A_SECOND && a_second < MOST_FRAMES_A_SECOND) return 1 / a_second;
     }
-    return USUAL_FRAME_SECONDS;
+    return std::nullopt;
 }
+
+double Demuxer::frame_seconds() const { return told_frame_seconds().value_or(USUAL_FRAME_SECONDS); }
 
 double Demuxer::claimed_seconds() const {
     if (stream_->duration > 0) return static_cast<double>(stream_->duration) * av_q2d(stream_->time_base);

@@ -29,8 +29,9 @@ class Demuxer {
     // Times count from the start of the file, sound included. Of a packet or a frame; nothing if it has no time.
     std::optional<double> seconds(int64_t stamp) const;
     std::optional<double> start() const { return start_; }
-    double frame_seconds() const;   // how long a frame lasts on average, as far as the file tells
-    double claimed_seconds() const; // how long the pictures last, as the file says; 0: it does not
+    std::optional<double> told_frame_seconds() const; // how long a frame lasts on average, if the file tells
+    double frame_seconds() const;                     // or else a usual length
+    double claimed_seconds() const;                   // how long the pictures last, as the file says; 0: it does not
     bool can_seek() const;
     int64_t bytes() const; // of the file; < 0: not known
     const std::shared_ptr<Spool> & spool() const { return spool_; }

@@ -198,7 +198,8 @@ const Picture * FrameReader::chosen(double wanted) const {
     if (!sampling_.both_ends && before_ && after_ &&
         later_is_nearer(wanted, times_.interval(), before_->seconds, after_->seconds))
         return &*after_;
-    if (before_ && (after_ || wanted < before_->seconds + before_->duration - ROUNDING)) return &*before_;
+    if (before_ && (after_ || wanted < before_->seconds + std::max(before_->duration - ROUNDING, before_->duration / 2)))
+        return &*before_;
     if (!before_ && after_ && after_->seconds - wanted <= half) return &*after_;
     return nullptr;
 }

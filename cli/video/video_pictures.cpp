@@ -38,6 +38,7 @@ class VideoPictures : public Pictures {
     void learn_key_gap(double seconds);
     bool far_before(const AVPacket & packet) const;
     std::optional<Picture> timed(FramePtr frame);
+    double usual_length(double seconds);
 
     std::unique_ptr<Demuxer> demuxer_;
     Decoder decoder_;
@@ -45,8 +46,9 @@ class VideoPictures : public Pictures {
     Clock clock_;
     PacketPtr packet_;
     double wanted_ = 0;
-    double position_ = 0;           // of the last picture
-    std::optional<Picture> landed_; // the first picture after a jump
+    double position_ = 0;              // of the last picture
+    std::optional<Picture> landed_;    // the first picture after a jump
+    std::optional<double> timed_last_; // when the picture that was decoded last is shown
     bool awaiting_key_ = false, jumped_ = false;
     std::optional<double> first_key_, last_key_; // of this run; frames before the first belong to what was jumped over
     double key_gap_ = 0;                         // the longest seen
@@ -167,7 +169,15 @@ std::optional<Picture> VideoPictures::timed(FramePtr frame) {
     if (shown_++ == 0) forget_complaints(); // a recording may begin between two key frames
     const double length = static_cast<double>(frame->pkt_duration) * av_q2d(demuxer_->stream().time_base);
     const double seconds = clock_.next(stamp);
-    return Picture{std::move(frame), seconds, length > 0 ? length : demuxer_->frame_seconds()};
+    const double usual = usual_length(seconds);
+    return Picture{std::move(frame), seconds, length > 0 ? length : usual};
+}
+
+// Of a picture that does not tell how long it lasts: the file's rate, or else as long as the one before it.
+double VideoPictures::usual_length(double seconds) {
+    const std::optional<double> before = std::exchange(timed_last_, seconds);
+    if (const auto told = demuxer_->told_frame_seconds()) return *told;
+    return before && *before < seconds ? std::min(seconds - *before, demuxer_->frame_seconds()) : demuxer_->frame_seconds();
 }
 
 std::string VideoPictures::damage() const {

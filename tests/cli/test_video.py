@@ -1,5 +1,6 @@
 """Videos of every kind: the frames that `vidkv frames` takes, their times and their colours."""
 import json
+import math
 import os
 import unittest
 
@@ -164,6 +165,11 @@ class Times(Videos):
     def test_fps_never_invents_frames(self):
         for fps in ("10", "11", "30", "1000"):
             self.assertEqual(len(self.times(self.h264, "--fps", fps)), RATE * SECONDS, fps)
+        for name, rate in (("fast.mp4", "1000"), ("fast.mkv", "1000"), ("odd.mp4", "999")):  # of a slow-motion camera
+            fast = self.make(name, "-vf", f"setpts=N/{rate}/TB", "-r", rate, "-c:v", "libx264")
+            seconds = RATE * SECONDS / int(rate)
+            for fps in (100, 333, int(rate)):
+                self.assertEqual(len(self.times(fast, "--fps", str(fps))), math.ceil(seconds * fps - 0.01), (name, fps))
         ntsc = self.make("ntsc.mkv", "-vf", "setpts=N/(30000/1001)/TB", "-r", "30000/1001", "-c:v", "libx264")  # times in whole milliseconds
         self.assertEqual(len(self.times(ntsc, "--fps", "30")), RATE * SECONDS)
 

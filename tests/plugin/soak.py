@@ -5,8 +5,9 @@ long and short prompts, prompts that go on as an earlier one began, streamed ans
 videos; through the openai client where that is installed, else by plain HTTP. Answers that are read to their end are compared with those of a
 server that answers one request at a time. With the f16 preset they are the same, which shows that conversations keep to themselves. Packed codes
 depend on what was written before them: where an answer parts from the other, the two tokens must have been nearly as likely as each other. The
-server must answer to the end, and its memory must stay what it was after the first fifth or the first hundred requests. No request is
-asked twice. The environment is that of stock_tools.py; VIDKV_SOAK_REQUESTS is another way to say how many."""
+server must answer to the end, and its memory must stay what it was after the first fifth or the first 400 requests. No request is
+asked twice. The preset "stock" is the server without the plug-in: what grows there, and which answers part there, is not ours. The environment
+is that of stock_tools.py; VIDKV_SOAK_REQUESTS is another way to say how many."""
 
 import argparse
 import base64
@@ -29,10 +30,11 @@ import stock_tools
 ROOT = Path(__file__).parents[2]
 WORDS = "red green blue circle square moves left right up down first then last one two three four video shows small large".split()
 KINDS = {"plain": 6, "stream": 3, "cancel": 2, "video": 1, "image": 1}
+STOCK = "stock"
 EQUAL_SHARE = {"f16": 0.98}  # of the answers; products of more rows are rounded otherwise
 NEARLY_AS_LIKELY = 0.5  # nats
 PACKED_ALIKE_SHARE = 0.85  # these prompts of random words mean nothing to the small model
-WARM_UP = 100  # requests, until every slot has held a long prompt and the saved ones fill their room
+WARM_UP = 400  # requests, until every slot has held a long prompt and the saved ones fill their room; a server without the plug-in takes as long
 GROWTH = 32 << 20
 
 
@@ -187,7 +189,7 @@ def parting(together, alone):
 
 
 def check_memory(memory, count):
-    warm = max(count // 5, min(count // 2, WARM_UP))
+    warm = max(count // 5, min(count * 2 // 3, WARM_UP))
     early, late = max(memory[:warm]), max(memory[warm:])
     halves = [statistics.median(memory[: count // 2]), statistics.median(memory[count // 2 :])]
     print(f"  resident: {early / 2**20:.0f} MiB at most in the first {warm} requests, {late / 2**20:.0f} afterwards; "
@@ -220,11 +222,12 @@ def soak(count, seed, preset, media, folder=None):
     requests = make_requests(random.Random(seed), count, media)
     model, mmproj = stock_tools.video_model()
     common = ["-m", model, "--mmproj", mmproj, "-c", 8192, "--video-timestamp-interval", 0]
+    kind_of_cache = {"preset": None, "device": ["--device", "none"]} if preset == STOCK else {"preset": preset}
     begun = time.monotonic()
-    with stock_tools.server(*common, "--cache-ram", 16, preset=preset, folder=kept_in(folder, f"{preset}-together")) as call:
+    with stock_tools.server(*common, "--cache-ram", 16, **kind_of_cache, folder=kept_in(folder, f"{preset}-together")) as call:
         together, memory = run(call, requests, clients=6)
     seconds = time.monotonic() - begun
-    with stock_tools.server(*common, "-np", 1, "--cache-ram", 0, preset=preset, folder=kept_in(folder, f"{preset}-alone")) as call:
+    with stock_tools.server(*common, "-np", 1, "--cache-ram", 0, **kind_of_cache, folder=kept_in(folder, f"{preset}-alone")) as call:
         alone, _ = run(call, [("plain" if kind == "cancel" else kind, body) for kind, body in requests if kind != "cancel"], clients=1)
     rest = iter(alone)
     alone = [None if kind == "cancel" else next(rest) for kind, _ in requests]
@@ -239,7 +242,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=int(os.environ.get("VIDKV_SOAK_REQUESTS") or 24))
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--preset", action="append", help="default: f16 and t1.65")
+    parser.add_argument("--preset", action="append", help="default: f16 and t1.65; stock: without the plug-in")
     parser.add_argument("--keep", type=Path, help="a folder for the servers' logs, and for the core file of one that crashes")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
