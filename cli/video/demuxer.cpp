@@ -128,6 +128,7 @@ void Demuxer::note_packet(const AVPacket & packet) {
 void Demuxer::note_end(int error) {
     if (error == AVERROR_EOF && format_->pb && format_->pb->error < 0) error = format_->pb->error;
     const std::string complaint = first_complaint();
+    if (ends_with_an_error() && format_->pb && avio_feof(format_->pb)) error = AVERROR_EOF;
     if (error != AVERROR_EOF) failed_ = complaint.empty() ? error_words(error) : complaint;
     if (failed_.empty() && is_gif() && !is_whole_gif(*format_->pb)) failed_ = "it has no end";
     if (!failed_.empty() || jumps_mean_nothing()) return;
@@ -136,6 +137,13 @@ void Demuxer::note_end(int error) {
     const AVIndexEntry * last = entries > 0 ? avformat_index_get_entry(stream_, entries - 1) : nullptr;
     if (last && last_dts_ != AV_NOPTS_VALUE && last->timestamp > last_dts_)
         failed_ = "its index names frames that are not there";
+}
+
+// Formats of which FFmpeg finds the end by what is not there; one that is cut has a last frame that is incomplete.
+bool Demuxer::ends_with_an_error() const {
+    const char * const names[] = {"mpjpeg", "smjpeg"};
+    return std::any_of(std::begin(names), std::end(names),
+                       [this](const char * name) { return std::strcmp(format_->iformat->name, name) == 0; });
 }
 
 bool Demuxer::is_gif() const { return can_seek() && std::strcmp(format_->iformat->name, "gif") == 0; }

@@ -48,6 +48,7 @@ class Demuxer {
   private:
     bool seek_to(int64_t stamp);
     bool is_gif() const;
+    bool ends_with_an_error() const;
     bool ends_within_a_frame() const;
     void note_end(int error);
     void note_packet(const AVPacket & packet);

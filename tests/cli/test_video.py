@@ -13,7 +13,7 @@ class Kinds(Videos):
     CONTAINERS = {"a.mp4": ["-c:v", "libx264"], "a.mov": ["-c:v", "prores_ks"], "a.mkv": ["-c:v", "libx264", "-bf", "3"], "a.webm": ["-c:v", "libvpx"],
                   "b.webm": ["-c:v", "libvpx-vp9", "-pix_fmt", "yuv420p10le"], "a.avi": ["-c:v", "mpeg4", "-q", "2"], "a.ts": ["-c:v", "libx264", "-g", "10"],
                   "a.flv": ["-c:v", "flv", "-q", "2"], "a.gif": [], "a.webp": ["-c:v", "libwebp_anim", "-lossless", "1"], "a.apng": [],
-                  "a.h264": ["-c:v", "libx264"], "a.nut": ["-c:v", "ffv1"],
+                  "a.h264": ["-c:v", "libx264"], "webcam.mpjpeg": ["-c:v", "mjpeg", "-q", "2", "-r", "25", "-f", "mpjpeg"], "a.nut": ["-c:v", "ffv1"],
                   "hevc10.mp4": ["-c:v", "libx265", "-pix_fmt", "yuv420p10le", "-x265-params", "log-level=none"],
                   "a.mpg": ["-c:v", "mpeg2video", "-r", "30", "-q", "2"],
                   "late-moov.mp4": ["-c:v", "libx264"], "early-moov.mp4": ["-c:v", "libx264", "-movflags", "faststart"],
