@@ -253,52 +253,91 @@ float best_spread(QuadCode code, const float * z, const float * weight) {
     return best;
 }
 
-// target: [128], what the channel should be; lane: its place in the quad at `codes`; again: which has a code of it. decoded: [128], what
-// it became, without the plan's mean. quad_levels: [128][4] of the quad, for uniform codes, which are packed when all four lanes are
-// there. spreads: levels of uniform codes may lie farther apart.
-ChannelCode encode_channel(QuadCode code, const float * target, const float * weight, int lane, bool again, bool spreads,
-                           uint8_t * codes, uint8_t * quad_levels, float * decoded) {
-    const EncoderLoops & loops = encoder_loops();
-    const Moments m = loops.moments(target, weight);
-    // The mean is stored in eighths of the scale, -127..127.
-    const float least = std::fabs(m.mean) * (8.0f / 127.0f);
-    float deviation = std::max(std::sqrt(m.variance), least);
-    float scale = least;
-    float z[page_tokens], y[page_tokens] = {};
-    if (code != QuadCode::none && deviation > 0.0f) {
-        loops.standardize(target, m.mean, deviation, weight, z);
-        if (spreads && code > QuadCode::trellis3) {
-            const float spread = best_spread(code, z, weight);
-            deviation *= spread;
-            for (float & x : z) x /= spread;
+// A channel of a page on its way into a code, with the scale and the mean as they will be stored: levels that are chosen for other ones
+// would share an error, and what all tokens of a page share does not average out.
+class ChannelEncoder {
+  public:
+    // target: [128], what the channel should be; lane: its place in the quad at `codes`; again: which has a code of it. decoded: [128],
+    // what it became, without the plan's mean. quad_levels: [128][4] of the quad, for uniform codes, which are packed when all four lanes
+    // are there.
+    ChannelEncoder(QuadCode code, const float * target, const float * weight, int lane, bool again, uint8_t * codes,
+                   uint8_t * quad_levels, float * decoded)
+        : code_(code), target_(target), weight_(weight), lane_(lane), again_(again), codes_(codes),
+          quad_levels_(quad_levels), decoded_(decoded), moments_(loops_.moments(target, weight)),
+          least_(std::fabs(moments_.mean) * (8.0f / 127.0f)), deviation_(std::max(std::sqrt(moments_.variance), least_)) {}
+
+    // spreads: levels of uniform codes may lie farther apart.
+    ChannelCode encode(bool spreads) {
+        ChannelCode out{log_scale_at_least(least_), 0};
+        if (code_ != QuadCode::none && deviation_ > 0.0f) {
+            out.scale = scale_code(deviation_ * (spreads && uniform() ? gain() * spread() : gain()));
+            const uint8_t fitting = out.scale > 0 ? search(out.scale) : out.scale;
+            const bool once_more = fitting != out.scale && fitting > 0 && uniform();
+            out.scale = once_more ? search(fitting) : fitting;
         }
-        float searched[page_tokens];
-        for (int t = 0; t < page_tokens; ++t) searched[t] = std::min(weight[t], most_searched);
-        uint8_t levels[page_tokens];
-        if (code <= QuadCode::trellis3)
-            encode_trellis_lane(code, z, page_tokens, lane, codes, levels, searched, again);
-        else
-            encode_uniform_lane(code, z, levels);
-        const LevelGrid grid = level_grid(code);
-        for (int t = 0; t < page_tokens; ++t) {
-            quad_levels[4 * t + lane] = levels[t];
-            y[t] = (static_cast<float>(levels[t]) - grid.offset) * grid.step;
-        }
-        // Unbiased for dot products: <z, z> / <z, y>, unless the code misses altogether.
-        const float zz = loops.dot(z, z, weight), zy = loops.dot(z, y, weight);
-        scale = std::max(zy > 0.3f * zz && zz > 0.0f ? deviation * (zz / zy) : deviation, least);
+        const float stored = log_scale_value(out.scale);
+        // The mean that the levels do not express: without it the page as a whole would be shifted against the others.
+        const float mean = mean_code(loops_.mean_rest(target_, y_, stored, weight_), stored),
+                    offset = 0.125f * stored * mean;
+        out.mean = static_cast<int8_t>(mean);
+        for (int t = 0; t < page_tokens; ++t) decoded_[t] = stored * y_[t] + offset;
+        return out;
     }
-    ChannelCode out;
-    out.scale = scale > least ? log_scale_code(scale) : log_scale_at_least(least);
-    const float stored = log_scale_value(out.scale);
-    // The mean that the levels do not express: without it the page as a whole would be shifted against the others.
-    const float rest = loops.mean_rest(target, y, stored, weight);
-    out.mean =
-        stored > 0.0f ? static_cast<int8_t>(std::clamp(std::nearbyint(8.0f * rest / stored), -127.0f, 127.0f)) : int8_t{0};
-    const float offset = 0.125f * stored * static_cast<float>(out.mean);
-    for (int t = 0; t < page_tokens; ++t) decoded[t] = stored * y[t] + offset;
-    return out;
-}
+
+  private:
+    bool uniform() const { return code_ > QuadCode::trellis3; }
+    // How much larger than the deviation an unbiased scale is, as a rule.
+    float gain() const { return static_cast<float>(1.0 / (1.0 - distortion[static_cast<int>(code_)])); }
+    uint8_t scale_code(float scale) const { return scale > least_ ? log_scale_code(scale) : log_scale_at_least(least_); }
+    // The mean is stored in eighths of the scale, -127..127.
+    static float mean_code(float mean, float scale) {
+        return scale > 0.0f ? std::clamp(std::nearbyint(8.0f * mean / scale), -127.0f, 127.0f) : 0.0f;
+    }
+    float spread() const {
+        float z[page_tokens];
+        loops_.standardize(target_, moments_.mean, deviation_, weight_, z);
+        return best_spread(code_, z, weight_);
+    }
+
+    // Chooses the levels for such a scale; returns the one that then is nearest to an unbiased one.
+    uint8_t search(uint8_t scale) {
+        const float stored = log_scale_value(scale), unit = uniform() ? stored : stored / gain();
+        float z[page_tokens];
+        loops_.standardize(target_, 0.125f * stored * mean_code(moments_.mean, stored), unit, weight_, z);
+        choose_levels(z);
+        // Unbiased for dot products: <z, z> / <z, y>, unless the code misses altogether.
+        loops_.standardize(target_, moments_.mean, unit, weight_, z);
+        const float zz = loops_.dot(z, z, weight_), zy = loops_.dot(z, y_, weight_);
+        return zy > 0.3f * zz && zz > 0.0f ? scale_code(unit * (zz / zy)) : scale;
+    }
+
+    void choose_levels(const float * z) {
+        uint8_t levels[page_tokens];
+        if (uniform()) {
+            encode_uniform_lane(code_, z, levels);
+        } else {
+            float searched[page_tokens];
+            for (int t = 0; t < page_tokens; ++t) searched[t] = std::min(weight_[t], most_searched);
+            encode_trellis_lane(code_, z, page_tokens, lane_, codes_, levels, searched, again_);
+        }
+        const LevelGrid grid = level_grid(code_);
+        for (int t = 0; t < page_tokens; ++t) {
+            quad_levels_[4 * t + lane_] = levels[t];
+            y_[t] = (static_cast<float>(levels[t]) - grid.offset) * grid.step;
+        }
+    }
+
+    const EncoderLoops & loops_ = encoder_loops();
+    const QuadCode code_;
+    const float *target_, *weight_;
+    const int lane_;
+    const bool again_;
+    uint8_t *codes_, *quad_levels_;
+    float * decoded_;
+    const Moments moments_;
+    const float least_, deviation_; // least: with a smaller scale the mean could not be stored
+    float y_[page_tokens] = {};     // what the levels stand for
+};
 
 // One head of one page while it is being coded.
 class HeadEncoder {
@@ -369,8 +408,9 @@ class HeadEncoder {
     // again: it has codes already.
     ChannelCode encode(size_t channel, bool again) {
         const size_t at = place_[channel], quad = at / 4;
-        return encode_channel(quads_[quad], target_, attention_, static_cast<int>(at % 4), again, spreads_,
-                              codes_ + start_[quad], quad_levels(quad), decoded_);
+        return ChannelEncoder(quads_[quad], target_, attention_, static_cast<int>(at % 4), again, codes_ + start_[quad],
+                              quad_levels(quad), decoded_)
+            .encode(spreads_);
     }
     void keep(size_t channel, const ChannelCode & coded) {
         for (int t = 0; t < page_tokens; ++t)

@@ -82,6 +82,32 @@ TEST(TrellisKeys, DotProductsAreUnbiased) {
     }
 }
 
+// What all tokens of a page share does not average out: neither the page's mean nor a channel's size may be off by what rounding the
+// scale (steps of 9 %) and the mean (an eighth of the scale) would leave.
+TEST(TrellisKeys, RoundingTheScaleAndTheMeanIsMadeGood) {
+    Random rng(37);
+    SCOPED_TRACE(rng.trace());
+    const int dim = 128;
+    for (const auto & [name, most] : {std::pair{"kt3v2", 0.025}, {"kt5v2", 0.010}}) {
+        const KeyLayout layout = make_key_layout(preset(name), dim, 1);
+        const std::vector<KeyRows> rows = gaussian_heads(rng, 1, dim);
+        const KeyRows decoded = encode_key_page(layout, rows, all_used()).decode(0);
+        double shifts = 0, gains = 0;
+        for (size_t c = 0; c < dim; ++c) {
+            double shift = 0, xy = 0, xx = 0;
+            for (size_t i = c * page_tokens; i < (c + 1) * page_tokens; ++i) {
+                shift += (decoded[i] - rows[0][i]) / page_tokens;
+                xy += (decoded[i] - rows[0][i]) * rows[0][i];
+                xx += rows[0][i] * rows[0][i];
+            }
+            shifts += shift * shift;
+            gains += (xy / xx) * (xy / xx);
+        }
+        EXPECT_LT(std::sqrt(shifts / dim), most) << name;
+        EXPECT_LT(std::sqrt(gains / dim), most) << name;
+    }
+}
+
 TEST(TrellisKeys, BitsGoWhereTheVarianceIs) {
     Random rng(32);
     SCOPED_TRACE(rng.trace());
