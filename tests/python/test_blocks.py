@@ -106,6 +106,26 @@ def test_a_sealed_block_does_not_depend_on_who_filled_it():
     assert one.blocks.export_block(7) is None  # not full
 
 
+@pytest.mark.parametrize("preset,alike", [("t1.65", ["values"]), ("t3.2", ["values"]), ("k2v2", ["keys", "values"])])
+def test_two_ranks_pack_their_own_heads(preset, alike):
+    """Two processes with a head each pack what one with both does, but for trellis keys: heads of one page share its bits."""
+    q, k, v = tokens(128, 8)
+    both, half = Layer(preset), HEADS // KV_HEADS
+    both.step([([4], 128, q, k, v)])
+    both.blocks.import_block(4, both.blocks.export_block(4))
+    for head in range(KV_HEADS):
+        params = _core.Params.from_preset(preset)
+        one = _core.Blocks(aligned(1, _core.block_bytes(params, 1, HEAD_DIM)), 1, HEAD_DIM, params, 0)
+        own = [np.ascontiguousarray(x) for x in (q[:, half * head : half * (head + 1)], k[:, head : head + 1], v[:, head : head + 1])]
+        as_int = lambda *x: np.array(x, np.int32)
+        one.attend(*own, np.empty_like(own[0]), as_int(0, 128), as_int(128), as_int(0).reshape(1, 1), scale=HEAD_DIM**-0.5, threads=1)
+        one.import_block(0, one.export_block(0))
+        for side in alike:
+            rows = np.empty((128, HEAD_DIM), np.float16)
+            one.read(side, 0, rows)
+            np.testing.assert_array_equal(rows, read(both, side, 4).reshape(128, KV_HEADS, HEAD_DIM)[:, head])
+
+
 def packed_keys(preset, lesson=None, steps=(128,), forget=False, start=0):
     """The keys of a block, its tokens written in steps of these sizes, after a lesson of queries for blocks from `start` on."""
     layer, (q, k, v) = Layer(preset), tokens(128, 5)

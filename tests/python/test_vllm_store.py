@@ -144,6 +144,18 @@ def test_many_writers_of_one_key_leave_whole_entries(tmp_path):
     assert all(all(w.result()) for w in writing) and [p.name for p in tmp_path.rglob("*.*")] == [name + Folder.SUFFIX]
 
 
+def test_many_writers_of_one_key_in_redis_leave_whole_entries(tmp_path, port):
+    made = [entries.write("name", ABOUT, [bytes([i]) * 100_000]) for i in range(4)]
+    with redis_server(port, tmp_path):
+        stores = [open_store(f"redis://127.0.0.1:{port}/0", ttl=100) for _ in range(5)]
+        stores[4].put("name", made[0])
+        with ThreadPoolExecutor(5) as pool:
+            writing = [pool.submit(lambda s, d: [s.put("name", d) for _ in range(20)], s, d) for s, d in zip(stores, made)]
+            while not all(w.done() for w in writing):
+                assert entries.read(stores[4].get("name"), "name", ABOUT) is not None
+        assert all(all(w.result()) for w in writing) and stores[4]._client.dbsize() == 1
+
+
 def test_another_version_of_vllm_is_one_line(monkeypatch, caplog):
     monkeypatch.setattr(versions, "version_of_vllm", lambda: "0.99.0")
     vidkv.vllm.register()

@@ -12,9 +12,11 @@ from vllm.v1.attention.backends.cpu_attn import (
 )
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
-from .. import _core
 from . import layers, options
 from .lesson import Lesson
+
+
+ENCODERS = (AttentionType.ENCODER, AttentionType.ENCODER_ONLY)  # which have no cache
 
 
 def is_packed(spec):
@@ -28,7 +30,7 @@ class VidKVAttentionBackend(CPUAttentionBackend):
         state = options.state()
         if not state.packs or type(spec) is not FullAttentionSpec or spec.sliding_window is not None or spec.block_size != options.BLOCK:
             return spec
-        size = _core.block_bytes(state.params, spec.num_kv_heads, spec.head_size)
+        size = options.room_of_block(spec.num_kv_heads, spec.head_size)
         return replace(spec, num_head_slots=1, tokens_per_state=options.BLOCK, state_content_bytes=size, dtype=torch.uint8)
 
     @staticmethod
@@ -68,11 +70,13 @@ class VidKVAttentionImpl(CPUAttentionBackendImpl):
     def __init__(self, num_heads, head_size, scale, num_kv_heads, alibi_slopes, sliding_window, *args, **kwargs):
         super().__init__(num_heads, head_size, scale, num_kv_heads, alibi_slopes, sliding_window, *args, **kwargs)
         state = options.configure(get_current_vllm_config())
-        if self.attn_type != AttentionType.DECODER or not state.packs:
+        if not state.packs or self.kv_sharing_target_layer_name is not None or self.attn_type in ENCODERS:
             return
-        if alibi_slopes is not None:
+        if self.attn_type != AttentionType.DECODER or self.sliding_window != -1:
+            options.add_other(num_kv_heads, head_size)
+        elif alibi_slopes is not None:
             options.refuse("this model has ALiBi")
-        elif self.sliding_window == -1 and self.kv_sharing_target_layer_name is None:
+        else:
             options.add_layer(f"{len(state.layers)}", num_kv_heads, head_size)
 
     @staticmethod

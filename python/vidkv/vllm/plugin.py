@@ -1,6 +1,7 @@
 """Registers what VidKV brings to vLLM."""
 import functools
 import logging
+import os
 
 logger = logging.getLogger("vllm.vidkv")
 
@@ -13,11 +14,13 @@ def register():
         KVConnectorFactory.register_connector("VidKVConnector", "vidkv.vllm.connector", "VidKVConnector")
     _add_tier()
     if not current_platform.is_cpu():
+        if os.environ.get("VIDKV_PRESET"):
+            logger.warning("VidKV: %s is not used: packed blocks are for CPUs; vLLM goes on with its own KV cache", os.environ["VIDKV_PRESET"])
         return
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
     register_backend(AttentionBackendEnum.CPU_ATTN, "vidkv.vllm.backend.VidKVAttentionBackend")
-    register_backend(AttentionBackendEnum.CPU_MLA, "vidkv.vllm.mla.UnpackedMLABackend")
+    _refuse_early(type(current_platform))
     _count_what_lies_beside()
     _read_a_lesson()
 
@@ -28,6 +31,22 @@ def _add_tier():
 
     if "vidkv" not in SecondaryTierFactory._registry:
         SecondaryTierFactory.register_tier("vidkv", "vidkv.vllm.tier", "VidKVTier")
+
+
+def _refuse_early(platform):
+    """A preset that does not exist ends vLLM before it loads a model."""
+    original = platform.check_and_update_config
+    if getattr(original, "checks_vidkv", False):
+        return
+
+    def check_and_update_config(cls, vllm_config):
+        from . import options
+
+        options.check(vllm_config)
+        return original(vllm_config)
+
+    check_and_update_config.checks_vidkv = True
+    platform.check_and_update_config = classmethod(check_and_update_config)
 
 
 def _count_what_lies_beside():
@@ -59,8 +78,9 @@ def _read_a_lesson():
 
     @functools.wraps(original)
     def compile_or_warm_up_model(self):
-        from . import lesson
+        from . import lesson, options
 
+        options.settle(self.vllm_config)
         lesson.read(self)
         return original(self)
 

@@ -138,7 +138,7 @@ class Redis(Store):
     def __init__(self, url, ttl=None):
         parts = urlsplit(url)
         super().__init__(f"redis at {parts.hostname}:{parts.port or 6379}")
-        self.ttl = ttl
+        self._milliseconds = max(1, round(ttl * 1000)) if ttl else None
         try:
             import redis
         except ImportError as error:
@@ -148,14 +148,14 @@ class Redis(Store):
 
     def _get(self, name):
         key = self.PREFIX + name.encode()
-        return self._client.getex(key, ex=self.ttl) if self.ttl else self._client.get(key)
+        return self._client.getex(key, px=self._milliseconds) if self._milliseconds else self._client.get(key)
 
     def _has(self, name):
         return bool(self._client.exists(self.PREFIX + name.encode()))
 
     def _put(self, name, data):
         try:
-            return bool(self._client.set(self.PREFIX + name.encode(), data, ex=self.ttl))
+            return bool(self._client.set(self.PREFIX + name.encode(), data, px=self._milliseconds))
         except self._full:  # it can still be read
             if not self._said_full:
                 logger.warning("VidKV: %s is full, nothing is added (maxmemory-policy allkeys-lru makes room)", self.place)
@@ -164,8 +164,15 @@ class Redis(Store):
 
 
 def open_store(place, ttl=None, max_bytes=None):
+    if not isinstance(place, str):
+        raise ValueError(f"VidKV: store is a folder or redis://host:port/0, not {place!r}")
+    for name, value in (("ttl", ttl), ("max_bytes", max_bytes)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0):
+            raise ValueError(f"VidKV: {name} must be a number greater than 0, not {value!r}")
     if place.startswith(("redis://", "rediss://", "unix://")):
         if max_bytes is not None:
             raise ValueError("VidKV: max_bytes is for folders; Redis limits itself (maxmemory and maxmemory-policy allkeys-lru)")
         return Redis(place, ttl)
+    if "://" in place.removeprefix("file://"):
+        raise ValueError(f"VidKV: a store is a folder or redis://host:port/0: {place} is neither")
     return Folder(place.removeprefix("file://"), ttl, max_bytes)

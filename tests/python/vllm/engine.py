@@ -11,6 +11,8 @@ import sys
 import traceback
 from pathlib import Path
 
+import odd_models
+
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -51,6 +53,8 @@ def folder_of(model, folder):
 
         random_llava.make_hf(place, 5, random_llava.SMALL)
         name_as_published(os.path.join(place, "model.safetensors"))
+    elif model in odd_models.NAMES:
+        odd_models.make(model, place)
     else:
         make_model(place)
     return place
@@ -96,7 +100,7 @@ class Engine:
 
         self.model = plan.get("model", "qwen2")
         preset = plan.get("preset")
-        options = {"max_model_len": 4096, "max_num_seqs": 8, "dtype": "float32", "skip_tokenizer_init": self.model == "qwen2"}
+        options = {"max_model_len": 4096, "max_num_seqs": 8, "dtype": "float32", "skip_tokenizer_init": self.model in ("qwen2", *odd_models.NAMES)}
         if preset:
             options["additional_config"] = {"vidkv": {"preset": preset}}
         options |= plan.get("engine", {})

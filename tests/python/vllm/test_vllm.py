@@ -21,6 +21,8 @@ SEEN = [{"pictures": 40, "questions": ["count ?", "order ?"]}]
 PICTURES = {"limit_mm_per_prompt": {"image": 40, "video": 0}}
 FILM = [{"pictures": 3, "questions": ["What?"]}]
 LLAVA = {"limit_mm_per_prompt": {"image": 0, "video": 1}, "max_num_batched_tokens": 1024}
+WINDOWS = [{"lengths": [100, 64, 1500]}, {"lengths": [100, 64, 1500]}]
+RANKS = {"tensor_parallel_size": 2}
 PLANS = {
     "stock": {"ask": ASK + REPEATED},
     "f16": {"preset": "f16", "ask": ASK},
@@ -35,8 +37,12 @@ PLANS = {
     "t1.65, nothing shared": {"preset": "t1.65", "ask": ASK, "engine": {"enable_prefix_caching": False, "max_num_batched_tokens": 4096}},
     "t1.65 with drafts": {"preset": "t1.65", "ask": REPEATED, "engine": DRAFTS},
     "t1.65, little space": {"preset": "t1.65", "ask": MANY, "engine": FEW_BLOCKS},
-    "blocks of 64": {"preset": "t1.65", "ask": [{"lengths": [200]}], "engine": {"block_size": 64}},
     "fp8": {"preset": "t1.65", "ask": [{"lengths": [200]}], "engine": {"block_size": 128, "kv_cache_dtype": "fp8"}},
+    "hybrid": {"model": "hybrid", "preset": "t1.65", "ask": [{"lengths": [200]}]},
+    "windows, stock": {"model": "windows", "ask": WINDOWS},
+    "windows, t1.65": {"model": "windows", "preset": "t1.65", "ask": WINDOWS},
+    "f16, two ranks": {"preset": "f16", "ask": [{}], "engine": RANKS},
+    "t1.65, two ranks": {"preset": "t1.65", "ask": [{}, {"forget": True}], "engine": RANKS},
     "pictures, stock": {"model": "tiny", "ask": SEEN, "engine": PICTURES},
     "pictures, f16": {"model": "tiny", "preset": "f16", "ask": SEEN, "engine": PICTURES},
     "pictures, t1.65": {"model": "tiny", "preset": "t1.65", "ask": SEEN + SEEN, "engine": PICTURES},
@@ -60,7 +66,8 @@ def run(folder, plans, **more):
 
 @pytest.fixture(scope="session")
 def everything(folder):
-    return run(folder, PLANS)
+    ranks = {**RANKS, "kv_transfer_config": connector(folder / "ranks")}
+    return run(folder, {**PLANS, "t1.65, two ranks": {**PLANS["t1.65, two ranks"], "engine": ranks}})
 
 
 @pytest.fixture(scope="session")
@@ -146,8 +153,27 @@ def test_llava_onevision_is_packed(found):
     assert all(layer["packed"] > 2 for layer in packed["held"])
 
 
+def test_two_ranks_pack_their_own_heads(found, folder):
+    """With f16 they answer as one does; with t1.65 what has not read a code yet is the same: heads of a page share its bits, and here two ranks
+    have pages of their own."""
+    assert_same(found("f16, two ranks")["answers"][0], found("stock")["answers"][0])
+    one, two = found("t1.65"), found("t1.65, two ranks")
+    assert tokens(two["answers"][0])[3] == tokens(one["answers"][0])[3]  # 64 tokens
+    assert [a["tokens"][0] for a in two["answers"][0]] == [a["tokens"][0] for a in one["answers"][0]]
+    assert two["capacity"] > 1.9 * one["capacity"]  # each rank has the memory of one, and half of the heads
+    assert len(list((folder / "ranks").rglob("*.vidkvblock"))) == 2 * (5 + 2 + 8)
+    assert [a["cached"] for a in two["answers"][1]] == [640, 256, 1024, 0]
+
+
+def test_beside_sliding_windows_full_attention_is_packed(found):
+    stock, packed = found("windows, stock"), found("windows, t1.65")
+    assert_same(packed["answers"][0][:2], stock["answers"][0][:2])  # nothing is packed yet in so short texts
+    assert packed["capacity"] > 1.7 * stock["capacity"] and all(layer["packed"] > 10 for layer in packed["held"])
+    assert [a["cached"] for a in packed["answers"][1]] == [0, 0, 1024]  # eight packed blocks are one of vLLM's here
+
+
 @pytest.mark.parametrize(
-    "name,line", [("blocks of 64", "a block must have 128 tokens, not 64"), ("fp8", "--kv-cache-dtype fp8 quantizes by itself")]
+    "name,line", [("hybrid", "this model has layers that are not attention (hybrid)"), ("fp8", "--kv-cache-dtype fp8 quantizes by itself")]
 )
 def test_what_cannot_be_packed_is_one_line_and_vllm_goes_on(found, said, name, line):
     answers = found(name)
