@@ -6,7 +6,8 @@
 With --restore, for each of --kv but stock: seconds to compute a text of 8,192 tokens, to take it from the connector's folder instead
 (VidKVConnector), to read a question of 64 tokens behind it and to answer one token.
 
-MODEL is a folder, or a shape with random weights: qwen0.5b, 7b-2 (two layers of a 7B model). The texts before the decoded tokens
+MODEL is a folder, or a shape with random weights: qwen0.5b, 7b-2 (two layers of a 7B model), heads (a 7B's heads in a thin model, where
+attention is most of the work). The texts before the decoded tokens
 are not computed: blocks are filled with one random page (of normal numbers), packed or not, so that only decoding is measured. One process
 for each cache, all loaded before the first is measured; --gate FILE waits until FILE is there (to begin on a quiet machine)."""
 import argparse
@@ -24,6 +25,8 @@ import engine
 SHAPES = {
     "qwen0.5b": dict(vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
                      num_key_value_heads=2),
+    "heads": dict(vocab_size=32000, hidden_size=896, intermediate_size=2432, num_hidden_layers=8, num_attention_heads=28, num_key_value_heads=4,
+                  head_dim=128),
     "7b-2": dict(vocab_size=32000, hidden_size=3584, intermediate_size=18944, num_hidden_layers=2, num_attention_heads=28,
                  num_key_value_heads=4),
 }
@@ -33,9 +36,10 @@ def folder_of(model, place):
     """A folder with the configuration of a shape; its weights are vLLM's random ones."""
     if model not in SHAPES:
         return model, "auto"
-    from transformers import Qwen2Config
+    from transformers import Qwen2Config, Qwen3Config
 
-    Qwen2Config(**SHAPES[model], max_position_embeddings=32768, architectures=["Qwen2ForCausalLM"]).save_pretrained(place)
+    config, name = (Qwen3Config, "Qwen3ForCausalLM") if "head_dim" in SHAPES[model] else (Qwen2Config, "Qwen2ForCausalLM")
+    config(**SHAPES[model], max_position_embeddings=32768, architectures=[name]).save_pretrained(place)
     return place, "dummy"
 
 
@@ -111,7 +115,7 @@ class Worker:
         self.connector = fill_instead_of_reading(preset)
         self.place = place
         transfer = {"kv_connector": "VidKVConnector", "kv_role": "kv_both", "kv_connector_extra_config": {"store": place}}
-        self.llm = engine.make(model, preset, load_format=weights, dtype=arguments.dtype, max_model_len=16384, kv_transfer_config=transfer,
+        self.llm = engine.make(model, preset, load_format=weights, dtype=arguments.dtype, max_model_len=16512, kv_transfer_config=transfer,
                                max_num_batched_tokens=2048)
         self.times = []
         self._time_steps()
