@@ -31,18 +31,39 @@ namespace vidkv {
 namespace {
 
 // 16 states a register, in their order.
-template <int Table> class Search {
+template <int Table> class Steps {
     static constexpr const TrellisTable & table = trellis_tables[Table];
     static constexpr int bits = table.bits, branches = 1 << bits, parents = states >> bits, bests = parents / 16;
     static constexpr TrellisPoints points[2] = {trellis_points(table, 0), trellis_points(table, 1)};
 
   public:
-    Search(int steps, const float * x) : steps_(steps), x_(x) {}
+    Steps(int steps, const float * x) : steps_(steps), x_(x) {}
 
-    void close_ring(int seam, uint8_t * came, uint8_t * path) const {
-        const int before = warm_up_of(table, steps_);
-        if (seam < 0) find_path(steps_ - before, 2 * before, -1, before - 1, came, path);
-        find_path(0, steps_, seam < 0 ? path[before - 1] % parents : seam, 0, came, path);
+    static constexpr int came_bytes = parents;
+    static int branch_of(const uint8_t * came, int parent) { return came[parent]; }
+
+    // edge: the costs before step `first`, become those after `count` steps.
+    void go(int first, int count, int16_t * edge, uint8_t * came) const {
+        constexpr int until_lowered = bits == 1 ? 8 : 4; // steps; costs stay below 2^15 as codec/viterbi_costs.h says
+        __m256i cost[16], rows[16], best[bests];
+        std::memcpy(cost, edge, sizeof(cost));
+        for (int i = 0; i < count; ++i) {
+            costs(first + i, rows);
+#pragma GCC unroll 4
+            for (int o = 0; o < bests; o += 2) {
+                const Least low = least<0, branches>(cost + o), high = least<0, branches>(cost + o + 1);
+                best[o] = low.cost;
+                best[o + 1] = high.cost;
+                _mm256_storeu_si256(reinterpret_cast<__m256i *>(came + i * parents + 16 * o),
+                                    _mm256_permute4x64_epi64(_mm256_packus_epi16(low.branch, high.branch), 0xd8));
+            }
+            reach<0>(best, rows, cost);
+            if (i % until_lowered != until_lowered - 1) continue;
+            const __m256i some = _mm256_broadcastw_epi16(_mm256_castsi256_si128(cost[0]));
+#pragma GCC unroll 16
+            for (int r = 0; r < 16; ++r) cost[r] = _mm256_sub_epi16(cost[r], some);
+        }
+        std::memcpy(edge, cost, sizeof(cost));
     }
 
   private:
@@ -112,50 +133,11 @@ template <int Table> class Search {
         if constexpr (Block + 1 < 16) reach<Block + 1>(best, rows, cost);
     }
 
-    // path: from step `back_to` on.
-    void find_path(int first, int count, int seam, int back_to, uint8_t * came, uint8_t * path) const {
-        constexpr int until_lowered = bits == 1 ? 8 : 4; // steps; costs stay below 2^15 as codec/viterbi_costs.h says
-        alignas(64) int16_t edge[states];
-        start_costs(edge, seam, parents);
-        __m256i cost[16], rows[16], best[bests];
-        std::memcpy(cost, edge, sizeof(edge));
-        for (int i = 0; i < count; ++i) {
-            costs(first + i, rows);
-#pragma GCC unroll 4
-            for (int o = 0; o < bests; o += 2) {
-                const Least low = least<0, branches>(cost + o), high = least<0, branches>(cost + o + 1);
-                best[o] = low.cost;
-                best[o + 1] = high.cost;
-                _mm256_storeu_si256(reinterpret_cast<__m256i *>(came + i * parents + 16 * o),
-                                    _mm256_permute4x64_epi64(_mm256_packus_epi16(low.branch, high.branch), 0xd8));
-            }
-            reach<0>(best, rows, cost);
-            if (i % until_lowered != until_lowered - 1) continue;
-            const __m256i some = _mm256_broadcastw_epi16(_mm256_castsi256_si128(cost[0]));
-#pragma GCC unroll 16
-            for (int r = 0; r < 16; ++r) cost[r] = _mm256_sub_epi16(cost[r], some);
-        }
-        std::memcpy(edge, cost, sizeof(edge));
-        int state = cheapest_state(edge, seam, parents);
-        for (int i = count - 1; i >= back_to; --i) {
-            path[i] = static_cast<uint8_t>(state);
-            const int parent = state >> bits;
-            state = parent + came[i * parents + parent] * parents;
-        }
-    }
-
     const int steps_;
     const float * x_;
 };
 
-void search(const TrellisTable & table, int steps, const float * x, int seam, uint8_t * came, uint8_t * path) {
-    switch (&table - trellis_tables) {
-    case 0: return Search<0>(steps, x).close_ring(seam, came, path);
-    case 1: return Search<1>(steps, x).close_ring(seam, came, path);
-    case 2: return Search<2>(steps, x).close_ring(seam, came, path);
-    default: return Search<3>(steps, x).close_ring(seam, came, path);
-    }
-}
+#include "codec/encoder_search.inc"
 
 } // namespace
 

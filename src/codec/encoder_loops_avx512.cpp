@@ -51,20 +51,41 @@ constexpr std::array<Numbers, 8> spread_numbers(int bits) {
 }
 
 // 32 states a register, in their order.
-template <int Table> class Search {
+template <int Table> class Steps {
     static constexpr const TrellisTable & table = trellis_tables[Table];
     static constexpr int bits = table.bits, branches = 1 << bits, parents = states >> bits, bests = parents / 32;
-    static constexpr int came_bytes = bits == 1 ? parents / 8 : parents;
     static constexpr std::array<Numbers, 8> which = cost_numbers(table), spread = spread_numbers(bits);
     static constexpr TrellisPoints points[2] = {trellis_points(table, 0), trellis_points(table, 1)};
 
   public:
-    Search(int steps, const float * x) : steps_(steps), x_(x) {}
+    Steps(int steps, const float * x) : steps_(steps), x_(x) {}
 
-    void close_ring(int seam, uint8_t * came, uint8_t * path) const {
-        const int before = warm_up_of(table, steps_);
-        if (seam < 0) find_path(steps_ - before, 2 * before, -1, before - 1, came, path);
-        find_path(0, steps_, seam < 0 ? path[before - 1] % parents : seam, 0, came, path);
+    static constexpr int came_bytes = bits == 1 ? parents / 8 : parents;
+    static int branch_of(const uint8_t * came, int parent) {
+        if constexpr (bits == 1) return came[parent / 8] >> (parent % 8) & 1;
+        return came[parent];
+    }
+
+    // edge: the costs before step `first`, become those after `count` steps.
+    void go(int first, int count, int16_t * edge, uint8_t * came) const {
+        constexpr int until_lowered = bits == 1 ? 8 : 4; // steps; costs stay below 2^15 as codec/viterbi_costs.h says
+        __m512i cost[8];
+        std::memcpy(cost, edge, sizeof(cost));
+        for (int i = 0; i < count; ++i) {
+            const __m512i now = costs(first + i);
+            __m512i m[bests];
+#pragma GCC unroll 4
+            for (int o = 0; o < bests; ++o) m[o] = best(cost, o, came + i * came_bytes);
+#pragma GCC unroll 8
+            for (int r = 0; r < 8; ++r)
+                cost[r] = _mm512_add_epi16(_mm512_permutexvar_epi16(load(spread[r % branches]), m[r / branches]),
+                                           _mm512_permutexvar_epi16(load(which[r]), now));
+            if (i % until_lowered != until_lowered - 1) continue;
+            const __m512i some = _mm512_broadcastw_epi16(_mm512_castsi512_si128(cost[0]));
+#pragma GCC unroll 8
+            for (int r = 0; r < 8; ++r) cost[r] = _mm512_sub_epi16(cost[r], some);
+        }
+        std::memcpy(edge, cost, sizeof(cost));
     }
 
   private:
@@ -111,60 +132,13 @@ template <int Table> class Search {
             return found.cost;
         }
     }
-    static int branch_of(const uint8_t * came, int parent) {
-        if constexpr (bits == 1) return came[parent / 8] >> (parent % 8) & 1;
-        return came[parent];
-    }
-
-    // path: from step `back_to` on.
-    void find_path(int first, int count, int seam, int back_to, uint8_t * came, uint8_t * path) const {
-        constexpr int until_lowered = bits == 1 ? 8 : 4; // steps; costs stay below 2^15 as codec/viterbi_costs.h says
-        __m512i cost[8];
-        start(seam, cost);
-        for (int i = 0; i < count; ++i) {
-            const __m512i now = costs(first + i);
-            __m512i m[bests];
-#pragma GCC unroll 4
-            for (int o = 0; o < bests; ++o) m[o] = best(cost, o, came + i * came_bytes);
-#pragma GCC unroll 8
-            for (int r = 0; r < 8; ++r)
-                cost[r] = _mm512_add_epi16(_mm512_permutexvar_epi16(load(spread[r % branches]), m[r / branches]),
-                                           _mm512_permutexvar_epi16(load(which[r]), now));
-            if (i % until_lowered != until_lowered - 1) continue;
-            const __m512i some = _mm512_broadcastw_epi16(_mm512_castsi512_si128(cost[0]));
-#pragma GCC unroll 8
-            for (int r = 0; r < 8; ++r) cost[r] = _mm512_sub_epi16(cost[r], some);
-        }
-        alignas(64) int16_t last[states];
-        std::memcpy(last, cost, sizeof(last));
-        int state = cheapest_state(last, seam, parents);
-        for (int i = count - 1; i >= back_to; --i) {
-            path[i] = static_cast<uint8_t>(state);
-            const int parent = state >> bits;
-            state = parent + branch_of(came + i * came_bytes, parent) * parents;
-        }
-    }
-
-    static void start(int seam, __m512i * cost) {
-        alignas(64) int16_t c[states];
-        start_costs(c, seam, parents);
-        std::memcpy(cost, c, sizeof(c));
-    }
-
     static __m512i load(const Numbers & numbers) { return _mm512_load_si512(numbers.at); }
 
     const int steps_;
     const float * x_;
 };
 
-void search(const TrellisTable & table, int steps, const float * x, int seam, uint8_t * came, uint8_t * path) {
-    switch (&table - trellis_tables) {
-    case 0: return Search<0>(steps, x).close_ring(seam, came, path);
-    case 1: return Search<1>(steps, x).close_ring(seam, came, path);
-    case 2: return Search<2>(steps, x).close_ring(seam, came, path);
-    default: return Search<3>(steps, x).close_ring(seam, came, path);
-    }
-}
+#include "codec/encoder_search.inc"
 
 } // namespace
 
