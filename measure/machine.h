@@ -36,7 +36,7 @@ class StreamBuffer {
     std::unique_ptr<uint64_t, Free> words_;
 };
 
-// 8-bit multiply-adds per second that an instruction set ("avx512", "avx2", "neon") does on that many threads, all of them
+// 8-bit multiply-adds per second that an instruction set (a name that VIDKV_FORCE_ISA takes) does on that many threads, all of them
 // in registers: vpdpbusd, vpmaddubsw + vpaddw, sdot. 0 where there is no such loop for the instruction set or the machine.
 double int8_peak(const std::string & isa, int threads);
 

@@ -382,7 +382,7 @@ void add_bench_attention(CLI::App & bench, Command & run) {
         ->check(CLI::Range(1, 512));
     app->add_option("--isa", options->isa, "instruction sets, each in a process of its own (default: the best there is)")
         ->delimiter(',')
-        ->check(CLI::IsMember({"scalar", "avx2", "avx512", "neon"}));
+        ->check(CLI::IsMember({"scalar", "avx2", "vnni256", "avxvnni", "avx512vnni", "avx512", "neon"}));
     app->add_option("-t,--threads", options->threads, "thread counts (default: all cores)")
         ->delimiter(',')
         ->check(CLI::Range(1, 1024));

@@ -51,8 +51,24 @@ struct Loop {
     }
 }
 
+// The EVEX encoding: a processor that has the VEX one alone gets no figure.
+[[gnu::target("avx512f,avx512bw,avx512vl,avx512vnni")]] void vnni256_loop() {
+    __m256i sums[12] = {};
+    const __m256i a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(1);
+    for (int round = 0; round < ROUNDS; ++round) {
+#pragma GCC unroll 12
+        for (int i = 0; i < 12; ++i) {
+            sums[i] = _mm256_dpbusd_epi32(sums[i], a, b);
+            asm volatile("" : "+v"(sums[i]));
+        }
+    }
+}
+
 Loop loop_of(const std::string & isa) {
-    if (isa.starts_with("avx512") && __builtin_cpu_supports("avx512vnni")) return {avx512_loop, 12 * 64.0};
+    const bool vnni = __builtin_cpu_supports("avx512vnni");
+    if (isa.starts_with("avx512") && vnni) return {avx512_loop, 12 * 64.0};
+    if ((isa == "vnni256" || isa == "avxvnni") && vnni && __builtin_cpu_supports("avx512vl"))
+        return {vnni256_loop, 12 * 32.0};
     if (isa == "avx2" && __builtin_cpu_supports("avx2")) return {avx2_loop, 8 * 32.0};
     return {nullptr, 0};
 }

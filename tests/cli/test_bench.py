@@ -84,6 +84,17 @@ class Attention(Bench):
         if os.path.exists(os.path.join(os.path.dirname(VIDKV), "libggml-cpu-avx2.so")):
             self.assertEqual(report["rows"][0]["ggml_isa"], "avx2")
 
+    def test_tables_of_one_instruction_set(self):
+        names = ["vnni256", "avx512vnni"]
+        for name in [*names, "avxvnni"]:
+            self.assertIn(name, attention("--help").stdout)
+        probe = attention("--kv", "t1.65", "--isa", ",".join(names), "--json")
+        if "has no" in probe.stderr:
+            self.skipTest("this processor has no AVX-512 VNNI")
+        report = self.report(probe)
+        self.assertEqual([row["isa"] for row in report["rows"] if row["name"] == "t1.65"], names)
+        self.assertTrue(all(row["int8_share"] > 0 for row in report["rows"]))
+
     def test_fit_of_three_lengths(self):
         report = self.report(bench("attention", "--shape", "4/1/64", "--tokens", "256,512,768", "--phase", "decode", "--repeat", "3", "--kv", "f16", "--json"))
         self.assertEqual([fit["name"] for fit in report["fits"]], PEERS + ["f16"])
