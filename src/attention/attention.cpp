@@ -218,8 +218,13 @@ void Attention::accumulate(int64_t slot, int64_t chunk, bool cold) {
     used_[slot * chunks_ + chunk] = {};
     std::fill_n(states(slot, chunk), block.rows, SoftmaxState{});
     const int64_t end = std::min(pages_, (chunk + 1) * chunk_pages_);
-    if (cold) fetch_now(chunk * chunk_pages_, block.kv_head);
-    for (int64_t page = chunk * chunk_pages_; page < end; ++page) attend_page(block, slot, chunk, page, *lease);
+    PageAt now = page_at(chunk * chunk_pages_, block.kv_head);
+    if (cold) fetch_now(now, block.kv_head);
+    for (int64_t page = chunk * chunk_pages_; page < end; ++page) {
+        const PageAt next = page_at(page + 1, block.kv_head);
+        attend_page(block, slot, chunk, now, next, *lease);
+        now = next;
+    }
 }
 
 void Attention::finish(int64_t slot) {

@@ -37,6 +37,14 @@ struct Seen {
     int cells = 0;
 };
 
+// A page of one KV head.
+struct PageAt {
+    int64_t page = 0;
+    PageView keys, values;
+    KeyPage key; // where sealed
+    ValuePage value;
+};
+
 // The rows whose sums a chunk of pages has cleared and may have added to. Different threads write different chunks, so each has a
 // cache line of its own.
 struct alignas(64) SumsUsed {
@@ -74,9 +82,12 @@ class Attention {
     void finish(int64_t slot);
 
     void open_sums(Rows rows, int64_t slot, int64_t chunk, const PageView & values) const;
-    void attend_page(const Block & block, int64_t slot, int64_t chunk, int64_t page, Scratch & scratch) const;
-    Prefetch fetch_next(int64_t page, int kv_head, int rows) const;
-    void fetch_now(int64_t page, int kv_head) const;
+    PageAt page_at(int64_t page, int kv_head) const;
+    void attend_page(const Block & block, int64_t slot, int64_t chunk, const PageAt & now, const PageAt & next,
+                     Scratch & scratch) const;
+    Prefetch fetch(const PageAt & at, int rows) const;
+    void fetch_start(int64_t page, int kv_head) const;
+    void fetch_now(const PageAt & at, int kv_head) const;
     Seen load_bias(const Block & block, int64_t page, Scratch & scratch) const;
     int load_bias(const Token & token, int64_t first_cell, float * bias, MaskKind & kind) const;
     bool sees_something(Rows rows, const Scratch & scratch) const;

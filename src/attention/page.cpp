@@ -30,24 +30,34 @@ void Attention::open_sums(Rows rows, int64_t slot, int64_t chunk, const PageView
     if (rotated) use_more(used.rotated, rows, rotated_ + at, sum_stride_);
 }
 
+// Empty behind the last one.
+PageAt Attention::page_at(int64_t page, int kv_head) const {
+    PageAt at;
+    if (page >= pages_) return at;
+    at = {page, keys_.view(page, kv_head), values_.view(page, kv_head), {}, {}};
+    if (at.keys.state == PageState::sealed) at.key = key_page(*keys_.shape.key_layout, at.keys.page, kv_head);
+    if (at.values.state == PageState::sealed) at.value = value_page(*values_.shape.value_layout, at.values.page, kv_head);
+    return at;
+}
+
 // Keys, then values, of a page: each is unpacked once for all rows of the block that see it.
-void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, int64_t page, Scratch & scratch) const {
+void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, const PageAt & now, const PageAt & next,
+                            Scratch & scratch) const {
+    const int64_t page = now.page;
     const Seen seen = load_bias(block, page, scratch);
     if (seen.cells == 0) return;
     const int end = seen.rows.end();
-    const PageView keys = keys_.view(page, block.kv_head);
-    const PageView values = values_.view(page, block.kv_head);
+    const PageView &keys = now.keys, &values = now.values;
     open_sums(seen.rows, slot, chunk, values);
-    Prefetch soon = fetch_next(page + 1, block.kv_head, seen.rows.count);
+    Prefetch soon = fetch(next, seen.rows.count);
+    fetch_start(page + 2, block.kv_head);
     std::optional<KeyTile> key_tile;
     if (keys.state == PageState::sealed) {
-        key_tile.emplace(kernels_, *keys_.shape.key_layout, key_page(*keys_.shape.key_layout, keys.page, block.kv_head),
-                         seen.rows.count, scratch);
+        key_tile.emplace(kernels_, *keys_.shape.key_layout, now.key, seen.rows.count, scratch);
     }
     std::optional<ValueTile> value_tile;
     if (values.state == PageState::sealed) {
-        value_tile.emplace(kernels_, *values_.shape.value_layout,
-                           value_page(*values_.shape.value_layout, values.page, block.kv_head), seen.rows.count, scratch);
+        value_tile.emplace(kernels_, *values_.shape.value_layout, now.value, seen.rows.count, scratch);
     }
     const PlannedQueries planned = planned_for(block, slot, page, keys, seen.rows, scratch);
     PackedWeights * packed = scratch.weights.get();
@@ -71,43 +81,47 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, in
     }
 }
 
-// The bytes of the next page, to be fetched while `rows` query rows are computed on this one: what is small at once. Kernels on f16
+// The bytes of a page, to be fetched while `rows` query rows are computed on the one before: what is small at once. Kernels on f16
 // rows look ahead themselves, but for the first rows.
-Prefetch Attention::fetch_next(int64_t page, int kv_head, int rows) const {
+Prefetch Attention::fetch(const PageAt & at, int rows) const {
     Prefetch soon;
-    if (page >= pages_) return soon;
-    const PageView keys = keys_.view(page, kv_head), values = values_.view(page, kv_head);
-    if (keys.state == PageState::sealed) {
+    if (at.keys.state == PageState::sealed) {
         const KeyLayout & layout = *keys_.shape.key_layout;
-        const KeyPage at = key_page(layout, keys.page, kv_head);
         const bool shared = layout.codec == VIDKV_CODEC_TRELLIS; // all heads' codes together: take a head's share
         const size_t codes = shared ? layout.head_codes / static_cast<size_t>(layout.kv_heads) : layout.head_codes;
-        prefetch(at.meta, layout.head_meta);
-        soon.during_scores = Fetch(at.codes, codes, int64_t{rows} * page_tokens);
-    } else if (keys.state == PageState::open) {
-        prefetch_rows(keys.rows, keys_.shape.channels(), std::min(keys.held, rows_ahead), key_dim_);
+        prefetch(at.key.meta, layout.head_meta);
+        soon.during_scores = Fetch(at.key.codes, codes, int64_t{rows} * page_tokens);
+    } else if (at.keys.state == PageState::open) {
+        prefetch_rows(at.keys.rows, keys_.shape.channels(), std::min(at.keys.held, rows_ahead), key_dim_);
     }
-    if (values.state == PageState::sealed) {
+    if (at.values.state == PageState::sealed) {
         const ValueLayout & layout = *values_.shape.value_layout;
-        const ValuePage at = value_page(layout, values.page, kv_head);
-        prefetch(at.meta, layout.head_meta(at.protected_units));
-        soon.during_sums = Fetch(at.codes, layout.head_codes(at.protected_units), int64_t{rows} * value_dim_);
-    } else if (values.state == PageState::open) {
-        prefetch_rows(values.rows, values_.shape.channels(), std::min(values.held, rows_ahead), value_dim_);
-    }
-    if (page + 1 < pages_) { // where the head's codes start is read when the page after it is looked up
-        const PageView later = keys_.view(page + 1, kv_head);
-        if (later.state == PageState::sealed)
-            __builtin_prefetch(key_code_start(*keys_.shape.key_layout, later.page, kv_head));
+        prefetch(at.value.meta, layout.head_meta(at.value.protected_units));
+        soon.during_sums = Fetch(at.value.codes, layout.head_codes(at.value.protected_units), int64_t{rows} * value_dim_);
+    } else if (at.values.state == PageState::open) {
+        prefetch_rows(at.values.rows, values_.shape.channels(), std::min(at.values.held, rows_ahead), value_dim_);
     }
     return soon;
 }
 
+// What page_at reads of a page that comes after the next one, and what it reads first of the page behind that.
+void Attention::fetch_start(int64_t page, int kv_head) const {
+    if (page >= pages_) return;
+    const PageView keys = keys_.view(page, kv_head), values = values_.view(page, kv_head);
+    if (keys.state == PageState::sealed) __builtin_prefetch(key_code_start(*keys_.shape.key_layout, keys.page, kv_head));
+    if (values.state == PageState::sealed)
+        __builtin_prefetch(value_page_start(*values_.shape.value_layout, values.page, kv_head));
+    if (page + 1 >= pages_) return;
+    keys_.fetch_view(page + 1);
+    values_.fetch_view(page + 1);
+}
+
 // Before the first page, which no page before it has fetched.
-void Attention::fetch_now(int64_t page, int kv_head) const {
-    Prefetch soon = fetch_next(page, kv_head, 1);
+void Attention::fetch_now(const PageAt & at, int kv_head) const {
+    Prefetch soon = fetch(at, 1);
     soon.during_scores.part(page_tokens).rest();
     soon.during_sums.part(value_dim_).rest();
+    fetch_start(at.page + 1, kv_head);
 }
 
 // Fills the page's bias and each token's MaskKind.

@@ -25,6 +25,9 @@ class SequencePages : public PageSource {
   public:
     SequencePages(const Store & store, const PagesOfMany & pages, std::span<const vidkv_attention_args> calls);
     PageView view(int64_t page, int kv_head) const override;
+    void fetch_view(int64_t page) const override {
+        store_.fetch_view(sequence(entry(page).readers.first), entry(page).page);
+    }
     int64_t place(int64_t page) const override { return entry(page).page; }
     Readers readers(int64_t page) const override { return entry(page).readers; }
     int64_t pages(int64_t) const override { return static_cast<int64_t>(pages_.entries.size()); }

@@ -112,6 +112,10 @@ PageView Store::view(int sequence, int64_t page, int kv_head) const {
     return view;
 }
 
+void Store::fetch_view(int sequence, int64_t page) const {
+    __builtin_prefetch(sequences_[sequence].pages[page].bytes.get());
+}
+
 const ChannelPlan & Store::plan(int sequence, int kv_head, int set) const {
     return (*sequences_[sequence].plans[static_cast<size_t>(set)])[static_cast<size_t>(kv_head)];
 }

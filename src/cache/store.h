@@ -61,6 +61,7 @@ class Store {
     const ValueLayout & value_layout() const { return value_layout_; } // values, likewise
 
     PageView view(int sequence, int64_t page, int kv_head) const;
+    void fetch_view(int sequence, int64_t page) const; // into the processor's cache: what `view` reads
     // Keys: valid once the sequence has a sealed page. A sequence has more than one set of plans if pages were loaded into it.
     const ChannelPlan & plan(int sequence, int kv_head, int set = 0) const;
     bool shares_page(int a, int b, int64_t page) const; // the same bytes, not just like ones

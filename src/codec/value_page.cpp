@@ -58,6 +58,12 @@ ValuePage value_page(const ValueLayout & layout, const uint8_t * page, int head)
     return out;
 }
 
+const uint8_t * value_page_start(const ValueLayout & layout, const uint8_t * page, int head) {
+    if (layout.protects || layout.codec != VIDKV_CODEC_TRELLIS) return page;
+    return page + static_cast<size_t>(layout.kv_heads) * layout.head_codes(0) +
+           static_cast<size_t>(head) * layout.head_meta(0) + page_tokens - 1;
+}
+
 std::array<uint8_t, page_tokens> slot_tokens(const ValuePage & page) {
     std::array<uint8_t, page_tokens> token;
     int next[] = {page.mask ? marked_tokens(page.mask) : 0, 0}; // plain, protected

@@ -20,6 +20,8 @@ struct ValuePage {
     bool is_still() const { return mean != nullptr; }
 };
 ValuePage value_page(const ValueLayout & layout, const uint8_t * page, int head);
+// What value_page reads of the page first.
+const uint8_t * value_page_start(const ValueLayout & layout, const uint8_t * page, int head);
 
 // The token that each slot holds.
 std::array<uint8_t, page_tokens> slot_tokens(const ValuePage & page);
