@@ -380,7 +380,10 @@ void add_bench_attention(CLI::App & bench, Command & run) {
     app->add_option("--query-tokens", options->query_tokens, "tokens decoded at once (default 1)")
         ->delimiter(',')
         ->check(CLI::Range(1, 512));
-    app->add_option("--isa", options->isa, "instruction sets, each in a process of its own (default: the best there is)")
+    app->add_option(
+           "--isa", options->isa,
+           "instruction sets, each in a process of its own: scalar, avx2, vnni256, avxvnni, avx512vnni, avx512, neon "
+           "(default: the best there is)")
         ->delimiter(',')
         ->check(CLI::IsMember({"scalar", "avx2", "vnni256", "avxvnni", "avx512vnni", "avx512", "neon"}));
     app->add_option("-t,--threads", options->threads, "thread counts (default: all cores)")
