@@ -27,7 +27,9 @@ constexpr double damping =
     0.7; // share of the mean diagonal that is added: the next question may look where no earlier query did
 constexpr float most_attention = 16.0f; // times the median token's: with more, the other tokens of the page lose too much
 constexpr size_t least_bits_to_spread = 2; // of an element on average: with fewer it costs more than it gains
-constexpr float most_searched = 4.0f;      // the largest weight in the trellis search: its 16-bit costs would saturate
+constexpr int refinements = 2;
+constexpr float least_move = 0.2f;    // of a channel's target, in shares of what its codes miss
+constexpr float most_searched = 4.0f; // the largest weight in the trellis search: its 16-bit costs would saturate
 
 bool all_finite(const std::vector<float> & x) {
     constexpr uint32_t exponent = 0x7f800000u;
@@ -345,7 +347,8 @@ class HeadEncoder {
     HeadEncoder(const ChannelPlan & plan, const KeyFeedback & feedback, const QuadCode * quads, const KeyRows & rows,
                 const float * attention, uint8_t * codes, uint8_t * meta)
         : n_(plan.order.size()), plan_(plan), feedback_(feedback), quads_(quads), rows_(rows), attention_(attention),
-          codes_(codes), meta_(meta), place_(n_), start_(n_ / 4 + 1), levels_(n_ * page_tokens), errors_(n_ * page_tokens) {
+          codes_(codes), meta_(meta), place_(n_), start_(n_ / 4 + 1), levels_(n_ * page_tokens), errors_(n_ * page_tokens),
+          aimed_at_(n_ * page_tokens) {
         for (size_t i = 0; i < n_; ++i) place_[plan.order[i]] = i;
         for (size_t q = 0; q < n_ / 4; ++q) start_[q + 1] = start_[q] + quad_bytes(quads[q], page_tokens);
         std::fill_n(codes, start_[n_ / 4], uint8_t{0});
@@ -359,11 +362,13 @@ class HeadEncoder {
             aim(channel);
             loops_.pull(target_, errors_.data(), &feedback_.carry[c * n_], feedback_.order.data(), c);
             hold_target();
+            std::copy_n(target_, page_tokens, &aimed_at_[channel * page_tokens]);
             keep(channel, encode(channel, false));
         }
     }
 
-    // Codes every channel once more, now against the errors of all others; the new codes stay where the queries' error falls.
+    // Codes every channel once more, now against the errors of all others; the new codes stay where the queries' error falls. Where
+    // what a channel should be has hardly moved since it was coded, its codes are as good as new ones.
     void refine() {
         for (const size_t channel : feedback_.order) {
             const size_t quad = place_[channel] / 4;
@@ -372,6 +377,9 @@ class HeadEncoder {
             loops_.pull(target_, errors_.data(), &feedback_.pull[channel * n_], nullptr, n_);
             hold_target();
             const float before = miss_of_kept(channel);
+            float * aimed_at = &aimed_at_[channel * page_tokens];
+            if (loops_.distance(target_, aimed_at, attention_) < least_move * before) continue;
+            std::copy_n(target_, page_tokens, aimed_at);
             uint8_t old_codes[4 * page_tokens], old_levels[4 * page_tokens];
             std::copy(codes_ + start_[quad], codes_ + start_[quad + 1], old_codes);
             std::copy_n(quad_levels(quad), 4 * page_tokens, old_levels);
@@ -438,6 +446,7 @@ class HeadEncoder {
     bool spreads_ = false;
     std::vector<uint8_t> levels_;
     std::vector<float> errors_;                                              // [channel][128]: wanted minus decoded
+    std::vector<float> aimed_at_;                                            // [channel][128]: the target it was coded for
     float wanted_[page_tokens], target_[page_tokens], decoded_[page_tokens]; // of the channel at hand
 };
 
@@ -447,7 +456,7 @@ void encode_trellis_keys(const ChannelPlan & plan, const KeyFeedback & feedback,
                          const KeyRows & rows, const float * attention, uint8_t * codes, uint8_t * meta) {
     HeadEncoder encoder(plan, feedback, quads, rows, attention, codes, meta);
     encoder.code_in_order();
-    encoder.refine();
+    for (int pass = 0; pass < refinements; ++pass) encoder.refine();
     encoder.finish();
 }
 
