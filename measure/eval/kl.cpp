@@ -41,8 +41,9 @@ PROTOCOL
 CODECS
   Presets of VidKV (vidkv presets) run in the plug-in as they do for a user. Codecs of others are simulated: their reference code is
   applied to the rows of an f16 cache, with the same sink tokens (kept out of their scales) and residual window.
-    q8_0, q4_0       ggml's cache types         kivi2           KIVI, 2 bits (arXiv 2402.02750)
-    q8_0-rot, q4_0-rot                          the same with the rotation that llama.cpp's own cache has
+    q8_0, q5_1, q5_0, q4_0                      ggml's cache types
+    q8_0-rot, q5_0-rot, q4_0-rot                the same with the rotation that llama.cpp's own cache has
+    kivi2            KIVI, 2 bits (arXiv 2402.02750)
     turbo2, turbo3   after TurboQuant (arXiv 2504.19874)
     vidkv-released   VidKV's released code, with its defects (arXiv 2503.16257)
   NAME-nosink is NAME without sink tokens; stock is llama.cpp's own f16 cache; all is every preset and reference codec.)";

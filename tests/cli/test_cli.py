@@ -16,7 +16,7 @@ TINY = os.path.join(ROOT, "models", "tiny")
 QUESTION = "What colour is the circle?"
 PRESETS = ["f16", "k2v2", "k1.5v2", "k1.5v1.58"]
 TRELLIS = ["t4.2", "t3.2", "t2.2", "t1.65", "t1.15", "t1.0"]
-PEERS = ["q8_0", "q4_0", "q8_0-rot", "q4_0-rot", "kivi2", "turbo3", "turbo2", "vidkv-released"]
+PEERS = ["q8_0", "q5_1", "q5_0", "q4_0", "q8_0-rot", "q5_0-rot", "q4_0-rot", "kivi2", "turbo3", "turbo2", "vidkv-released"]
 TEXT = os.path.join(ROOT, "include", "vidkv", "vidkv.h")
 
 

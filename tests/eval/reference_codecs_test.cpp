@@ -112,6 +112,11 @@ TEST(ReferenceCodecs, GgmlTypes) {
     const double four = distortion(through("q4_0", VIDKV_VALUES, x), x);
     EXPECT_GT(four, 0.003);
     EXPECT_LT(four, 0.012);
+    for (const char * name : {"q5_0", "q5_1", "q5_0-rot"}) {
+        const double five = distortion(through(name, VIDKV_VALUES, x), x);
+        EXPECT_GT(five, four / 8) << name;
+        EXPECT_LT(five, four / 3) << name;
+    }
 }
 
 // A channel of huge keys takes its block's levels from the others, unless all are turned before.
@@ -152,7 +157,7 @@ TEST(ReferenceCodecs, ReleasedKeysDecodeSignsToZeroOrScale) {
 
 TEST(ReferenceCodecs, ConstantRowsComeBack) {
     std::vector<float> x(static_cast<size_t>(TOKENS * HEADS * HEAD_DIM), 0.5F);
-    for (const char * name : {"kivi2", "q8_0", "q4_0", "q8_0-rot", "q4_0-rot"})
+    for (const char * name : {"kivi2", "q8_0", "q5_1", "q5_0", "q4_0", "q8_0-rot", "q4_0-rot"})
         for (const vidkv_side side : {VIDKV_KEYS, VIDKV_VALUES})
             EXPECT_LT(distortion(through(name, side, x), x), 1e-3) << name;
 }

@@ -47,8 +47,11 @@ template <ggml_type TYPE> ReferenceCodec rotated_peer(const char * name) {
 } // namespace
 
 ReferenceCodec q8_0_reference() { return peer<GGML_TYPE_Q8_0>("q8_0"); }
+ReferenceCodec q5_1_reference() { return peer<GGML_TYPE_Q5_1>("q5_1"); }
+ReferenceCodec q5_0_reference() { return peer<GGML_TYPE_Q5_0>("q5_0"); }
 ReferenceCodec q4_0_reference() { return peer<GGML_TYPE_Q4_0>("q4_0"); }
 ReferenceCodec q8_0_rotated_reference() { return rotated_peer<GGML_TYPE_Q8_0>("q8_0-rot"); }
+ReferenceCodec q5_0_rotated_reference() { return rotated_peer<GGML_TYPE_Q5_0>("q5_0-rot"); }
 ReferenceCodec q4_0_rotated_reference() { return rotated_peer<GGML_TYPE_Q4_0>("q4_0-rot"); }
 
 } // namespace vidkv::cli

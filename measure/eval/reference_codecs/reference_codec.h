@@ -44,8 +44,11 @@ ReferenceCodec kivi2_reference();
 ReferenceCodec turbo2_reference();
 ReferenceCodec turbo3_reference();
 ReferenceCodec q8_0_reference();
+ReferenceCodec q5_1_reference();
+ReferenceCodec q5_0_reference();
 ReferenceCodec q4_0_reference();
 ReferenceCodec q8_0_rotated_reference();
+ReferenceCodec q5_0_rotated_reference();
 ReferenceCodec q4_0_rotated_reference();
 ReferenceCodec vidkv_released_reference();
 
