@@ -36,7 +36,10 @@ class BlockPages : public PageSource {
         : PageSource(shape_of(blocks.layout(), side)), blocks_(blocks), side_(side), table_(table),
           first_open_(first_open) {}
     PageView view(int64_t page, int kv_head) const override {
-        return blocks_.view(side_, table_[page], kv_head, page >= first_open_);
+        const PageView view = blocks_.view(side_, table_[page], kv_head, page >= first_open_);
+        // A page is looked at once before it is attended to, when the one before it is.
+        if (side_ == VIDKV_KEYS && view.state == PageState::sealed) blocks_.fetch_plan(table_[page], kv_head);
+        return view;
     }
     int plan_sets() const override { return 0; }
     const ChannelPlan & plan(int, int) const override { return no_plan_; }

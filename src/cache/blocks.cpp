@@ -10,6 +10,7 @@
 #include "base/half.h"
 #include "codec/presets.h"
 #include "codec/two_bit.h"
+#include "kernels/prefetch.h"
 
 namespace vidkv {
 
@@ -261,6 +262,12 @@ PageView Blocks::view(vidkv_side side, int64_t index, int kv_head, bool rows) co
 }
 
 void Blocks::plan(int64_t index, int kv_head, ChannelPlan & out) const { plan_in(memory(index), kv_head, out); }
+
+void Blocks::fetch_plan(int64_t index, int kv_head) const {
+    const size_t head_dim = static_cast<size_t>(layout_.head_dim), first = static_cast<size_t>(kv_head) * head_dim;
+    prefetch(memory(index) + layout_.order_at + first * layout_.order_bytes(), head_dim * layout_.order_bytes());
+    if (layout_.has_means) prefetch(memory(index) + layout_.means_at + first * 2, head_dim * 2);
+}
 
 void Blocks::plan_in(const uint8_t * bytes, int kv_head, ChannelPlan & out) const {
     const size_t head_dim = static_cast<size_t>(layout_.head_dim), first = static_cast<size_t>(kv_head) * head_dim;

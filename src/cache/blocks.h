@@ -69,6 +69,7 @@ class Blocks {
     // rows: read from the f16 rows if they are there.
     PageView view(vidkv_side side, int64_t block, int kv_head, bool rows) const;
     void plan(int64_t block, int kv_head, ChannelPlan & out) const;
+    void fetch_plan(int64_t block, int kv_head) const; // into the processor's cache
     void read(vidkv_side side, int64_t block, uint16_t * rows) const;
 
     size_t export_bytes(int64_t block) const;
