@@ -23,6 +23,7 @@ def register():
     _refuse_early(type(current_platform))
     _count_what_lies_beside()
     _read_a_lesson()
+    _keep_generators()
 
 
 def _add_tier():
@@ -86,3 +87,11 @@ def _read_a_lesson():
 
     compile_or_warm_up_model.reads_vidkv_lesson = True
     CPUWorker.compile_or_warm_up_model = compile_or_warm_up_model
+
+
+def _keep_generators():
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    from .seeds import keep_generators
+
+    keep_generators(CPUModelRunner)

@@ -106,10 +106,12 @@ class Engine:
         options |= plan.get("engine", {})
         self.llm = LLM(folder_of(self.model, folder), enforce_eager=True, seed=0, disable_log_stats=False, **options)
 
-    def generate(self, asked, tokens=24):
+    def generate(self, asked, tokens=24, drawn=None):
+        """drawn: the seed with which tokens are drawn; without one the likeliest are taken."""
         from vllm import SamplingParams
 
-        how = SamplingParams(temperature=0, max_tokens=tokens, detokenize=False, ignore_eos=True, logprobs=1)
+        draw = {"temperature": 0} if drawn is None else {"temperature": 1, "seed": drawn}
+        how = SamplingParams(**draw, max_tokens=tokens, detokenize=False, ignore_eos=True, logprobs=1)
         outs = self.llm.generate(asked, how, use_tqdm=False)
         return [
             {
@@ -134,10 +136,10 @@ class Engine:
             subprocess.run(how["before"], shell=True, check=True)
         if how.get("forget"):
             self.llm.reset_prefix_cache()
-        asked, tokens = self.asked(how), how.get("tokens", 24)
+        asked, ways = self.asked(how), {"tokens": how.get("tokens", 24), "drawn": how.get("drawn")}
         if how.get("one_by_one"):
-            return [self.generate([p], tokens)[0] for p in asked]
-        return self.generate(asked, tokens)
+            return [self.generate([p], **ways)[0] for p in asked]
+        return self.generate(asked, **ways)
 
     def counted(self):
         """vLLM's own counters that tests look at."""

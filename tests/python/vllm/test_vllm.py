@@ -14,6 +14,7 @@ vllm = pytest.importorskip("vllm", reason="vLLM is not installed (scripts/vllm-e
 ENGINE = Path(__file__).with_name("engine.py")
 ASK = [{}, {"one_by_one": True}]
 REPEATED = [{"repeat": 7, "tokens": 48}]
+DRAWN = [{"seed": 11, "lengths": [900, 40, 600], "drawn": 7}]
 DRAFTS = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 2}}
 MANY = [{"lengths": [300] * 6, "tokens": 150}]
 FEW_BLOCKS = {"num_gpu_blocks_override": 13, "max_model_len": 1024}
@@ -24,9 +25,9 @@ LLAVA = {"limit_mm_per_prompt": {"image": 0, "video": 1}, "max_num_batched_token
 WINDOWS = [{"lengths": [100, 64, 1500]}, {"lengths": [100, 64, 1500]}]
 RANKS = {"tensor_parallel_size": 2}
 PLANS = {
-    "stock": {"ask": ASK + REPEATED},
+    "stock": {"ask": ASK + REPEATED + DRAWN},
     "f16": {"preset": "f16", "ask": ASK},
-    "f16 in chunks": {"preset": "f16", "ask": [{}], "engine": {"max_num_batched_tokens": 256}},
+    "f16 in chunks": {"preset": "f16", "ask": [{}] + DRAWN, "engine": {"max_num_batched_tokens": 256}},
     "f16 with drafts": {"preset": "f16", "ask": REPEATED, "engine": DRAFTS},
     "stock, much space": {"ask": MANY},
     "f16, little space": {"preset": "f16", "ask": MANY, "engine": FEW_BLOCKS},
@@ -103,6 +104,10 @@ def test_preset_f16_gives_the_tokens_of_vllm(found):
 
 def test_chunks_of_a_prompt_change_nothing_in_f16(found):
     assert_same(found("f16 in chunks")["answers"][0], found("stock")["answers"][0])
+
+
+def test_tokens_drawn_with_a_seed_do_not_depend_on_chunks(found):
+    assert_same(found("f16 in chunks")["answers"][1], found("stock")["answers"][3])
 
 
 def test_rejected_drafts_change_nothing(found):
