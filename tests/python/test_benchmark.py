@@ -212,7 +212,7 @@ def test_a_log_in_one_line(log, says):
 
 
 def test_a_video_in_another_container(tmp_path):
-    pytest.importorskip("lmms_eval")
+    pytest.importorskip("lmms_eval", reason="lmms-eval is not installed (measure/benchmarks/requirements.txt)")
     from vidkv.benchmark.answers import Video, in_another_container, video_of
     for name in ("a.b.MKV", "a.b.txt", "ü 1.webm"):
         (tmp_path / name).touch()

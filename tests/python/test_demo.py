@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from common import TINY
 
-av = pytest.importorskip("av")
+av = pytest.importorskip("av", reason="PyAV is not installed (tests/e2e/requirements.txt)")
 
 
 def run(module, *arguments):

@@ -43,20 +43,25 @@ def state():
     return _state
 
 
+def _section(vllm_config):
+    """What --additional-config says of VidKV, or None."""
+    extra = vllm_config.additional_config
+    return extra.get("vidkv") if isinstance(extra, dict) else None
+
+
 def preset_asked_for(vllm_config):
     """--additional-config comes before the environment; None: nothing is packed."""
-    extra = vllm_config.additional_config
-    section = extra.get("vidkv") if isinstance(extra, dict) else None
+    section = _section(vllm_config)
     preset = section.get("preset") if isinstance(section, dict) else section
     return preset or os.environ.get("VIDKV_PRESET") or None
 
 
 def check(vllm_config):
     """What can never be is refused before anything is loaded; returns the preset and its parameters."""
-    extra = vllm_config.additional_config
-    section = extra.get("vidkv") if isinstance(extra, dict) else None
-    if isinstance(section, dict) and set(section) - {"preset"}:
-        raise ValueError(f"VidKV: --additional-config vidkv has unknown options {', '.join(sorted(set(section) - {'preset'}))}; there is preset")
+    section = _section(vllm_config)
+    unknown = sorted(set(section) - {"preset"}) if isinstance(section, dict) else []
+    if unknown:
+        raise ValueError(f"VidKV: --additional-config vidkv has unknown options {', '.join(unknown)}; there is preset")
     preset = preset_asked_for(vllm_config)
     if preset is None:
         return None, None

@@ -178,12 +178,17 @@ def test_a_request_is_stored_and_found_by_another_instance(model, tmp_path):
         instance.assert_nothing_is_left()
 
 
-def test_loaded_blocks_are_those_that_were_stored(model, tmp_path):
-    tokens = text(300)
-    first, second = Instance(model, tmp_path), Instance(model, tmp_path)
+def asked_after_another(model, folder, tokens, **how):
+    """Of two instances that share a folder: the first, which has read the text, the second, which is asked about it, and that request."""
+    first, second = Instance(model, folder), Instance(model, folder)
     first.ask(tokens)
     first.run()
-    second.ask(tokens, answers=4)
+    return first, second, second.ask(tokens, **how)
+
+
+def test_loaded_blocks_are_those_that_were_stored(model, tmp_path):
+    tokens = text(300)
+    first, second, _ = asked_after_another(model, tmp_path, tokens, answers=4)
     second.step()
     (table,) = second.scheduler.kv_cache_manager.get_block_ids("request 0")
     for layer, native in enumerate(second.native):
@@ -192,11 +197,7 @@ def test_loaded_blocks_are_those_that_were_stored(model, tmp_path):
 
 
 def test_the_last_token_is_always_computed(model, tmp_path):
-    tokens = text(256)
-    first, second = Instance(model, tmp_path), Instance(model, tmp_path)
-    first.ask(tokens)
-    first.run()
-    second.ask(tokens)
+    _, second, _ = asked_after_another(model, tmp_path, text(256))
     assert second.run()[0] == ("request 0", 128, 256)
 
 
@@ -240,10 +241,7 @@ def test_salt_and_other_tokens_are_no_hit(model, tmp_path):
 def test_a_load_that_fails_is_computed_again(model, tmp_path, spoil):
     tokens = text(700)
     expected = packed_alone(tokens, model, tmp_path)
-    first, second = Instance(model, tmp_path / "shared"), Instance(model, tmp_path / "shared")
-    first.ask(tokens)
-    first.run()
-    request = second.ask(tokens)
+    first, second, request = asked_after_another(model, tmp_path / "shared", tokens)
     names = [first.worker._name(key, 0) for key in first.worker._keys(its.Seen(request), 5)]
     path, other = (first.worker._store._path(names[i]) for i in (2, 3))
 
