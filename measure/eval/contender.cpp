@@ -13,17 +13,44 @@ namespace {
 constexpr const char * WITHOUT_SINKS = "-nosink";
 constexpr int64_t PAGE = VIDKV_PAGE;
 
-// Rows 0 .. n - 1 of a store through the reference codec; the sink tokens stay, and take no part in the scales of others.
-void pack_store(const Contender & contender, int store, const vidkv_kv_info & info, int64_t n) {
+// Rows 0 .. n - 1 of a store; the sink tokens take no part in the scales of others.
+std::vector<float> rows_to_pack(const Contender & contender, int store, const vidkv_kv_info & info, int64_t n) {
     const int64_t row = info.channels, sinks = std::min<int64_t>(contender.kv.params.sink_tokens, n);
     std::vector<float> rows = read_rows(store, 0, n, info.channels);
     const auto first = rows.begin() + sinks * row;
     for (int64_t sink = 0; sink < sinks && sinks < n; ++sink) std::copy_n(first, row, rows.begin() + sink * row);
-    contender.reference->round_trip({rows.data(), n, info.channels / info.head_dim, info.head_dim},
+    return rows;
+}
+
+void pack_store(const Contender & contender, int store, const vidkv_kv_info & info, int64_t n,
+                const Calibration * calibration) {
+    const int64_t row = info.channels, sinks = std::min<int64_t>(contender.kv.params.sink_tokens, n);
+    std::vector<float> rows = rows_to_pack(contender, store, info, n);
+    contender.reference->round_trip({rows.data(), n, info.channels / info.head_dim, info.head_dim, calibration},
                                     static_cast<vidkv_side>(info.side));
     std::vector<ggml_fp16_t> halves(rows.size());
     ggml_fp32_to_fp16_row(rows.data(), halves.data(), static_cast<int64_t>(rows.size()));
     check_plugin(inspector().write(store, 0, sinks, n - sinks, halves.data() + sinks * row));
+}
+
+// The keys of each layer, before any of them are packed.
+std::map<int, std::vector<float>> keys_by_layer(const Contender & contender, const std::vector<vidkv_kv_info> & stores,
+                                                int64_t n) {
+    std::map<int, std::vector<float>> keys;
+    for (size_t i = 0; i < stores.size(); ++i)
+        if (stores[i].side == VIDKV_KEYS)
+            keys[stores[i].layer] = rows_to_pack(contender, static_cast<int>(i), stores[i], n);
+    return keys;
+}
+
+void pack_calibrated(const Contender & contender, const std::vector<vidkv_kv_info> & stores, int64_t n,
+                     const QueriesByLayer & queries) {
+    const std::map<int, std::vector<float>> keys = keys_by_layer(contender, stores, n);
+    for (size_t i = 0; i < stores.size(); ++i) {
+        const HeardQueries & heard = queries.at(stores[i].layer);
+        const Calibration calibration{heard.rows, keys.at(stores[i].layer), heard.heads};
+        pack_store(contender, static_cast<int>(i), stores[i], n, &calibration);
+    }
 }
 
 Packed measure_reference(const Contender & contender, int64_t packed_cells, int64_t cells) {
@@ -31,7 +58,9 @@ Packed measure_reference(const Contender & contender, int64_t packed_cells, int6
     Packed result;
     double bits = 0;
     for (const vidkv_kv_info & store : live_stores()) {
-        const double element = n > 0 ? contender.reference->bits(static_cast<vidkv_side>(store.side), store.head_dim) : 16;
+        const double element = n > 0 ? contender.reference->bits(static_cast<vidkv_side>(store.side),
+                                                                 store.channels / store.head_dim, store.head_dim)
+                                     : 16;
         (store.side == VIDKV_KEYS ? result.k_bits : result.v_bits) = element;
         bits += static_cast<double>(store.channels) *
                 (static_cast<double>(n - sinks) * element + static_cast<double>(cells - n + sinks) * 16);
@@ -85,12 +114,17 @@ int64_t packed_prefix(const Contender & contender, int64_t cells) {
     return std::max<int64_t>(0, old) / PAGE * PAGE;
 }
 
-void pack(const Contender & contender, int64_t cells, int threads) {
+void pack(const Contender & contender, int64_t cells, int threads, const QueriesByLayer * queries) {
     if (contender.kv.stock) return;
     if (!contender.reference) return seal_now(threads);
     const int64_t n = packed_prefix(contender, cells);
     const std::vector<vidkv_kv_info> stores = live_stores();
-    for (size_t i = 0; i < stores.size() && n > 0; ++i) pack_store(contender, static_cast<int>(i), stores[i], n);
+    if (n == 0) return;
+    if (contender.reference->calibrated) {
+        if (!queries) throw Error(contender.name + " is calibrated on queries, which are not kept here: leave it out");
+        return pack_calibrated(contender, stores, n, *queries);
+    }
+    for (size_t i = 0; i < stores.size(); ++i) pack_store(contender, static_cast<int>(i), stores[i], n, nullptr);
 }
 
 Packed measure(const Contender & contender, int64_t packed_cells, int64_t cells) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,13 @@ Contender parse_contender(const std::string & name);
 // Every listed preset and every reference codec, these also without sink tokens.
 std::vector<std::string> all_contender_names();
 
+// The queries of a layer that a measurement has heard: [tokens][heads][head_dim].
+struct HeardQueries {
+    int heads = 0, head_dim = 0;
+    std::vector<float> rows;
+};
+using QueriesByLayer = std::map<int, HeardQueries>;
+
 // What packing a cache came to, at this moment.
 struct Packed {
     double k_bits = 16, v_bits = 16; // per element of what is packed; 16 if nothing is
@@ -30,8 +38,9 @@ struct Packed {
 };
 
 // Packs what is old enough of the one live cache, whose first `cells` cells are written: a preset's stores seal; for a
-// reference codec, rows are replaced by what its codes decode to; stock has nothing to do.
-void pack(const Contender & contender, int64_t cells, int threads);
+// reference codec, rows are replaced by what its codes decode to; stock has nothing to do. queries: for a codec that is calibrated
+// on them; without them it throws Error.
+void pack(const Contender & contender, int64_t cells, int threads, const QueriesByLayer * queries = nullptr);
 // Of a cache that holds `cells` cells, the first `packed_cells` of which were written before pack().
 Packed measure(const Contender & contender, int64_t packed_cells, int64_t cells);
 // How many of the first `cells` cells pack() packs, counted from cell 0; the sink tokens are among them.

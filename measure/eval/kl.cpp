@@ -45,6 +45,10 @@ CODECS
     q8_0-rot, q5_0-rot, q4_0-rot                the same with the rotation that llama.cpp's own cache has
     kivi2            KIVI, 2 bits (arXiv 2402.02750)
     turbo2, turbo3   after TurboQuant (arXiv 2504.19874)
+    trellis2, trellis1   plain trellis codes, after buun-llama-cpp's turbo2_tcq and turbo1_tcq
+    kvarn2           KVarN, 2-bit keys and values (arXiv 2606.03458)
+    oscar-omni2      OScaR, 2 bits (arXiv 2605.19660)
+    oscar-spectral2  OSCAR, 2 bits, a rotation per head (arXiv 2605.17757); calibrated on the window's own queries
     vidkv-released   VidKV's released code, with its defects (arXiv 2503.16257)
   NAME-nosink is NAME without sink tokens; stock is llama.cpp's own f16 cache; all is every preset and reference codec.)";
 

@@ -85,7 +85,7 @@ TextPrefix::TextPrefix(const Model & model, std::span<const llama_token> tokens,
 
 void TextPrefix::hear(void * prefix, int32_t layer, int32_t, const float * q, int64_t tokens, int32_t heads,
                       int64_t token_stride, int64_t head_stride) {
-    Queries & heard = static_cast<TextPrefix *>(prefix)->queries_[layer];
+    HeardQueries & heard = static_cast<TextPrefix *>(prefix)->queries_[layer];
     heard.heads = heads;
     const auto width = static_cast<size_t>(heard.head_dim);
     for (int64_t token = 0; token < tokens; ++token)
@@ -118,7 +118,7 @@ void TextPrefix::replay_queries() const {
     const std::vector<vidkv_kv_info> stores = live_stores();
     for (size_t i = 0; i < stores.size(); ++i) {
         if (stores[i].side != VIDKV_KEYS) continue;
-        const Queries & queries = queries_.at(stores[i].layer);
+        const HeardQueries & queries = queries_.at(stores[i].layer);
         check_plugin(inspector().observe(static_cast<int32_t>(i), 0, queries.rows.data(), size_, queries.heads));
     }
 }
@@ -129,7 +129,7 @@ TextContext TextPrefix::packed(const Contender & contender) const {
         throw Error("llama.cpp does not take the state of its own cache: " + logged_error());
     context.set_size(size_);
     if (!contender.kv.stock) replay_queries();
-    pack(contender, size_, threads_);
+    pack(contender, size_, threads_, &queries_);
     return context;
 }
 

@@ -53,11 +53,6 @@ class TextPrefix {
     int64_t size() const { return size_; }
 
   private:
-    struct Queries {
-        int heads = 0, head_dim = 0;
-        std::vector<float> rows; // [tokens][heads][head_dim]
-    };
-
     void read(TextContext & context, std::span<const llama_token> tokens, const std::function<void(int64_t)> & on_read);
     void replay_queries() const;
     static void hear(void * prefix, int32_t layer, int32_t sequence, const float * q, int64_t tokens, int32_t heads,
@@ -66,7 +61,7 @@ class TextPrefix {
     const Model & model_;
     int64_t size_, cells_;
     int threads_;
-    std::map<int, Queries> queries_;
+    QueriesByLayer queries_;
     std::vector<uint8_t> state_;
 };
 

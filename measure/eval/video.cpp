@@ -117,6 +117,12 @@ std::vector<Contender> chosen_contenders(const EvalOptions & options) {
             const bool stock = each == "q8_0" || each == "q4_0";
             contenders.push_back(stock ? Contender{each, parse_kv(each), nullptr} : parse_contender(each));
             Contender & contender = contenders.back();
+            if (contender.reference && contender.reference->calibrated) {
+                if (name != "all")
+                    throw Error(each + " is calibrated on queries, which eval video does not keep: leave it out");
+                contenders.pop_back();
+                continue;
+            }
             if (options.protect <= 0 || contender.reference || contender.kv.stock || each == "f16") continue;
             protect_share(contender.kv, options.protect);
             contender.name = contender.kv.name;

@@ -40,7 +40,9 @@ double distortion(const std::vector<float> & got, const std::vector<float> & wan
     return error / energy;
 }
 
-double bits(const char * name, vidkv_side side) { return find_reference_codec(name)->bits(side, HEAD_DIM); }
+double bits(const char * name, vidkv_side side, int head_dim = HEAD_DIM) {
+    return find_reference_codec(name)->bits(side, HEADS, head_dim);
+}
 
 TEST(ReferenceCodecs, TrueBits) {
     for (const vidkv_side side : {VIDKV_KEYS, VIDKV_VALUES}) {
@@ -50,7 +52,20 @@ TEST(ReferenceCodecs, TrueBits) {
         EXPECT_DOUBLE_EQ(bits("kivi2", side), 3);
         EXPECT_DOUBLE_EQ(bits("turbo2", side), 2.25);
         EXPECT_DOUBLE_EQ(bits("turbo3", side), 3.25);
+        EXPECT_DOUBLE_EQ(bits("trellis2", side), 8 * 20.0 / 64); // 2 bytes of norm, 6 bits to start from and 128: 18 bytes
+        EXPECT_DOUBLE_EQ(bits("trellis1", side), 8 * 12.0 / 64);
+        EXPECT_DOUBLE_EQ(bits("oscar-spectral2", side), 2.5);
+        for (const int head_dim : {128, 256}) { // as their authors count them
+            EXPECT_DOUBLE_EQ(bits("trellis2", side, head_dim), 2.25);
+            EXPECT_DOUBLE_EQ(bits("trellis1", side, head_dim), 1.25);
+            EXPECT_DOUBLE_EQ(bits("oscar-spectral2", side, head_dim), 2.25);
+        }
+        EXPECT_DOUBLE_EQ(bits("kvarn2", side, 128), 2.375);
     }
+    EXPECT_DOUBLE_EQ(bits("kvarn2", VIDKV_KEYS), 2.5);
+    EXPECT_DOUBLE_EQ(bits("kvarn2", VIDKV_VALUES), 2.625);
+    EXPECT_DOUBLE_EQ(bits("oscar-omni2", VIDKV_KEYS), 3 + 16.0 / (HEADS * HEAD_DIM));
+    EXPECT_DOUBLE_EQ(bits("oscar-omni2", VIDKV_VALUES), 3);
     EXPECT_DOUBLE_EQ((bits("vidkv-released", VIDKV_KEYS) + bits("vidkv-released", VIDKV_VALUES)) / 2, 3.25);
 }
 

@@ -8,7 +8,7 @@ namespace vidkv::cli {
 
 namespace {
 
-template <ggml_type TYPE> double bits(vidkv_side, int) {
+template <ggml_type TYPE> double bits(vidkv_side, int, int) {
     return 8.0 * static_cast<double>(ggml_type_size(TYPE)) / static_cast<double>(ggml_blck_size(TYPE));
 }
 

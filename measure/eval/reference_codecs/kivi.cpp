@@ -11,7 +11,7 @@ namespace {
 constexpr int BITS = 2;
 constexpr int GROUP = 32;
 
-double bits(vidkv_side, int) { return BITS + 32.0 / GROUP; }
+double bits(vidkv_side, int, int) { return BITS + 32.0 / GROUP; }
 
 void keys(const ReferenceRows & rows) {
     const int64_t row = int64_t{rows.heads} * rows.head_dim;

@@ -9,9 +9,12 @@ namespace vidkv::cli {
 
 const std::vector<ReferenceCodec> & all_reference_codecs() {
     static const std::vector<ReferenceCodec> peers = {
-        q8_0_reference(),         q5_1_reference(),         q5_0_reference(),          q4_0_reference(),
-        q8_0_rotated_reference(), q5_0_rotated_reference(), q4_0_rotated_reference(),  kivi2_reference(),
-        turbo3_reference(),       turbo2_reference(),       vidkv_released_reference()};
+        q8_0_reference(),          q5_1_reference(),         q5_0_reference(),
+        q4_0_reference(),          q8_0_rotated_reference(), q5_0_rotated_reference(),
+        q4_0_rotated_reference(),  kivi2_reference(),        turbo3_reference(),
+        turbo2_reference(),        trellis2_reference(),     trellis1_reference(),
+        kvarn2_reference(),        oscar_omni2_reference(),  oscar_spectral2_reference(),
+        vidkv_released_reference()};
     return peers;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -10,12 +11,20 @@
 
 namespace vidkv::cli {
 
+// What a codec may be calibrated on: queries of the layer, [query tokens][query_heads][head_dim], and its keys before any codec,
+// [tokens][heads][head_dim].
+struct Calibration {
+    std::span<const float> queries, keys;
+    int query_heads;
+};
+
 // Keys or values of one layer: data [tokens][heads][head_dim].
 struct ReferenceRows {
     float * data;
     int64_t tokens;
     int heads;
     int head_dim;
+    const Calibration * calibration = nullptr; // for codecs that are calibrated
 
     float & at(int64_t token, int head, int channel) const { return data[(token * heads + head) * head_dim + channel]; }
 };
@@ -23,8 +32,9 @@ struct ReferenceRows {
 struct ReferenceCodec {
     const char * name;
     const char * source; // where it is described
-    double (*bits)(vidkv_side side, int head_dim);
+    double (*bits)(vidkv_side side, int heads, int head_dim);
     void (*round_trip)(const ReferenceRows & rows, vidkv_side side);
+    bool calibrated = false; // needs rows.calibration
 };
 
 const std::vector<ReferenceCodec> & all_reference_codecs();
@@ -50,6 +60,11 @@ ReferenceCodec q4_0_reference();
 ReferenceCodec q8_0_rotated_reference();
 ReferenceCodec q5_0_rotated_reference();
 ReferenceCodec q4_0_rotated_reference();
+ReferenceCodec kvarn2_reference();
+ReferenceCodec oscar_omni2_reference();
+ReferenceCodec oscar_spectral2_reference();
+ReferenceCodec trellis1_reference();
+ReferenceCodec trellis2_reference();
 ReferenceCodec vidkv_released_reference();
 
 } // namespace vidkv::cli

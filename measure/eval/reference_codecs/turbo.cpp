@@ -17,7 +17,7 @@ constexpr uint32_t SEED = 7;
 constexpr std::array<float, 2> LEVELS_2 = {0.4527800F, 1.5104176F};
 constexpr std::array<float, 4> LEVELS_3 = {0.2450942F, 0.7560053F, 1.3439093F, 2.1519457F};
 
-template <int BITS> double bits(vidkv_side, int head_dim) { return BITS + 16.0 / head_dim; }
+template <int BITS> double bits(vidkv_side, int, int head_dim) { return BITS + 16.0 / head_dim; }
 
 std::vector<float> random_signs(int n) {
     std::mt19937 random(SEED);

@@ -19,7 +19,7 @@ constexpr double PLAIN_SHARE = 0.5;       // of the channels: the anomalous ones
 
 using Complex = std::complex<float>;
 
-double bits(vidkv_side side, int) {
+double bits(vidkv_side side, int, int) {
     const double plain = 2 + METADATA, transformed = 2 * (1 + METADATA);
     return side == VIDKV_VALUES ? 2 + METADATA : PLAIN_SHARE * plain + (1 - PLAIN_SHARE) * transformed;
 }
