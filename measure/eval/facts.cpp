@@ -3,30 +3,35 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
-#include <random>
+#include <regex>
+
+#include "eval/made_up.h"
 
 namespace vidkv::cli {
 
 namespace {
 
-constexpr std::array ADJECTIVES = {"amber", "brisk",  "calm",  "dusty", "eager", "faint", "grand", "hollow",
-                                   "icy",   "jolly",  "keen",  "lunar", "mild",  "noble", "olive", "pale",
-                                   "quiet", "rustic", "solar", "tidy",  "umber", "vivid", "warm",  "young"};
-constexpr std::array NOUNS = {"anchor", "beacon", "canyon",  "dolphin", "ember",  "falcon", "glacier", "heron",
-                              "island", "jasper", "kestrel", "lantern", "meadow", "nettle", "orchid",  "pebble",
-                              "quarry", "raven",  "saddle",  "thistle", "urchin", "violet", "walnut",  "yarrow"};
-constexpr size_t PAIRS = ADJECTIVES.size() * NOUNS.size();
 constexpr const char * ALONE = " Answer with the number alone.";
 
-// The standard's distributions differ between libraries; this does not.
-class Dice {
-  public:
-    Dice(uint64_t seed, int64_t sample) : engine_(seed * 1'000'003 + static_cast<uint64_t>(sample)) {}
-    size_t below(size_t n) { return static_cast<size_t>(engine_() % n); }
+constexpr const char *NAME = "[a-z]+-[a-z]+", *WORD = "[A-Za-z0-9_-]+", *CODE = "[A-Za-z0-9_]+|[^\\sA-Za-z0-9_]",
+                     *NUMBER = "[0-9]+(,[0-9]+)*";
 
-  private:
-    std::mt19937_64 engine_;
-};
+std::vector<std::string> matches(const std::string & text, const char * pattern) {
+    const std::regex what(pattern);
+    return {std::sregex_token_iterator(text.begin(), text.end(), what), std::sregex_token_iterator()};
+}
+
+// Without the commas between their digits.
+std::vector<std::string> numbers(const std::string & text) {
+    std::vector<std::string> all = matches(text, NUMBER);
+    for (std::string & each : all) std::erase(each, ',');
+    return all;
+}
+
+// One after the other, with nothing between them.
+bool holds(const std::vector<std::string> & all, const std::vector<std::string> & part) {
+    return std::search(all.begin(), all.end(), part.begin(), part.end()) != all.end();
+}
 
 std::string upper(std::string text) {
     std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::toupper(c); });
@@ -35,20 +40,32 @@ std::string upper(std::string text) {
 
 Fact constant(const std::string & first, const std::string & second, const std::string & number) {
     const std::string name = upper(first + "_" + second) + "_LIMIT";
-    return {"constant", "constexpr int " + name + " = " + number + ";",
-            "What is the value of the constant " + name + " in the file?" + ALONE, number};
+    return {"constant",
+            "constexpr int " + name + " = " + number + ";",
+            "What is the value of the constant " + name + " in the file?" + ALONE,
+            number,
+            0,
+            Compared::first_number};
 }
 
 Fact port(const std::string & first, const std::string & second, const std::string & number) {
     const std::string name = first + "-" + second;
-    return {"port", "# 09:14:55 INFO service " + name + " listens on port " + number,
-            "On which port does the service " + name + " listen, by the file?" + ALONE, number};
+    return {"port",
+            "# 09:14:55 INFO service " + name + " listens on port " + number,
+            "On which port does the service " + name + " listen, by the file?" + ALONE,
+            number,
+            0,
+            Compared::first_number};
 }
 
 Fact function(const std::string & first, const std::string & second, const std::string & number) {
     const std::string name = "quota_of_" + first + "_" + second;
-    return {"function", "int " + name + "() { return " + number + "; }",
-            "What does the function " + name + "() of the file return?" + ALONE, number};
+    return {"function",
+            "int " + name + "() { return " + number + "; }",
+            "What does the function " + name + "() of the file return?" + ALONE,
+            number,
+            0,
+            Compared::first_number};
 }
 
 } // namespace
@@ -56,14 +73,14 @@ Fact function(const std::string & first, const std::string & second, const std::
 std::vector<Fact> make_facts(uint64_t seed, int64_t sample, int n) {
     constexpr std::array KINDS = {constant, port, function};
     Dice dice(seed, sample);
-    const size_t first_pair = dice.below(PAIRS), first_kind = dice.below(KINDS.size());
+    Names names(dice);
+    const size_t first_kind = dice.below(KINDS.size());
     std::vector<Fact> facts;
     for (int i = 0; i < n; ++i) {
         const auto at = static_cast<size_t>(i);
-        const size_t pair = (first_pair + 131 * at) % PAIRS; // 131 has no divisor in common with 576: no pair comes twice
+        const Name name = names.next();
         const std::string number = std::to_string(10'000 + dice.below(50'000)); // a port is a number of 16 bits
-        facts.push_back(
-            KINDS[(first_kind + at) % KINDS.size()](ADJECTIVES[pair / NOUNS.size()], NOUNS[pair % NOUNS.size()], number));
+        facts.push_back(KINDS[(first_kind + at) % KINDS.size()](name.first, name.second, number));
         facts.back().depth = (i + static_cast<double>(dice.below(1000)) / 1000) / n;
     }
     return facts;
@@ -91,16 +108,19 @@ std::string plant(const std::string & text, const std::vector<Fact> & facts, uin
 }
 
 std::string first_number(const std::string & answer) {
-    const auto digit = [](char c) { return std::isdigit(static_cast<unsigned char>(c)) != 0; };
-    std::string number;
-    for (size_t i = 0; i < answer.size(); ++i) {
-        const bool comma = answer[i] == ',' && !number.empty() && i + 1 < answer.size() && digit(answer[i + 1]);
-        if (digit(answer[i]))
-            number += answer[i];
-        else if (!number.empty() && !comma)
-            break;
+    const std::vector<std::string> all = numbers(answer);
+    return all.empty() ? "" : all.front();
+}
+
+bool is_right(const Fact & fact, const std::string & answer) {
+    switch (fact.compared) {
+    case Compared::first_number: return first_number(answer) == fact.answer;
+    case Compared::last_number: return !numbers(answer).empty() && numbers(answer).back() == fact.answer;
+    case Compared::names: return matches(answer, NAME) == matches(fact.answer, NAME);
+    case Compared::words: return holds(matches(answer, WORD), matches(fact.answer, WORD));
+    case Compared::code: return holds(matches(answer, CODE), matches(fact.answer, CODE));
     }
-    return number;
+    return false;
 }
 
 } // namespace vidkv::cli

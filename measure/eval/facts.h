@@ -7,13 +7,25 @@
 
 namespace vidkv::cli {
 
-struct Fact {
-    std::string kind;     // constant, port or function
-    std::string line;     // as it stands in the file
-    std::string question; // asked at its end
-    std::string answer;   // digits
-    double depth = 0;     // where in the file, 0 to 1
+// What of an answer has to be as expected.
+enum class Compared {
+    first_number,
+    last_number, // after what was reckoned
+    names,       // all that are made of two words, as amber-falcon, in their order
+    words,       // somewhere in it, whatever stands between them
+    code         // somewhere in it, whatever the white space
 };
+
+struct Fact {
+    std::string kind;     // constant, port or function; of an exercise: code, list, arithmetic or copy
+    std::string line;     // as it stands in the file; of an exercise: lines
+    std::string question; // asked at its end
+    std::string answer;
+    double depth = 0; // where in the file, 0 to 1
+    Compared compared = Compared::first_number;
+};
+
+bool is_right(const Fact & fact, const std::string & answer);
 
 // n facts at growing depths, one in each n-th of the file; the same for the same seed and sample.
 std::vector<Fact> make_facts(uint64_t seed, int64_t sample, int n);

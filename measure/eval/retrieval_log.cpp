@@ -22,7 +22,9 @@ Json to_json(const SampleResult & result) {
                            {"expected", each.expected},
                            {"answer", each.answer},
                            {"right", each.right},
-                           {"kld", each.kl}});
+                           {"kld", each.kl},
+                           {"answer_tokens", each.tokens},
+                           {"same_tokens", each.same}});
     return {{"tokens", result.tokens}, {"sample", result.sample}, {"kv", result.kv},       {"prompt_tokens", result.prompt},
             {"k_bits", result.k_bits}, {"v_bits", result.v_bits}, {"bytes", result.bytes}, {"answers", answers}};
 }
@@ -32,7 +34,8 @@ SampleResult from_json(const Json & line) {
                         line.at("k_bits"), line.at("v_bits"), line.at("bytes"), {}};
     for (const Json & each : line.at("answers"))
         result.answers.push_back({each.at("kind"), each.at("question"), each.at("expected"), each.at("answer"),
-                                  each.at("depth"), each.at("right"), each.at("kld")});
+                                  each.at("depth"), each.at("right"), each.at("kld"), each.at("answer_tokens"),
+                                  each.at("same_tokens")});
     return result;
 }
 

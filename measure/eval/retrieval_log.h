@@ -13,7 +13,8 @@ struct Answered {
     std::string kind, question, expected, answer;
     double depth = 0;
     bool right = false;
-    double kl = 0; // mean over the tokens of the f16 cache's answer
+    double kl = 0;                // mean over the tokens of the f16 cache's answer
+    int64_t tokens = 0, same = 0; // of the answer; how many of them are the f16 cache's, up to the first that is another
 };
 
 // One codec's answers to the questions about one file.

@@ -86,8 +86,33 @@ class Retrieval(Measure):
             with open(self.log, encoding="utf-8") as f:
                 self.assertEqual(f.read(), content)
 
+    def test_answers_side_by_side(self):
+        rows = self.report(*RETRIEVAL, "--kv", "t1.15", "--log", self.log)["rows"]
+        self.assertEqual((rows[0]["same"], rows[0]["parts_median"]), (6, None))
+        f16, packed = ([a for entry in map(json.loads, self.lines()[1:]) if entry["kv"] == kv for a in entry["answers"]] for kv in ("f16", "t1.15"))
+        self.assertEqual(rows[1]["same"], sum(a["answer"] == b["answer"] for a, b in zip(f16, packed)))
+        for one, other in zip(f16, packed):
+            self.assertEqual(one["same_tokens"], one["answer_tokens"])
+            self.assertTrue(0 <= other["same_tokens"] <= min(one["answer_tokens"], other["answer_tokens"]) <= 4)
+
+    def test_exercises(self):
+        command = ["eval", "retrieval", *MODEL, "--set", "exercises", "--tokens", "900", "--count", "1", "-n", "150", "--json"]
+        report = self.report(*command, "--kv", "t1.15,q8_0", "--log", self.log)
+        f16, packed, q8 = report["rows"]
+        self.assertEqual((report["set"], [row["questions"] for row in report["rows"]]), ("exercises", [10, 10, 10]))
+        self.assertEqual({name: group["questions"] for name, group in f16["by_kind"].items()}, {"arithmetic": 3, "code": 3, "copy": 2, "list": 2})
+        self.assertGreater(packed["kld"], q8["kld"])
+        self.assertLessEqual(packed["same"], q8["same"])
+        entries = [json.loads(line) for line in self.lines()]
+        self.assertEqual(entries[0]["set"], "exercises")
+        self.assertTrue(any(answer["answer_tokens"] > 64 for answer in entries[1]["answers"]))  # beyond what is compared
+        again = self.report(*command, "--kv", "t1.15,q8_0", "--log", self.log)
+        self.assertEqual(again["rows"], report["rows"])
+        self.assert_fails("other settings", "eval", "retrieval", *MODEL, "--log", self.log)
+
     def test_bad_input(self):
         command = ["eval", "retrieval", *MODEL]
+        self.assertEqual(vidkv(*command, "--set", "riddles").returncode, 2)
         self.assert_fails("was trained on", *command, "--tokens", "600,1M")
         self.assert_fails("512 tokens is the least", *command, "--tokens", "100", code=2)
         self.assert_fails("is no number of tokens", *command, "--tokens", "many", code=2)

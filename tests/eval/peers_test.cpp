@@ -157,8 +157,7 @@ TEST(Peers, Eigenvectors) {
             for (int j = 0; j < N; ++j) product += matrix[static_cast<size_t>(row * N + j)] * vector[j];
             EXPECT_NEAR(product, found.values[static_cast<size_t>(i)] * vector[row], 1e-4);
         }
-        for (int other = 0; other < N; ++other)
-            EXPECT_NEAR(found.along(other, vector), other == i ? 1 : 0, 1e-5);
+        for (int other = 0; other < N; ++other) EXPECT_NEAR(found.along(other, vector), other == i ? 1 : 0, 1e-5);
     }
 }
 

@@ -42,7 +42,8 @@ float deviation(const float * x, int64_t n, int64_t stride) {
 
 std::vector<float> row_deviations(Tile & tile) {
     std::vector<float> of(static_cast<size_t>(tile.rows));
-    for (int64_t row = 0; row < tile.rows; ++row) of[static_cast<size_t>(row)] = deviation(&tile.at(row, 0), tile.columns, 1);
+    for (int64_t row = 0; row < tile.rows; ++row)
+        of[static_cast<size_t>(row)] = deviation(&tile.at(row, 0), tile.columns, 1);
     return of;
 }
 
@@ -100,7 +101,8 @@ std::vector<float> balanced_columns(const Tile & tile) {
 void round_trip_tile(Tile & tile) {
     const std::vector<float> scales = balanced_columns(tile);
     for (int64_t row = 0; row < tile.rows; ++row) {
-        for (int64_t column = 0; column < tile.columns; ++column) tile.at(row, column) /= scales[static_cast<size_t>(column)];
+        for (int64_t column = 0; column < tile.columns; ++column)
+            tile.at(row, column) /= scales[static_cast<size_t>(column)];
         min_max_round_trip(&tile.at(row, 0), tile.columns, 1, BITS);
         for (int64_t column = 0; column < tile.columns; ++column)
             tile.at(row, column) *= to_half(scales[static_cast<size_t>(column)]);

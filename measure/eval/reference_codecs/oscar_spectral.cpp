@@ -103,9 +103,11 @@ void round_trip_head(const ReferenceRows & rows, int head, vidkv_side side) {
         float * x = &rows.at(token, head, 0);
         for (int i = 0; i < n; ++i) turned[static_cast<size_t>(i)] = turn.along(i, x);
         hadamard(turned.data(), n, whole);
-        for (int i = 0; i < n; ++i) spread[static_cast<size_t>(places[static_cast<size_t>(i)])] = turned[static_cast<size_t>(i)];
+        for (int i = 0; i < n; ++i)
+            spread[static_cast<size_t>(places[static_cast<size_t>(i)])] = turned[static_cast<size_t>(i)];
         code_round_trip(spread.data(), n, side == VIDKV_KEYS ? KEY_CLIP : VALUE_CLIP);
-        for (int i = 0; i < n; ++i) turned[static_cast<size_t>(i)] = spread[static_cast<size_t>(places[static_cast<size_t>(i)])];
+        for (int i = 0; i < n; ++i)
+            turned[static_cast<size_t>(i)] = spread[static_cast<size_t>(places[static_cast<size_t>(i)])];
         hadamard(turned.data(), n, whole);
         turn.sum(turned, x);
     }
