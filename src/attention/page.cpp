@@ -17,6 +17,14 @@ void use_more(Rows & used, Rows wanted, float * sums, int64_t stride) {
     used = {first, end - first};
 }
 
+// Few metadata are fetched at once; returns what is left to be fetched.
+Bytes fetch_few(const uint8_t * meta, size_t n) {
+    constexpr size_t few = 512;
+    if (n > few) return {meta, n};
+    prefetch(meta, n);
+    return {};
+}
+
 } // namespace
 
 // Clears the sums that values of such a page are added to, if nothing was added to them yet.
@@ -81,23 +89,24 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, co
     }
 }
 
-// The bytes of a page, to be fetched while `rows` query rows are computed on the one before: what is small at once. Kernels on f16
-// rows look ahead themselves, but for the first rows.
+// The bytes of a page, to be fetched while `rows` query rows are computed on the one before. Kernels on f16 rows look ahead
+// themselves, but for the first rows.
 Prefetch Attention::fetch(const PageAt & at, int rows) const {
     Prefetch soon;
     if (at.keys.state == PageState::sealed) {
         const KeyLayout & layout = *keys_.shape.key_layout;
         const bool shared = layout.codec == VIDKV_CODEC_TRELLIS; // all heads' codes together: take a head's share
         const size_t codes = shared ? layout.head_codes / static_cast<size_t>(layout.kv_heads) : layout.head_codes;
-        prefetch(at.key.meta, layout.head_meta);
-        soon.during_scores = Fetch(at.key.codes, codes, int64_t{rows} * page_tokens);
+        soon.during_scores =
+            Fetch(fetch_few(at.key.meta, layout.head_meta), {at.key.codes, codes}, int64_t{rows} * page_tokens);
     } else if (at.keys.state == PageState::open) {
         prefetch_rows(at.keys.rows, keys_.shape.channels(), std::min(at.keys.held, rows_ahead), key_dim_);
     }
     if (at.values.state == PageState::sealed) {
         const ValueLayout & layout = *values_.shape.value_layout;
-        prefetch(at.value.meta, layout.head_meta(at.value.protected_units));
-        soon.during_sums = Fetch(at.value.codes, layout.head_codes(at.value.protected_units), int64_t{rows} * value_dim_);
+        const int units = at.value.protected_units;
+        soon.during_sums = Fetch(fetch_few(at.value.meta, layout.head_meta(units)),
+                                 {at.value.codes, layout.head_codes(units)}, int64_t{rows} * value_dim_);
     } else if (at.values.state == PageState::open) {
         prefetch_rows(at.values.rows, values_.shape.channels(), std::min(at.values.held, rows_ahead), value_dim_);
     }
@@ -119,8 +128,8 @@ void Attention::fetch_start(int64_t page, int kv_head) const {
 // Before the first page, which no page before it has fetched.
 void Attention::fetch_now(const PageAt & at, int kv_head) const {
     Prefetch soon = fetch(at, 1);
-    soon.during_scores.part(page_tokens).rest();
-    soon.during_sums.part(value_dim_).rest();
+    soon.during_scores.rest();
+    soon.during_sums.rest();
     fetch_start(at.page + 1, kv_head);
 }
 

@@ -33,11 +33,10 @@ struct ScratchShape {
     bool operator==(const ScratchShape &) const = default;
 };
 
-constexpr int most_sorted = 64; // quads that are sorted at once
-
 // What the quads of a key page are coded as.
 struct KeyCodes {
-    bool known = false; // paper: the same for all pages
+    bool known = false;  // paper: the same for all pages
+    bool joined = false; // paper: runs of small levels are one
     // Those that have a code, sorted by it; behind them is room for the others.
     std::array<KeyQuad, largest_head_dim / 4 + 2 * most_sorted> quads;
     std::array<KeyRun, largest_head_dim / 4> runs;    // of `quads`: what products go through

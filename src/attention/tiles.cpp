@@ -1,62 +1,20 @@
 #include "attention/tiles.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "codec/log_scale.h"
+#include "kernels/quad_order.h"
 
 namespace vidkv {
 
 namespace {
 
-constexpr int code_count = 9;     // that have bits
-constexpr int place_bits = 7;     // of a field that counts up to most_sorted quads
 constexpr int joined_levels = 15; // the product takes runs of levels up to this as one
 
-// Codes by the order in which the runs of a page stand: large levels last.
-constexpr QuadCode code_order[code_count] = {QuadCode::trellis1_5, QuadCode::trellis1, QuadCode::trellis2,
-                                             QuadCode::trellis3,   QuadCode::uniform1, QuadCode::uniform2,
-                                             QuadCode::uniform4,   QuadCode::uniform5, QuadCode::uniform6};
-
-// The grid of a QuadCode as kernels need it for keys, looked up once.
-struct CodeEntry {
-    std::array<float, 4> step{};     // of each of the quad's channels
-    std::array<uint8_t, 4> offset{}; // the same: twice the middle of the levels
-    uint32_t page_bytes = 0;         // 0: no such code
-    uint32_t aside = most_sorted;    // added to the place in the list: quads without a code are put behind it
-    int shift = 63;                  // of the field that counts the code
-    uint64_t one = 0;                // in that field
-    QuadCode code = QuadCode::none;
-    int largest = 0;
-};
-using CodeTable = std::array<CodeEntry, 16>;
-
-const CodeTable & code_table() {
-    static const CodeTable table = [] {
-        CodeTable made;
-        for (int i = 0; i < code_count; ++i) {
-            const QuadCode code = code_order[i];
-            CodeEntry & entry = made[static_cast<size_t>(code)];
-            entry.code = code;
-            entry.largest = largest_level(code);
-            entry.step.fill(level_grid(code).step);
-            entry.offset.fill(static_cast<uint8_t>(entry.largest));
-            entry.page_bytes = static_cast<uint32_t>(quad_bytes(code, page_tokens));
-            entry.aside = 0;
-            entry.shift = place_bits * i;
-            entry.one = uint64_t{1} << entry.shift;
-        }
-        return made;
-    }();
-    return table;
+// Codes of the paper's keys and how many quads have them.
+std::array<std::pair<QuadCode, int>, 2> paper_runs(const KeyLayout & layout) {
+    return {{{QuadCode::uniform2, layout.wide / 4}, {QuadCode::uniform1, layout.narrow / 4}}};
 }
-
-// Where every quad's factors and levels are.
-constexpr auto quad_places = [] {
-    std::array<KeyQuad, largest_head_dim / 4> made{};
-    for (int quad = 0; quad < largest_head_dim / 4; ++quad) made[quad] = key_quad(quad, 0);
-    return made;
-}();
 
 } // namespace
 
@@ -103,24 +61,15 @@ void KeyTile::learn_paper(const KeyPage & page) {
     KeyCodes & codes = scratch_.codes;
     if (!codes.known) {
         codes.known = true;
+        codes.quad_count = 0;
         std::fill_n(codes.offset, padded_, uint8_t{0});
         std::fill_n(codes.offset, wide, uint8_t{3}); // twice the middle of the levels
         std::fill_n(codes.offset + wide, narrow, uint8_t{1});
         std::fill_n(scratch_.step.get(), largest_groups * padded_, 0.0f);
         std::fill_n(scratch_.center.get(), largest_groups * padded_, 0.0f);
     }
-    codes.quad_count = codes.run_count = codes.part_count = 0;
-    uint32_t packed = 0;
-    for (const auto & [code, n] : {std::pair(QuadCode::uniform2, wide / 4), std::pair(QuadCode::uniform1, narrow / 4)}) {
-        if (n == 0) continue;
-        const int first = codes.quad_count;
-        add_run({first, n, largest_level(code), code});
-        add_part({first, n, largest_level(code), code, page.codes + packed});
-        for (; codes.quad_count < first + n; packed += static_cast<uint32_t>(quad_bytes(code, page_tokens))) {
-            codes.quads[codes.quad_count] = key_quad(codes.quad_count, packed);
-            ++codes.quad_count;
-        }
-    }
+    if (codes.quad_count == 0 || codes.joined == by_codes_) list_paper_quads();
+    if (!by_codes_) find_paper_parts();
     const uint8_t * meta = page.meta;
     for (int g = 0; g < layout_.groups(); ++g, meta += 2 * (2 * wide + narrow)) {
         float *step = scratch_.step.get() + g * padded_, *center = scratch_.center.get() + g * padded_;
@@ -128,7 +77,33 @@ void KeyTile::learn_paper(const KeyPage & page) {
         kernels_.load_halves(meta + 4 * wide, narrow, step + wide);
         for (int c = wide; c < wide + narrow; ++c) step[c] *= 2.0f; // levels 0 and 1 are -scale and +scale: the middle is 0
     }
-    centered_ = round_up(wide, 16);
+    centered_ = round_up(wide, 64);
+}
+
+// Which quads have which code: the same in all pages.
+void KeyTile::list_paper_quads() {
+    KeyCodes & codes = scratch_.codes;
+    codes.quad_count = codes.run_count = 0;
+    codes.joined = !by_codes_;
+    uint32_t packed = 0;
+    for (const auto & [code, n] : paper_runs(layout_)) {
+        if (n > 0) add_run({codes.quad_count, n, largest_level(code), code});
+        for (int i = 0; i < n; ++i, packed += static_cast<uint32_t>(quad_bytes(code, page_tokens))) {
+            codes.quads[codes.quad_count] = key_quad(codes.quad_count, packed);
+            ++codes.quad_count;
+        }
+    }
+}
+
+void KeyTile::find_paper_parts() {
+    scratch_.codes.part_count = 0;
+    const uint8_t * packed = page_.codes;
+    int first = 0;
+    for (const auto & [code, n] : paper_runs(layout_)) {
+        if (n > 0) add_part({first, n, largest_level(code), code, packed});
+        packed += static_cast<size_t>(n) * quad_bytes(code, page_tokens);
+        first += n;
+    }
 }
 
 void KeyTile::learn_trellis(const KeyPage & page) {
@@ -146,56 +121,32 @@ void KeyTile::learn_trellis(const KeyPage & page) {
         packed = sort_quads(page.meta + 2 * head_dim, quad, std::min(quads, quad + most_sorted), packed);
     if (!by_codes_) find_parts(page.meta + 2 * head_dim, quads);
     kernels_.load_key_scales(page.meta, head_dim, codes.step, scratch_.step.get(), scratch_.center.get());
-    centered_ = round_up(head_dim, 16);
+    centered_ = padded_;
 }
 
-// Sorts quads by code, so that products change codes seldom, and notes their steps. Numbers of quads are counted in fields of one
-// word, which a product sums up: what stands before each code. There are no branches to predict. Returns where the codes behind
-// these quads begin.
+// Sorts quads by code, so that products change codes seldom, and notes their steps. Returns where the codes behind them begin.
 uint32_t KeyTile::sort_quads(const uint8_t * quad_codes, int first, int end, uint32_t packed) {
-    constexpr uint64_t ones = [] {
-        uint64_t sum = 0;
-        for (int i = 0; i < code_count; ++i) sum |= uint64_t{1} << place_bits * i;
-        return sum;
-    }();
-    constexpr uint64_t field = (1 << place_bits) - 1;
     KeyCodes & codes = scratch_.codes;
-    const CodeEntry * const table = code_table().data();
-    const auto entry_of = [&](int quad) { return table + (quad_codes[quad / 2] >> (quad % 2 * 4) & 15); };
-    uint64_t counts = 0;
-    for (int quad = first; quad < end; ++quad) {
-        const CodeEntry * entry = entry_of(quad);
-        std::memcpy(codes.step + 4 * quad, entry->step.data(), sizeof(entry->step));
-        std::memcpy(codes.offset + 4 * quad, entry->offset.data(), sizeof(entry->offset));
-        counts += entry->one;
-    }
-    KeyQuad * const sorted = codes.quads.data() + codes.quad_count;
-    uint64_t places = counts * ones << place_bits;
-    for (int quad = first; quad < end; ++quad) {
-        const CodeEntry * entry = entry_of(quad);
-        KeyQuad place = quad_places[static_cast<size_t>(quad)];
-        place.packed = packed;
-        sorted[(places >> entry->shift & field) | entry->aside] = place;
-        places += entry->one;
-        packed += entry->page_bytes;
-    }
+    const CodeGrids & grids = code_grids();
+    uint8_t counts[code_count];
+    packed = kernels_.sort_quads(quad_codes, first, end, packed,
+                                 {codes.quads.data() + codes.quad_count, counts, codes.step, codes.offset});
     for (int i = 0; i < code_count; ++i) {
-        const CodeEntry & entry = table[static_cast<size_t>(code_order[i])];
-        const int n = static_cast<int>(counts >> entry.shift & field);
-        if (n > 0) add_run({codes.quad_count, n, entry.largest, entry.code});
-        codes.quad_count += n;
+        if (counts[i] > 0)
+            add_run({codes.quad_count, counts[i], grids.offset[static_cast<int>(code_order[i])], code_order[i]});
+        codes.quad_count += counts[i];
     }
     return packed;
 }
 
 // Neighbours of one code are unpacked at once.
 void KeyTile::find_parts(const uint8_t * quad_codes, int quads) {
-    const CodeTable & table = code_table();
+    const CodeGrids & grids = code_grids();
     const uint8_t * packed = page_.codes;
     for (int quad = 0; quad < quads; ++quad) {
-        const CodeEntry & entry = table[quad_codes[quad / 2] >> (quad % 2 * 4) & 15];
-        if (entry.page_bytes > 0) add_part({quad, 1, entry.largest, entry.code, packed});
-        packed += entry.page_bytes;
+        const int code = quad_codes[quad / 2] >> (quad % 2 * 4) & 15;
+        if (grids.units[code] > 0) add_part({quad, 1, grids.offset[code], static_cast<QuadCode>(code), packed});
+        packed += grids.units[code] * code_unit;
     }
 }
 

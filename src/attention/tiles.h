@@ -26,6 +26,8 @@ class KeyTile {
 
   private:
     void learn_paper(const KeyPage & page);
+    void list_paper_quads();
+    void find_paper_parts();
     void learn_trellis(const KeyPage & page);
     uint32_t sort_quads(const uint8_t * quad_codes, int first, int end, uint32_t packed);
     void find_parts(const uint8_t * quad_codes, int quads);

@@ -4,7 +4,10 @@
 
 namespace vidkv {
 
-bool avx512_supported() { return avx512_vnni_supported() && __builtin_cpu_supports("avx512vbmi"); }
+bool avx512_supported() {
+    return avx512_vnni_supported() && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
+           __builtin_cpu_supports("bmi2");
+}
 
 } // namespace vidkv
 

@@ -1,4 +1,4 @@
-// AVX-512 kernels: F, BW, DQ, VL and VNNI (Cascade Lake), or VBMI as well (Ice Lake, Zen 4 and later), where the compiler can make
+// AVX-512 kernels: F, BW, DQ, VL and VNNI (Cascade Lake), or VBMI and VBMI2 as well (Ice Lake, Zen 4 and later), where the compiler can make
 // them.
 #pragma once
 

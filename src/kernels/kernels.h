@@ -43,6 +43,15 @@ struct KeyRun {
     QuadCode code;
 };
 
+constexpr int most_sorted = 64; // quads that are sorted at once
+// What Kernels::sort_quads writes.
+struct QuadOrder {
+    KeyQuad * sorted; // those that have a code, sorted by it; room for 2 * most_sorted
+    uint8_t * counts; // of each code, in their order (quad_order.h)
+    float * step;     // of a level of each channel in units of the channel's scale; room for a multiple of 16 channels
+    uint8_t * offset; // of each channel, twice the middle of its levels; room for a multiple of 64
+};
+
 constexpr int largest_groups = page_tokens / 32; // of a page
 constexpr int largest_runs = 3;                  // of a group of values
 
@@ -52,9 +61,12 @@ struct KeySteps {
     const uint8_t * offset; // [channels], at most 63
     const float * center;   // [groups][channels]
     int channels;           // a multiple of 64
-    int centered;           // only the first so many may have a center other than 0; a multiple of 16
+    int centered;           // only the first so many may have a center other than 0; a multiple of 64
     int groups;
 };
+
+// The largest magnitude that becomes an int8 factor of 127 is taken to be at least this.
+constexpr float least_query_factor = 1e-20f, least_weight_factor = 1e-25f;
 
 // Query rows times the keys' steps, rounded to int8: the score of a token is scale * (sum of q * level - offset) + base.
 struct FoldedQueries {
@@ -98,7 +110,8 @@ struct PackedWeights {
     alignas(64) int8_t w[row_block * operand_bytes]; // [row][slot]
     float scale[row_block];                          // weight = scale * w
     float sum[row_block][largest_groups];            // of w over a group: whole numbers
-    float total[row_block][largest_groups];          // of the weights before scaling and rounding, if asked for
+    float total[row_block]
+               [largest_groups]; // of the weights before slot scales and rounding, in units of `scale`, if asked for
 };
 
 struct WeightRule {
@@ -109,7 +122,7 @@ struct WeightRule {
 };
 
 // One group of a page's values. All groups together add to the sums:
-// out[row][c] += scale[row] * (sum of step[c] * (dot - offset[row])) + (sum of center[c] * total[row])
+// out[row][c] += scale[row] * (sum of step[c] * (dot - offset[row]) + center[c] * total[row])
 struct ValueGroup {
     LevelRun runs[largest_runs];
     int run_count;
@@ -155,6 +168,9 @@ struct Kernels {
     // Two-bit grids: n half scales and n half minima -> step, and center = minimum + middle * step.
     void (*load_grid)(const uint8_t * scales, const uint8_t * minima, int n, float middle, float * step, float * center);
     MaskKind (*load_mask)(const uint16_t * mask, int n, float * bias);
+    // Sorts the quads `first` (a multiple of 16) to `end`, up to most_sorted, of a page of trellis keys by their codes, four bits each. `packed`: where the codes
+    // of the first one begin; returns where those of the last one end.
+    uint32_t (*sort_quads)(const uint8_t * codes, int first, int end, uint32_t packed, const QuadOrder & order);
 
     // queries: [rows][stride], zeros up to a multiple of 64 channels. base: one number per row, added to what comes from
     // the centers. out: one per group.

@@ -18,6 +18,7 @@
 #include "codec/log_scale.h"
 #include "codec/trellis.h"
 #include "codec/trit.h"
+#include "kernels/quad_order.h"
 
 namespace vidkv {
 
@@ -71,7 +72,6 @@ INLINE P times_power_or_zero(P p, P shifted, P x, float lowest) {
     const int32x4_t power = vaddq_s32(vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23), vdupq_n_s32(0x3f800000));
     return kept_where(vmvnq_u32(vcltq_f32(x, splat_p(lowest))), mul(p, vreinterpretq_f32_s32(power)));
 }
-INLINE P where_above(P x, float limit, P y) { return kept_where(vcgtq_f32(x, splat_p(limit)), y); }
 INLINE P halves_p(const void * p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(static_cast<const uint16_t *>(p)))); }
 
 struct F {
@@ -125,10 +125,6 @@ template <int Half> INLINE F swapped(F x) {
                  vextq_f32(x.v[3], x.v[3], 2)}};
     if constexpr (Half == 4) return {{x.v[1], x.v[0], x.v[3], x.v[2]}};
     return {{x.v[2], x.v[3], x.v[0], x.v[1]}};
-}
-INLINE F where_above(F x, float limit, F y) {
-    for (int i = 0; i < 4; ++i) y.v[i] = where_above(x.v[i], limit, y.v[i]);
-    return y;
 }
 INLINE bool is_zero(F x) {
     uint32x4_t zero = vceqzq_f32(x.v[0]);
@@ -200,22 +196,22 @@ INLINE F largest_of_8(const F * x) { return {{fold_4<Larger>(x), fold_4<Larger>(
 
 // ---- 16 int32
 
-INLINE I add(I a, I b) {
-    for (int i = 0; i < 4; ++i) a.v[i] = vaddq_s32(a.v[i], b.v[i]);
-    return a;
-}
 INLINE I no_ints() { return {{vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)}}; }
 INLINE P to_float(int32x4_t x) { return vcvtq_f32_s32(x); }
 INLINE F to_float(I x) { return {{to_float(x.v[0]), to_float(x.v[1]), to_float(x.v[2]), to_float(x.v[3])}}; }
-INLINE I round_to_int(F x) {
-    return {{vcvtnq_s32_f32(x.v[0]), vcvtnq_s32_f32(x.v[1]), vcvtnq_s32_f32(x.v[2]), vcvtnq_s32_f32(x.v[3])}};
-}
-INLINE void store_int8(int8_t * p, const I * x) {
+// The low byte of each lane.
+INLINE I low_bytes(const F (&x)[4]) {
+    const auto narrow = [](P part) ALWAYS_INLINE { return vmovn_s32(vreinterpretq_s32_f32(part)); };
+    I bytes;
     for (int i = 0; i < 4; ++i) {
-        const int16x8_t low = vcombine_s16(vqmovn_s32(x[i].v[0]), vqmovn_s32(x[i].v[1]));
-        const int16x8_t high = vcombine_s16(vqmovn_s32(x[i].v[2]), vqmovn_s32(x[i].v[3]));
-        vst1q_s8(p + 16 * i, vcombine_s8(vqmovn_s16(low), vqmovn_s16(high)));
+        const int16x8_t low = vcombine_s16(narrow(x[i].v[0]), narrow(x[i].v[1]));
+        const int16x8_t high = vcombine_s16(narrow(x[i].v[2]), narrow(x[i].v[3]));
+        bytes.v[i] = vreinterpretq_s32_s8(vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
     }
+    return bytes;
+}
+INLINE void store_bytes(int8_t * p, I x) {
+    for (int i = 0; i < 4; ++i) vst1q_s8(p + 16 * i, vreinterpretq_s8_s32(x.v[i]));
 }
 
 // ---- products: levels are at most 63, so they are int8 as well
@@ -235,8 +231,8 @@ INLINE LevelVector splat_factors(const int8_t * p) {
     return vreinterpretq_s8_s32(vdupq_n_s32(four));
 }
 INLINE void add_dot4(int32x4_t & sum, LevelVector levels, LevelVector factors) { sum = vdotq_s32(sum, levels, factors); }
-INLINE I dot_64(I sum, const uint8_t * levels, const int8_t * factors) {
-    for (int i = 0; i < 4; ++i) add_dot4(sum.v[i], load_levels(levels + 16 * i), vld1q_s8(factors + 16 * i));
+INLINE I dot_64(I sum, const uint8_t * levels, I factors) {
+    for (int i = 0; i < 4; ++i) add_dot4(sum.v[i], load_levels(levels + 16 * i), vreinterpretq_s8_s32(factors.v[i]));
     return sum;
 }
 
@@ -296,10 +292,11 @@ void unpack_ternary(const uint8_t * packed, int bytes, uint8_t * levels) {
 
 } // namespace
 
-const Kernels neon_kernels = {"neon",    unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_key_scales,
-                              load_grid, load_mask,    fold_queries,   score_levels, nullptr,         score_halves,
-                              softmax,   weigh,        pack_weights,   add_levels,   nullptr,         add_halves,
-                              scale,     add_scaled,   hadamard};
+const Kernels neon_kernels = {
+    "neon",    unpack_quads,       unpack_ternary, load_halves,  load_log_scales, load_key_scales, load_grid,
+    load_mask, sort_quads_plainly, fold_queries,   score_levels, nullptr,         score_halves,    softmax,
+    weigh,     pack_weights,       add_levels,     nullptr,      add_halves,      scale,           add_scaled,
+    hadamard};
 
 } // namespace vidkv
 

@@ -10,6 +10,7 @@
 #include "codec/log_scale.h"
 #include "codec/rotation.h"
 #include "codec/trit.h"
+#include "kernels/quad_order.h"
 
 namespace vidkv {
 
@@ -17,7 +18,6 @@ namespace {
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr int lanes = 16;
-constexpr float smallest_factor = 1e-30f; // below it a row of factors counts as 0
 
 // Lane i takes elements i, i + 16, ..; then lanes i and i + 8 are added, i and i + 4, and so on.
 struct LaneSum {
@@ -78,14 +78,19 @@ MaskKind load_mask(const uint16_t * mask, int n, float * bias) {
     return hidden == n ? MaskKind::hidden : zero == n ? MaskKind::zero : MaskKind::mixed;
 }
 
-// The nearest whole number, ties to even; NaN becomes an arbitrary number.
-float round_factor(float x) { return std::fabs(x) < 128.0f ? std::nearbyintf(x) : -127.0f; }
+// The whole number next to x * y, ties to even: adding the rounder leaves it in the low bits. NaN becomes an arbitrary number.
+int8_t round_product(float x, float y) {
+    return static_cast<int8_t>(std::bit_cast<uint32_t>(std::fma(x, y, exponential::rounder)));
+}
 
-// The value of an int8 factor of 1, so that the largest magnitude becomes 127, and its inverse; both 0 where all are 0.
+// The value of an int8 factor of 1, so that the largest magnitude becomes 127, and its inverse.
 struct FactorScale {
     float scale, inverse;
-    explicit FactorScale(float largest)
-        : scale(largest / 127.0f), inverse(largest > smallest_factor ? 127.0f / largest : 0.0f) {}
+    FactorScale(float largest, float least) {
+        largest = std::max(largest, least);
+        scale = largest / 127.0f;
+        inverse = 127.0f / largest;
+    }
 };
 
 // A row's scale, the same for all groups of the page.
@@ -97,26 +102,26 @@ FactorScale fold_scale(const float * q, const KeySteps & keys) {
             largest = p > largest ? p : largest;
         }
     }
-    return FactorScale(largest);
+    return {largest, least_query_factor};
 }
 
 void fold_row(const float * q, int row, const KeySteps & keys, int group, const FactorScale & factor, float base,
               FoldedQueries & out) {
     const float *step = keys.step + group * keys.channels, *center = keys.center + group * keys.channels;
     LaneSum centers;
-    int32_t offset = 0;
-    for (int c = 0; c < keys.centered; ++c) {
-        float & lane = centers.lane[c % lanes];
-        lane = std::fma(q[c], center[c], lane);
-    }
+    int32_t offset[lanes] = {}; // bytes are multiplied by fours
     for (int c = 0; c < keys.channels; ++c) {
-        const float rounded = round_factor(q[c] * step[c] * factor.inverse);
-        offset += static_cast<int32_t>(rounded) * keys.offset[c];
-        out.q[(c / operand_bytes * row_block + row) * operand_bytes + c % operand_bytes] = static_cast<int8_t>(rounded);
+        const float scaled = q[c] * factor.inverse;
+        float & lane = centers.lane[c % lanes];
+        if (c < keys.centered) lane = std::fma(scaled, center[c], lane);
+        const int8_t rounded = round_product(scaled, step[c]);
+        offset[c / 4 % lanes] += rounded * keys.offset[c];
+        out.q[(c / operand_bytes * row_block + row) * operand_bytes + c % operand_bytes] = rounded;
     }
+    for (int i = 0; i < lanes; ++i) centers.lane[i] = std::fma(static_cast<float>(offset[i]), 0.5f, -centers.lane[i]);
     out.scale[row] = factor.scale;
-    out.offset[row] = 0.5f * static_cast<float>(offset);
-    out.base[row] = centers.total() + base;
+    out.offset[row] = centers.total();
+    out.base[row] = base;
 }
 
 void fold_queries(const float * queries, int64_t stride, int rows, const KeySteps & keys, const float * base,
@@ -213,18 +218,20 @@ void pack_weights(const float * weights, int rows, const WeightRule & rule, Pack
             scaled[s] = rule.slot_scale ? plain[s] * rule.slot_scale[s] : plain[s];
             largest = scaled[s] > largest ? scaled[s] : largest;
         }
-        const FactorScale factor(largest);
+        const FactorScale factor(largest, least_weight_factor);
         out.scale[r] = factor.scale;
         const int size = page_tokens / rule.groups;
         for (int group = 0; group < rule.groups; ++group) {
             LaneSum sum, total;
             for (int s = group * size; s < (group + 1) * size; ++s) {
-                const float rounded = round_factor(scaled[s] * factor.inverse);
-                out.w[r * operand_bytes + s] = static_cast<int8_t>(rounded);
+                const int8_t rounded = round_product(scaled[s], factor.inverse);
+                out.w[r * operand_bytes + s] = rounded;
                 sum.lane[s % lanes] += rounded;
-                total.lane[s % lanes] += plain[s];
+                float & lane = total.lane[s % lanes];
+                lane = rule.slot_scale ? lane + plain[s] : std::fma(plain[s], factor.inverse, lane);
             }
             out.sum[r][group] = sum.total();
+            for (float & lane : total.lane) lane *= rule.slot_scale ? factor.inverse : 1.0f;
             if (rule.totals) out.total[r][group] = total.total();
         }
     }
@@ -249,13 +256,14 @@ float dot_of(const ValueProduct & p, const ValueGroup & g, int row, int channel)
 void add_levels(const ValueProduct & p) {
     for (int r = 0; r < p.rows; ++r) {
         for (int c = 0; c < p.channels; ++c) {
-            float sum = 0.0f, out = p.out[r * p.out_stride + c];
+            float sum = 0.0f;
             for (const ValueGroup * g = p.group; g != p.group + p.groups; ++g) {
                 const float centered = dot_of(p, *g, r, c) - g->offset[r];
                 sum = g->step ? std::fma(g->step[c], centered, sum) : sum + centered;
-                if (g->center) out = std::fma(g->center[c], g->total[r], out);
+                if (g->center) sum = std::fma(g->center[c], g->total[r], sum);
             }
-            p.out[r * p.out_stride + c] = std::fma(sum, p.scale[r], out);
+            float & out = p.out[r * p.out_stride + c];
+            out = std::fma(sum, p.scale[r], out);
         }
     }
 }
@@ -283,9 +291,10 @@ void add_scaled(const float * x, float factor, int n, float * out) {
 
 } // namespace
 
-const Kernels scalar_kernels = {"scalar",  unpack_quads, unpack_ternary, load_halves,  load_log_scales, load_key_scales,
-                                load_grid, load_mask,    fold_queries,   score_levels, nullptr,         score_halves,
-                                softmax,   weigh,        pack_weights,   add_levels,   nullptr,         add_halves,
-                                scale,     add_scaled,   hadamard};
+const Kernels scalar_kernels = {
+    "scalar",  unpack_quads,       unpack_ternary, load_halves,  load_log_scales, load_key_scales, load_grid,
+    load_mask, sort_quads_plainly, fold_queries,   score_levels, nullptr,         score_halves,    softmax,
+    weigh,     pack_weights,       add_levels,     nullptr,      add_halves,      scale,           add_scaled,
+    hadamard};
 
 } // namespace vidkv

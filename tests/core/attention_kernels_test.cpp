@@ -14,6 +14,7 @@
 #include "codec/trit.h"
 #include "core/random.h"
 #include "kernels/dispatch.h"
+#include "kernels/quad_order.h"
 
 namespace vidkv {
 namespace {
@@ -164,6 +165,35 @@ TEST(AttentionKernels, KeyScalesAndMeansWidenExactly) {
     });
 }
 
+TEST(AttentionKernels, QuadsAreSortedAlike) {
+    for_each_fast(100, [](const Kernels & kernels, Random & rng) {
+        const int first = 16 * rng.integer(0, 2), quads = 2 * rng.integer(1, most_sorted / 2), end = first + quads;
+        const int kinds = rng.integer(1, 10);                     // codes: the more, the more of them are in use
+        std::vector<uint8_t> bytes(static_cast<size_t>(end / 2)); // exactly: a sanitizer sees what is read past the end
+        for (uint8_t & byte : bytes)
+            byte = static_cast<uint8_t>(rng.integer(0, kinds - 1) | rng.integer(0, kinds - 1) << 4);
+        struct Sorted {
+            std::vector<KeyQuad> quads = std::vector<KeyQuad>(2 * most_sorted);
+            uint8_t counts[code_count] = {};
+            Aligned<float> step = Aligned<float>(4 * 3 * most_sorted);
+            Aligned<uint8_t> offset = Aligned<uint8_t>(4 * 3 * most_sorted);
+            uint32_t end;
+            Sorted(const Kernels & by, const std::vector<uint8_t> & packed, int from, int to)
+                : end(by.sort_quads(packed.data(), from, to, 320, {quads.data(), counts, step.data(), offset.data()})) {}
+        } want(scalar_kernels, bytes, first, end), got(kernels, bytes, first, end);
+        ASSERT_EQ(got.end, want.end);
+        const int n = std::accumulate(want.counts, want.counts + code_count, 0);
+        for (int i = 0; i < code_count; ++i) ASSERT_EQ(got.counts[i], want.counts[i]) << i;
+        for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
+            ASSERT_EQ(got.quads[i].packed, want.quads[i].packed) << i;
+            ASSERT_EQ(got.quads[i].factors, want.quads[i].factors) << i;
+            ASSERT_EQ(got.quads[i].quad, want.quads[i].quad) << i;
+        }
+        expect_same(got.step.copy(), want.step.copy());
+        EXPECT_EQ(got.offset.copy(), want.offset.copy());
+    });
+}
+
 TEST(AttentionKernels, MasksKnowWhatIsVisible) {
     for (const KernelChoice & choice : kernel_choices()) {
         if (!choice.supported()) continue;
@@ -225,7 +255,7 @@ TEST(AttentionKernels, KeysScoreTheSameBits) {
         if (rng.integer(0, 9) == 0) std::fill_n(q.data(), n, 0.0f);
         const float base[row_block] = {1, 2, 3, 4, 5, 6, 7, 8};
         const int groups = 1 << rng.integer(0, 2), group = rng.integer(0, groups - 1);
-        const KeySteps keys{step.data(), offset.data(), center.data(), padded, rng.integer(0, padded / 16) * 16, groups};
+        const KeySteps keys{step.data(), offset.data(), center.data(), padded, rng.integer(0, padded / 64) * 64, groups};
         FoldedQueries wanted[largest_groups]{}, gotten[largest_groups]{};
         scalar_kernels.fold_queries(q.data(), padded, rows, keys, base, wanted);
         kernels.fold_queries(q.data(), padded, rows, keys, base, gotten);
