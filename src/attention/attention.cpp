@@ -218,12 +218,19 @@ void Attention::accumulate(int64_t slot, int64_t chunk, bool cold) {
     used_[slot * chunks_ + chunk] = {};
     std::fill_n(states(slot, chunk), block.rows, SoftmaxState{});
     const int64_t end = std::min(pages_, (chunk + 1) * chunk_pages_);
-    PageAt now = page_at(chunk * chunk_pages_, block.kv_head);
-    if (cold) fetch_now(now, block.kv_head);
-    for (int64_t page = chunk * chunk_pages_; page < end; ++page) {
-        const PageAt next = page_at(page + 1, block.kv_head);
-        attend_page(block, slot, chunk, now, next, *lease);
+    const int64_t first = chunk * chunk_pages_;
+    PageAt now = page_at(first, block.kv_head), next = page_at(first + 1, block.kv_head);
+    find_codes(now, block.kv_head);
+    if (cold) {
+        fetch_now(now);
+        fetch_start(next, block.kv_head);
+    }
+    for (int64_t page = first; page < end; ++page) {
+        const PageAt after = page_at(page + 2, block.kv_head);
+        find_codes(next, block.kv_head);
+        attend_page(block, slot, chunk, now, next, after, *lease);
         now = next;
+        next = after;
     }
 }
 

@@ -83,11 +83,12 @@ class Attention {
 
     void open_sums(Rows rows, int64_t slot, int64_t chunk, const PageView & values) const;
     PageAt page_at(int64_t page, int kv_head) const;
+    void find_codes(PageAt & at, int kv_head) const;
     void attend_page(const Block & block, int64_t slot, int64_t chunk, const PageAt & now, const PageAt & next,
-                     Scratch & scratch) const;
+                     const PageAt & after, Scratch & scratch) const;
     Prefetch fetch(const PageAt & at, int rows) const;
-    void fetch_start(int64_t page, int kv_head) const;
-    void fetch_now(const PageAt & at, int kv_head) const;
+    void fetch_start(const PageAt & at, int kv_head) const;
+    void fetch_now(const PageAt & at) const;
     Seen load_bias(const Block & block, int64_t page, Scratch & scratch) const;
     int load_bias(const Token & token, int64_t first_cell, float * bias, MaskKind & kind) const;
     bool sees_something(Rows rows, const Scratch & scratch) const;

@@ -38,19 +38,20 @@ void Attention::open_sums(Rows rows, int64_t slot, int64_t chunk, const PageView
     if (rotated) use_more(used.rotated, rows, rotated_ + at, sum_stride_);
 }
 
-// Empty behind the last one.
+// Where a page is, but not yet where its codes are; empty behind the last one.
 PageAt Attention::page_at(int64_t page, int kv_head) const {
-    PageAt at;
-    if (page >= pages_) return at;
-    at = {page, keys_.view(page, kv_head), values_.view(page, kv_head), {}, {}};
+    if (page >= pages_) return {page, {}, {}, {}, {}};
+    return {page, keys_.view(page, kv_head), values_.view(page, kv_head), {}, {}};
+}
+
+void Attention::find_codes(PageAt & at, int kv_head) const {
     if (at.keys.state == PageState::sealed) at.key = key_page(*keys_.shape.key_layout, at.keys.page, kv_head);
     if (at.values.state == PageState::sealed) at.value = value_page(*values_.shape.value_layout, at.values.page, kv_head);
-    return at;
 }
 
 // Keys, then values, of a page: each is unpacked once for all rows of the block that see it.
 void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, const PageAt & now, const PageAt & next,
-                            Scratch & scratch) const {
+                            const PageAt & after, Scratch & scratch) const {
     const int64_t page = now.page;
     const Seen seen = load_bias(block, page, scratch);
     if (seen.cells == 0) return;
@@ -58,7 +59,7 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, co
     const PageView &keys = now.keys, &values = now.values;
     open_sums(seen.rows, slot, chunk, values);
     Prefetch soon = fetch(next, seen.rows.count);
-    fetch_start(page + 2, block.kv_head);
+    fetch_start(after, block.kv_head);
     std::optional<KeyTile> key_tile;
     if (keys.state == PageState::sealed) {
         key_tile.emplace(kernels_, *keys_.shape.key_layout, now.key, seen.rows.count, scratch);
@@ -113,24 +114,22 @@ Prefetch Attention::fetch(const PageAt & at, int rows) const {
     return soon;
 }
 
-// What page_at reads of a page that comes after the next one, and what it reads first of the page behind that.
-void Attention::fetch_start(int64_t page, int kv_head) const {
-    if (page >= pages_) return;
-    const PageView keys = keys_.view(page, kv_head), values = values_.view(page, kv_head);
-    if (keys.state == PageState::sealed) __builtin_prefetch(key_code_start(*keys_.shape.key_layout, keys.page, kv_head));
-    if (values.state == PageState::sealed)
-        __builtin_prefetch(value_page_start(*values_.shape.value_layout, values.page, kv_head));
-    if (page + 1 >= pages_) return;
-    keys_.fetch_view(page + 1);
-    values_.fetch_view(page + 1);
+// What find_codes reads of a page that comes after the next one, and what page_at reads of the page behind that.
+void Attention::fetch_start(const PageAt & at, int kv_head) const {
+    if (at.keys.state == PageState::sealed)
+        __builtin_prefetch(key_code_start(*keys_.shape.key_layout, at.keys.page, kv_head));
+    if (at.values.state == PageState::sealed)
+        __builtin_prefetch(value_page_start(*values_.shape.value_layout, at.values.page, kv_head));
+    if (at.page + 1 >= pages_) return;
+    keys_.fetch_view(at.page + 1);
+    values_.fetch_view(at.page + 1);
 }
 
 // Before the first page, which no page before it has fetched.
-void Attention::fetch_now(const PageAt & at, int kv_head) const {
+void Attention::fetch_now(const PageAt & at) const {
     Prefetch soon = fetch(at, 1);
     soon.during_scores.rest();
     soon.during_sums.rest();
-    fetch_start(at.page + 1, kv_head);
 }
 
 // Fills the page's bias and each token's MaskKind.
@@ -159,13 +158,13 @@ int Attention::load_bias(const Token & token, int64_t first_cell, float * bias, 
     if (call.causal) end = std::min(end, call.cells - call.tokens + token.index + 1);
     int shown = static_cast<int>(std::clamp<int64_t>(end - first_cell, 0, page_tokens));
     kind = shown > 0 ? MaskKind::zero : MaskKind::hidden;
-    if (call.mask && shown > 0) {
+    if (call.mask && shown > 0)
         kind = kernels_.load_mask(call.mask + token.index * call.mask_stride + first_cell, shown, bias);
-    } else if (shown < page_tokens) {
+    if (kind == MaskKind::zero && shown < page_tokens) {
         std::fill_n(bias, shown, 0.0f);
+        kind = MaskKind::mixed;
     }
-    std::fill(bias + shown, bias + page_tokens, -infinity);
-    if (kind == MaskKind::zero && shown < page_tokens) kind = MaskKind::mixed;
+    std::fill(bias + (kind == MaskKind::hidden ? 0 : shown), bias + page_tokens, -infinity);
     while (kind == MaskKind::mixed && shown > 0 && bias[shown - 1] == -infinity) --shown;
     return shown;
 }

@@ -113,7 +113,9 @@ PageView Store::view(int sequence, int64_t page, int kv_head) const {
 }
 
 void Store::fetch_view(int sequence, int64_t page) const {
-    __builtin_prefetch(sequences_[sequence].pages[page].bytes.get());
+    const PageTable & pages = sequences_[sequence].pages;
+    __builtin_prefetch(pages[page].bytes.get());
+    __builtin_prefetch(&pages[std::min(page + 2, pages.size() - 1)]);
 }
 
 const ChannelPlan & Store::plan(int sequence, int kv_head, int set) const {

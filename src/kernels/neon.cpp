@@ -85,6 +85,7 @@ INLINE F load(const float * p) { return {{load_p(p), load_p(p + 4), load_p(p + 8
 INLINE void store(float * p, F x) {
     for (int i = 0; i < 4; ++i) store(p + 4 * i, x.v[i]);
 }
+INLINE F load_once(const float * p) { return load(p); }
 INLINE F splat(float x) { return {{splat_p(x), splat_p(x), splat_p(x), splat_p(x)}}; }
 
 #define VIDKV_BINARY(NAME)                                                                                                 \

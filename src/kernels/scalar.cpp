@@ -71,11 +71,12 @@ void load_key_scales(const uint8_t * meta, int n, const float * unit, float * st
 MaskKind load_mask(const uint16_t * mask, int n, float * bias) {
     int hidden = 0, zero = 0;
     for (int i = 0; i < n; ++i) {
-        bias[i] = half_to_float(mask[i]);
         hidden += mask[i] == 0xfc00;
         zero += mask[i] == 0;
     }
-    return hidden == n ? MaskKind::hidden : zero == n ? MaskKind::zero : MaskKind::mixed;
+    if (hidden == n || zero == n) return hidden == n ? MaskKind::hidden : MaskKind::zero;
+    for (int i = 0; i < n; ++i) bias[i] = half_to_float(mask[i]);
+    return MaskKind::mixed;
 }
 
 // The whole number next to x * y, ties to even: adding the rounder leaves it in the low bits. NaN becomes an arbitrary number.
