@@ -24,9 +24,10 @@ Fact called_function(Dice & dice, Names & names) {
     const std::string name = "price_of_" + names.next('_');
     const int times = dice.from_to(3, 9), more = dice.from_to(11, 49), x = dice.from_to(4, 12);
     return exercise("code",
-                    "def " + name + "(count):\n    total = count * " + text(times) + "\n    return total + " + text(more) + "\n",
-                    "What does " + name + "(" + text(x) + ") of the file return?" + STEPS,
-                    text(x * times + more), Compared::last_number);
+                    "def " + name + "(count):\n    total = count * " + text(times) + "\n    return total + " + text(more) +
+                        "\n",
+                    "What does " + name + "(" + text(x) + ") of the file return?" + STEPS, text(x * times + more),
+                    Compared::last_number);
 }
 
 Fact list_of_stops(Dice & dice, Names & names) {
@@ -85,28 +86,31 @@ Fact growth(Dice & dice, Names & names) {
     const std::string counter = names.next('-');
     const int may = dice.from_to(1000, 4999), grown = dice.from_to(101, 899);
     return exercise("arithmetic",
-                    "The counter " + counter + " stood at " + text(may) + " in May and at " + text(may + grown) + " in June.",
-                    "In the file, by how much did the counter " + counter + " grow from May to June?" + STEPS,
-                    text(grown), Compared::last_number);
+                    "The counter " + counter + " stood at " + text(may) + " in May and at " + text(may + grown) +
+                        " in June.",
+                    "In the file, by how much did the counter " + counter + " grow from May to June?" + STEPS, text(grown),
+                    Compared::last_number);
 }
 
 Fact function_to_copy(Dice & dice, Names & names) {
     const std::string name = "route_" + names.next('_');
     std::string code = "def " + name + "(order):\n";
     for (int i = 0; i < 10; ++i)
-        code += "    if order.weight < " + text(dice.from_to(10, 99) + 100 * i) + ":\n        return (\"" + names.next('_') +
-                "\", " + text(dice.from_to(1000, 9999)) + ")\n";
+        code += "    if order.weight < " + text(dice.from_to(10, 99) + 100 * i) + ":\n        return (\"" +
+                names.next('_') + "\", " + text(dice.from_to(1000, 9999)) + ")\n";
     code += "    return None\n";
-    return exercise("copy", code, "Write down the Python function " + name + " of the file, unchanged and complete, in a code block.", code,
-                    Compared::code);
+    return exercise("copy", code,
+                    "Write down the Python function " + name + " of the file, unchanged and complete, in a code block.",
+                    code, Compared::code);
 }
 
 Fact short_function_to_copy(Dice & dice, Names & names) {
     const std::string name = "limit_" + names.next('_');
-    const std::string code = "def " + name + "(x, y):\n    if x > " + text(dice.from_to(100, 999)) + ":\n        return y - " +
-                             text(dice.from_to(100, 999)) + "\n    return x * " + text(dice.from_to(100, 999)) + "\n";
-    return exercise("code", code, "Write down the Python function " + name + " of the file, unchanged, in a code block.", code,
-                    Compared::code);
+    const std::string code = "def " + name + "(x, y):\n    if x > " + text(dice.from_to(100, 999)) +
+                             ":\n        return y - " + text(dice.from_to(100, 999)) + "\n    return x * " +
+                             text(dice.from_to(100, 999)) + "\n";
+    return exercise("code", code, "Write down the Python function " + name + " of the file, unchanged, in a code block.",
+                    code, Compared::code);
 }
 
 Fact sum_of_a_ledger(Dice & dice, Names & names) {
@@ -119,15 +123,16 @@ Fact sum_of_a_ledger(Dice & dice, Names & names) {
         sum += paid;
     }
     return exercise("arithmetic", lines,
-                    "What is the sum of the three months of the ledger " + ledger + " in the file?" + STEPS,
-                    text(sum), Compared::last_number);
+                    "What is the sum of the three months of the ledger " + ledger + " in the file?" + STEPS, text(sum),
+                    Compared::last_number);
 }
 
 } // namespace
 
 std::vector<Fact> make_exercises(uint64_t seed, int64_t sample, int n) {
-    constexpr std::array FORMS = {called_function,        list_of_stops, order_total,      table_to_copy,          nested_setting,
-                                  services_that_are_down, growth,        function_to_copy, short_function_to_copy, sum_of_a_ledger};
+    constexpr std::array FORMS = {called_function,        list_of_stops,          order_total, table_to_copy,
+                                  nested_setting,         services_that_are_down, growth,      function_to_copy,
+                                  short_function_to_copy, sum_of_a_ledger};
     Dice dice(seed + 2, sample);
     Names names(dice);
     const size_t first = dice.below(FORMS.size());
