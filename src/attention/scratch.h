@@ -48,7 +48,7 @@ struct KeyCodes {
 
 inline size_t value_meta_size(int value_dim) {
     return static_cast<size_t>(
-        std::max(2 * largest_groups * round_up(value_dim, 16), page_tokens + round_up(value_dim, 16)));
+        std::max(2 * largest_groups * round_up(value_dim, 16), 2 * (page_tokens + round_up(value_dim, 16))));
 }
 
 // Which queries lie in `planned`.
@@ -65,7 +65,8 @@ struct Scratch {
     AlignedArray<uint8_t> levels; // of keys, then of values
     KeyCodes codes;
     AlignedArray<float> step, center; // [largest_groups][key_dim rounded up to 64]
-    AlignedArray<float> value_meta;   // paper: steps and minima of all groups; trellis: one scale per slot, then the mean
+    AlignedArray<float>
+        value_meta; // paper: steps and minima of all groups; trellis: scales of slots, mean, places along the direction, direction
     std::array<uint8_t, page_tokens> slot_tokens; // of values, where some tokens are protected
     FoldedQueries folded[largest_groups];         // of the row block at hand
     AlignedArray<float> scores;                   // [row_block][page_tokens]: scores, then weights

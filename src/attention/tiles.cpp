@@ -183,9 +183,9 @@ void ValueTile::learn_trellis() {
     const float special_step = level_grid(layout_.protected_code).step, step = level_grid(layout_.plain_code).step;
     for (int s = 0; s < special; ++s) scale[s] *= special_step;
     for (int s = special; s < page_tokens; ++s) scale[s] *= step;
-    const int protected_quads = page_.protected_units, narrow = page_.is_still() ? layout_.narrow_quads : 0;
+    const int protected_quads = page_.protected_units, narrow = page_.narrow_quads;
     const int plain = page_tokens / 4 - protected_quads - narrow;
-    if (narrow > 0) learn_mean(scale);
+    if (narrow > 0) learn_shared(scale);
     slot_scale_ = scale;
     const uint8_t * plain_codes = page_.codes + static_cast<size_t>(protected_quads) * layout_.protected_quad;
     const uint8_t * narrow_codes = plain_codes + static_cast<size_t>(plain) * layout_.plain_quad;
@@ -197,16 +197,21 @@ void ValueTile::learn_trellis() {
     }
 }
 
-// A still page: the mean, and the scales of the quads that leave the room for it.
-void ValueTile::learn_mean(float * scale) {
+// A still page: what its tokens share, and the scales of the quads that leave the room for it.
+void ValueTile::learn_shared(float * scale) {
     const float step = level_grid(layout_.narrow_code).step;
-    for (int s = page_tokens - 4 * layout_.narrow_quads; s < page_tokens; ++s) {
+    for (int s = page_tokens - 4 * page_.narrow_quads; s < page_tokens; ++s) {
         const uint8_t code = s == page_tokens - 1 ? page_.mean[0] : page_.meta[s];
         scale[s] = log_scale_value(code) * step;
     }
     float * mean = scale + page_tokens;
     value_mean(layout_, page_, mean);
     center_[0] = mean;
+    if (!page_.direction) return;
+    float *along = mean + round_up(layout_.head_dim, 16), *direction = along + page_tokens;
+    value_direction(layout_, page_, direction, along);
+    along_ = along;
+    direction_ = direction;
 }
 
 void ValueTile::learn_paper() {
@@ -233,7 +238,7 @@ void ValueTile::learn_paper() {
 }
 
 WeightRule ValueTile::rule() const {
-    return {page_.mask ? scratch_.slot_tokens.data() : nullptr, slot_scale_, groups_, center_[0] != nullptr};
+    return {page_.mask ? scratch_.slot_tokens.data() : nullptr, slot_scale_, groups_, center_[0] != nullptr, along_};
 }
 
 void ValueTile::unpack() const {
@@ -276,6 +281,8 @@ void ValueTile::add(int rows, const PackedWeights & packed, const ValueSums & su
     product.out_stride = sums.stride;
     product.soon = &soon;
     (by_codes_ ? kernels_.add_codes : kernels_.add_levels)(product);
+    for (int r = 0; r < rows && direction_; ++r)
+        kernels_.add_scaled(direction_, packed.along[r], product.channels, sums.rotated + r * sums.stride);
 }
 
 } // namespace vidkv

@@ -62,7 +62,7 @@ class ValueTile {
   private:
     void learn_paper();
     void learn_trellis();
-    void learn_mean(float * scale);
+    void learn_shared(float * scale);
 
     const Kernels & kernels_;
     const ValueLayout & layout_;
@@ -75,6 +75,7 @@ class ValueTile {
     int run_count_ = 0;
     const float * slot_scale_ = nullptr;
     const float *step_[largest_groups] = {}, *center_[largest_groups] = {}; // paper: per group
+    const float *along_ = nullptr, *direction_ = nullptr;                   // trellis, a page with a direction
 };
 
 } // namespace vidkv

@@ -20,6 +20,8 @@ struct FileParams {
 
 constexpr uint32_t needs_page_means = 1; // trellis values: pages may be still (page_mean.h)
 constexpr uint32_t needs_shifts = 2;     // keys that moved after they were packed
+constexpr uint32_t needs_directions = 4; // trellis values: a still page has a direction (page_mean.h)
+constexpr uint32_t known_needs = needs_page_means | needs_shifts | needs_directions;
 
 struct FileHeader {
     char magic[8];

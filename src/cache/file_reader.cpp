@@ -116,8 +116,7 @@ vidkv_status FileReader::read_table() {
     if (size_ < sizeof header) return altered();
     std::memcpy(&header, data_, sizeof header);
     if (header.checksum != checksum(&header, offsetof(FileHeader, checksum))) return altered();
-    if ((header.needs & ~(needs_page_means | needs_shifts)) != 0)
-        return fail(VIDKV_E_FORMAT, "'" + path_ + "' needs a newer VidKV");
+    if ((header.needs & ~known_needs) != 0) return fail(VIDKV_E_FORMAT, "'" + path_ + "' needs a newer VidKV");
     if (header.file_bytes != size_ || header.table_at > size_ || header.table_at < sizeof header) return altered();
     const uint64_t table_bytes = size_ - header.table_at;
     if (table_bytes % sizeof(FileEntry) != 0 || table_bytes / sizeof(FileEntry) != header.entries) return altered();

@@ -170,6 +170,7 @@ vidkv_status FileWriter::add_store(int layer, int as, const Store & store, int s
     StorePart part;
     if (vidkv_status status = store.part_of(sequence, pages, part)) return status;
     if (part.has_shifts) needs_ |= needs_shifts;
+    if (part.has_directions) needs_ |= needs_directions;
     entries_.reserve(entries_.size() + 1);
     if (vidkv_status status = begin(entry.data)) return status;
     if (vidkv_status status = add(entry.data, part.state.data(), part.state.size())) return status;

@@ -105,7 +105,9 @@ ValueLayout make_value_layout(const vidkv_params & params, int head_dim, int kv_
         layout.protected_quad = quad_bytes(layout.protected_code, head_dim);
         layout.narrow_quad = quad_bytes(layout.narrow_code, head_dim);
         const size_t saved = layout.plain_quad - layout.narrow_quad;
-        layout.narrow_quads = static_cast<int>((page_mean_bytes(head_dim) + saved - 1) / saved);
+        const auto quads_that_save = [&](size_t bytes) { return static_cast<int>((bytes + saved - 1) / saved); };
+        layout.mean_quads = quads_that_save(page_mean_bytes(head_dim));
+        layout.direction_quads = quads_that_save(page_mean_bytes(head_dim) + page_direction_bytes(head_dim, page_tokens));
     }
     return layout;
 }

@@ -38,8 +38,9 @@ struct KeyLayout {
 //   trellis: quads of four slots x head_dim, in the rotated domain (rotation.h)
 // A head's meta: paper: for each group f16 scale[head_dim], and f16 minimum[head_dim] where it is 2-bit; trellis: u8 scale[128].
 // Protected groups (paper) are 2-bit, protected quads (trellis) have `protected_code`.
-// Trellis, where the last scale is `still_mark`, which no other page has there: the head's tokens share a mean (page_mean.h). Its
-// bytes end the head's codes; the last `narrow_quads` quads have `narrow_code` and so leave the room for it.
+// Trellis, where the last scale is `still_mark`, which no other page has there: the head's tokens share a mean, and perhaps a
+// direction (page_mean.h). Their bytes end the head's codes; the last quads have `narrow_code` and so leave the room for them:
+// `mean_quads` quads, or `direction_quads` of a head with a direction.
 struct ValueLayout {
     vidkv_codec codec = VIDKV_CODEC_PAPER;
     int head_dim = 0, kv_heads = 0;
@@ -49,7 +50,7 @@ struct ValueLayout {
     QuadCode plain_code = QuadCode::none; // trellis
     QuadCode protected_code = QuadCode::none;
     QuadCode narrow_code = QuadCode::none;
-    int narrow_quads = 0;
+    int mean_quads = 0, direction_quads = 0;
     size_t plain_quad = 0, protected_quad = 0, narrow_quad = 0; // bytes of a quad
     int groups() const { return page_tokens / group; }
     // Protection goes by units: groups (paper) or quads (trellis). n tokens to protect take this many units.
@@ -57,9 +58,13 @@ struct ValueLayout {
     int protected_units(int tokens) const;
 
     bool is_ternary(int group_index, int protected_units) const { return ternary && group_index >= protected_units; }
-    QuadCode quad_code(int quad, int protected_units, bool still) const {
+    // narrow_quads: of the head, at its end
+    QuadCode quad_code(int quad, int protected_units, int narrow_quads) const {
         if (quad < protected_units) return protected_code;
-        return still && quad >= page_tokens / 4 - narrow_quads ? narrow_code : plain_code;
+        return quad >= page_tokens / 4 - narrow_quads ? narrow_code : plain_code;
+    }
+    bool has_room_for_direction(int protected_units) const {
+        return codec == VIDKV_CODEC_TRELLIS && direction_quads <= page_tokens / 4 - protected_units;
     }
     size_t group_codes(bool ternary_group) const; // paper: bytes of one group
     size_t group_meta(bool ternary_group) const;

@@ -2,27 +2,18 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstring>
+#include <limits>
 #include <vector>
 
 #include "codec/log_scale.h"
 #include "codec/page_mean.h"
-#include "codec/rotation.h"
+#include "codec/shared_rows.h"
 #include "codec/trellis.h"
-#include "codec/two_bit.h"
 #include "codec/value_page.h"
 
 namespace vidkv {
 
 namespace {
-
-float dot(const float * x, const float * y, int n) { // n: head_dim, a multiple of 8
-    std::array<float, 8> sums = {};
-    for (int i = 0; i < n; i += 8) {
-        for (int j = 0; j < 8; ++j) sums[j] += x[i + j] * y[i + j];
-    }
-    return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
-}
 
 // The scale that makes dot products unbiased: <x,x> / <x,y> for the code's values y. rho guards against codes that miss.
 float unbiased_scale(const float * x, const float * y, int n) {
@@ -66,158 +57,141 @@ class LikeTokens {
 
 float rms_of(const float * row, int n) { return std::sqrt(dot(row, row, n) / static_cast<float>(n)); }
 
-// A head's rows of a page, rotated, and how much each counts for what the tokens share: not at all if it is not to be used, little
-// if it is far longer than most.
-class PageRows {
-  public:
-    PageRows(const float * x, const uint8_t * use, int head_dim)
-        : head_dim_(head_dim), rows_(static_cast<size_t>(page_tokens) * head_dim), weights_(page_tokens) {
-        const auto rotate = rotation(head_dim);
-        std::vector<float> energies;
-        for (int slot = 0; slot < page_tokens; ++slot) {
-            float * row = at(slot);
-            for (int c = 0; c < head_dim; ++c) row[c] = use[slot] ? sanitize(x[slot * head_dim + c]) : 0.0f;
-            rotate->forward(row);
-            weights_[slot] = dot(row, row, head_dim);
-            if (weights_[slot] > 0.0f) energies.push_back(weights_[slot]);
-        }
-        weigh(energies);
-    }
-    float * at(int slot) { return &rows_[static_cast<size_t>(slot) * head_dim_]; }
-    float weight(int slot) const { return weights_[slot]; }
-    // What is added up over all slots, each by its weight, becomes a mean.
-    float share(int slot) const { return weights_[slot] * inverse_total_; }
-
-  private:
-    void weigh(std::vector<float> & energies) {
-        const auto middle = energies.begin() + static_cast<std::ptrdiff_t>(energies.size() / 2);
-        if (!energies.empty()) std::nth_element(energies.begin(), middle, energies.end());
-        float total = 0;
-        for (float & weight : weights_) {
-            if (weight > 0.0f) weight = std::min(1.0f, 4.0f * *middle / weight);
-            total += weight;
-        }
-        inverse_total_ = total > 0.0f ? 1.0f / total : 0.0f;
-    }
-
-    int head_dim_;
-    std::vector<float> rows_, weights_;
-    float inverse_total_ = 0;
-};
-
-constexpr float most_left = 0.6f; // of a row's energy, in a still page
-
-// Whether codes of what is left of the rows without the mean, some of them narrower, say more of every token than codes of the rows: the
-// mean of what is left, in shares of each row, so that a single short token, which attention may rest on, speaks against it.
-bool is_still(PageRows & rows, const uint8_t * use, int head_dim, const std::vector<float> & mean) {
-    float left = 0, used = 0;
-    for (int slot = 0; slot < page_tokens; ++slot) {
-        if (!use[slot]) continue;
-        const float * row = rows.at(slot);
-        float before = 0, after = 0;
-        for (int c = 0; c < head_dim; ++c) {
-            before += row[c] * row[c];
-            after += (row[c] - mean[c]) * (row[c] - mean[c]);
-        }
-        if (!(before > 0.0f)) return false;
-        left += after / before;
-        used += 1.0f;
-    }
-    return left < most_left * used;
+void add_scaled(const float * x, float factor, int n, float * out) {
+    for (int i = 0; i < n; ++i) out[i] += factor * x[i];
 }
 
 // A head's page on its way.
 class Writer {
   public:
     Writer(const ValueLayout & layout, const float * x, const uint8_t * use, int units, uint8_t * codes, uint8_t * meta)
-        : layout_(layout), use_(use), units_(units), codes_(codes), meta_(meta),
-          mean_bytes_(codes + layout.head_codes(units) - page_mean_bytes(layout.head_dim)), rows_(x, use, layout.head_dim),
-          like_(layout.head_dim), mean_(layout.head_dim), aim_(layout.head_dim), value_(layout.head_dim),
-          levels_(layout.head_dim), quad_(static_cast<size_t>(layout.head_dim) * 4) {}
+        : layout_(layout), units_(units), codes_(codes), meta_(meta),
+          mean_bytes_(codes + layout.head_codes(units) - page_mean_bytes(layout.head_dim)),
+          direction_bytes_(mean_bytes_ - page_direction_bytes(layout.head_dim, page_tokens)),
+          rows_(x, use, layout.head_dim), rule_(layout, units), like_(layout.head_dim), rest_(layout.head_dim),
+          target_(layout.head_dim), aim_(layout.head_dim), value_(layout.head_dim), levels_(layout.head_dim),
+          quad_(static_cast<size_t>(layout.head_dim) * 4) {}
 
+    // A page that is packed again must not change its kind: what the rows share is taken if the rows that come out share it too.
     void write() {
-        uint8_t * const begin = codes_;
-        take_mean();
-        write_slots();
-        if (!still_ || stays_still()) return;
-        codes_ = begin;
-        leave_mean();
+        for (const bool may_have_direction : {true, false}) {
+            share(find_shared(rows_, layout_, rule_, may_have_direction));
+            write_slots();
+            if (shared_.kind == Sharing::nothing || is_as_it_was()) return;
+            if (shared_.kind == Sharing::mean) break;
+        }
+        share(Shared{});
         write_slots();
     }
 
   private:
+    static constexpr int most_tries = 2;
+    static constexpr float most_off = 0.4f; // of a point, in steps of the direction
+    bool is_still() const { return shared_.kind != Sharing::nothing; }
+    bool has_direction() const { return shared_.kind == Sharing::direction; }
+
+    // Takes it as the page will say it.
+    void share(Shared shared) {
+        shared_ = std::move(shared);
+        shared_.mean.resize(static_cast<size_t>(layout_.head_dim));
+        shared_.direction.resize(static_cast<size_t>(layout_.head_dim));
+        store_shared();
+        missed_by_all_.assign(static_cast<size_t>(layout_.head_dim), 0.0f);
+        missed_along_ = missed_by_all_;
+        const float length = dot(shared_.direction.data(), shared_.direction.data(), layout_.head_dim);
+        inverse_length_ = length > 0.0f ? 1.0f / length : 0.0f;
+        average_along_ = 0.0f;
+        for (int slot = 0; slot < page_tokens; ++slot) average_along_ += rows_.share(slot) * shared_.along[slot];
+    }
+
+    void store_shared() {
+        const int n = layout_.head_dim;
+        if (!is_still()) return;
+        const uint8_t scale = std::max<uint8_t>(store_shared_vector(shared_.mean.data(), n, mean_bytes_ + 2), 1);
+        mean_bytes_[1] = has_direction() ? uint8_t{0} : scale;
+        if (!has_direction()) return;
+        direction_bytes_[0] = scale;
+        direction_bytes_[1] = store_shared_vector(shared_.direction.data(), n, direction_bytes_ + 2);
+        store_along(shared_.along.data(), page_tokens, direction_bytes_ + 2 + shared_vector_bytes(n));
+    }
+
     void write_slots() {
-        left_ = used_ = 0;
-        for (int slot = 0; slot < page_tokens; ++slot) {
-            const QuadCode code = layout_.quad_code(slot / 4, units_, still_);
-            const float scale = write_slot(code, slot);
-            note_missed(slot, scale);
-            if (slot % 4 == 3) codes_ += quad_bytes(code, layout_.head_dim);
-        }
-        if (still_) store_page_mean(fitted_.data(), layout_.head_dim, mean_bytes_);
-    }
-
-    // Whether the rows that the page decodes to would be judged alike: a page that is packed again must not change its kind.
-    bool stays_still() const { return left_ < most_left * used_; }
-
-    void leave_mean() {
-        for (int slot = 0; slot < page_tokens; ++slot)
-            for (int c = 0; c < layout_.head_dim && use_[slot]; ++c) rows_.at(slot)[c] += mean_[c];
-        still_ = false;
+        left_by_mean_ = left_by_all_ = {};
         like_ = LikeTokens(layout_.head_dim);
-    }
-
-    // Slots without codes are the mean itself: where a page is packed again its last rows are all one, and that is its mean.
-    bool last_rows_are_mean() {
-        if (layout_.narrow_code != QuadCode::none) return false;
-        const float * first = nullptr;
-        for (int slot = page_tokens - 4 * layout_.narrow_quads; slot < page_tokens; ++slot) {
-            if (!use_[slot]) continue;
-            const float * row = rows_.at(slot);
-            if (first && !std::equal(first, first + layout_.head_dim, row)) return false;
-            first = row;
+        uint8_t * codes = codes_;
+        for (int slot = 0; slot < page_tokens; ++slot) {
+            const QuadCode code = layout_.quad_code(slot / 4, units_, rule_.narrow_quads(shared_.kind));
+            take_rest(slot);
+            const float scale = write_slot(code, slot, codes);
+            note_missed(slot, scale);
+            if (slot % 4 == 3) codes += quad_bytes(code, layout_.head_dim);
         }
-        if (!first) return false;
-        std::copy_n(first, layout_.head_dim, mean_.begin());
-        return is_still(rows_, use_, layout_.head_dim, mean_);
+        if (!is_still()) return;
+        refit(rows_, missed_by_all_.data(), missed_along_.data(), shared_);
+        store_shared();
     }
 
-    bool average_is_mean() {
-        std::fill(mean_.begin(), mean_.end(), 0.0f);
-        for (int slot = 0; slot < page_tokens; ++slot)
-            for (int c = 0; c < layout_.head_dim; ++c) mean_[c] += rows_.share(slot) * rows_.at(slot)[c];
-        return is_still(rows_, use_, layout_.head_dim, mean_);
+    bool is_as_it_was() const {
+        const float by_all = left_by_all_.average(), infinite = std::numeric_limits<float>::infinity();
+        return has_direction()
+                   ? rule_.choose(left_by_mean_.average(), 1.1f * by_all) == Sharing::direction // with some room
+                   : rule_.choose(by_all, infinite) == Sharing::mean;
     }
 
-    // Leaves the rows without the mean, where there is to be one.
-    void take_mean() {
-        still_ = last_rows_are_mean() || average_is_mean();
-        if (!still_) return;
-        std::memset(mean_bytes_, 0, page_mean_bytes(layout_.head_dim));
-        store_page_mean(mean_.data(), layout_.head_dim, mean_bytes_);
-        fitted_ = mean_;
-        for (int slot = 0; slot < page_tokens; ++slot)
-            for (int c = 0; c < layout_.head_dim && use_[slot]; ++c) rows_.at(slot)[c] -= mean_[c];
+    // What the slot's codes have to say.
+    void take_rest(int slot) {
+        const int n = layout_.head_dim;
+        std::copy_n(rows_.at(slot), n, rest_.begin());
+        off_ = 0.0f;
+        if (!is_still() || !rows_.is_used(slot)) return;
+        add_scaled(shared_.mean.data(), -1.0f, n, rest_.data());
+        if (!has_direction()) return;
+        add_scaled(shared_.direction.data(), -shared_.along[slot], n, rest_.data());
+        if (!shared_.only_across) return;
+        off_ = dot(rest_.data(), shared_.direction.data(), n) * inverse_length_;
+        add_scaled(shared_.direction.data(), -off_, n, rest_.data());
     }
 
     // What the codes' levels stand for -> value_; returns the slot's scale.
-    float write_slot(QuadCode code, int slot) {
+    float write_slot(QuadCode code, int slot, uint8_t * codes) {
         const int head_dim = layout_.head_dim;
-        const float * row = rows_.at(slot);
-        std::copy_n(row, head_dim, aim_.begin());
-        own_ = rms_of(row, head_dim);
-        missed_ = own_ > 0.0f ? like_.missed(row, own_) : nullptr;
-        for (int c = 0; c < head_dim && missed_; ++c) aim_[c] += LikeTokens::share * missed_[c];
+        target_ = rest_;
+        own_ = rms_of(rest_.data(), head_dim);
+        missed_ = own_ > 0.0f ? like_.missed(rest_.data(), own_) : nullptr;
+        for (int c = 0; c < head_dim && missed_; ++c) target_[c] += LikeTokens::share * missed_[c];
+        float scale = write_target(code, slot, codes);
+        for (int tries = 0; tries < most_tries && std::fabs(off_point(scale)) > most_off; ++tries) {
+            aim_at_point(off_point(scale));
+            scale = write_target(code, slot, codes);
+        }
+        const float off = std::fabs(off_point(scale));
+        return off > most_off ? write_scale(slot, scale * (most_off / off)) : scale;
+    }
+
+    float write_target(QuadCode code, int slot, uint8_t * codes) {
+        const int head_dim = layout_.head_dim;
+        aim_ = target_;
         const float rms = rms_of(aim_.data(), head_dim), inverse = rms > 0.0f ? 1.0f / rms : 0.0f;
         for (float & r : aim_) r = std::isfinite(inverse) ? r * inverse : 0.0f;
-        write_levels(code, slot);
+        write_levels(code, slot, codes);
         const LevelGrid grid = level_grid(code);
         for (int c = 0; c < head_dim; ++c) value_[c] = (static_cast<float>(levels_[c]) - grid.offset) * grid.step;
         return write_scale(slot,
                            code == QuadCode::none ? 0.0f : rms * unbiased_scale(aim_.data(), value_.data(), head_dim));
     }
 
-    void write_levels(QuadCode code, int slot) {
+    // How far codes move a row along the direction, in its steps. Those that take it nearer to another point than its own would move it
+    // there when the page is packed again, each time: they are to aim elsewhere, or else to say less.
+    float off_point(float scale) const {
+        if (!has_direction()) return 0.0f;
+        return scale * dot(value_.data(), shared_.direction.data(), layout_.head_dim) * inverse_length_;
+    }
+    void aim_at_point(float off) {
+        const float less = off - std::clamp(off, -0.5f * most_off, 0.5f * most_off);
+        for (int c = 0; c < layout_.head_dim; ++c) target_[c] -= less * shared_.direction[c];
+    }
+
+    void write_levels(QuadCode code, int slot, uint8_t * codes) {
         const LevelGrid grid = level_grid(code);
         if (code == QuadCode::none) {
             std::fill(levels_.begin(), levels_.end(), uint8_t{0});
@@ -226,49 +200,64 @@ class Writer {
                 const float level = std::clamp(aim_[c] / grid.step + grid.offset, 0.0f, 15.0f);
                 quad_[static_cast<size_t>(4 * c + slot % 4)] = levels_[c] = static_cast<uint8_t>(std::nearbyint(level));
             }
-            if (slot % 4 == 3) pack_uniform(code, quad_.data(), layout_.head_dim, codes_);
+            if (slot % 4 == 3) pack_uniform(code, quad_.data(), layout_.head_dim, codes);
         } else {
-            encode_trellis_lane(code, aim_.data(), layout_.head_dim, slot % 4, codes_, levels_.data());
+            encode_trellis_lane(code, aim_.data(), layout_.head_dim, slot % 4, codes, levels_.data());
         }
     }
 
     float write_scale(int slot, float scale) {
         const bool last = slot == page_tokens - 1;
         uint8_t code = log_scale_code(scale);
-        if (last && !still_) code = std::min<uint8_t>(code, still_mark - 1);
-        if (last && still_) meta_[slot] = still_mark;
-        (last && still_ ? mean_bytes_[0] : meta_[slot]) = code;
+        if (last && !is_still()) code = std::min<uint8_t>(code, still_mark - 1);
+        if (last && is_still()) meta_[slot] = still_mark;
+        (last && is_still() ? mean_bytes_[0] : meta_[slot]) = code;
         return log_scale_value(code);
     }
 
     void note_missed(int slot, float scale) {
+        const int n = layout_.head_dim;
         const float most = LikeTokens::most * own_;
-        const float * row = rows_.at(slot);
-        float decoded = 0, left = 0;
-        for (int c = 0; c < layout_.head_dim && still_; ++c) {
-            const float value = scale * value_[c];
-            left += value * value;
-            decoded += (mean_[c] + value) * (mean_[c] + value);
+        float * const miss = target_.data(); // no longer needed
+        for (int c = 0; c < n; ++c) {
+            value_[c] *= scale;
+            miss[c] = rest_[c] - value_[c];
         }
-        if (still_ && use_[slot]) left_ += decoded > 0.0f ? left / decoded : 1.0f, used_ += 1.0f;
-        for (int c = 0; c < layout_.head_dim; ++c) {
-            const float miss = row[c] - scale * value_[c];
-            if (missed_) missed_[c] = std::clamp(missed_[c] + miss, -most, most);
-            if (still_) fitted_[c] += rows_.share(slot) * miss;
+        for (int c = 0; c < n && missed_; ++c) missed_[c] = std::clamp(missed_[c] + miss[c], -most, most);
+        if (!is_still()) return;
+        if (has_direction()) add_scaled(shared_.direction.data(), off_, n, miss);
+        add_scaled(miss, rows_.share(slot), n, missed_by_all_.data());
+        if (has_direction()) add_scaled(miss, rows_.share(slot) * shared_.along[slot], n, missed_along_.data());
+        if (rows_.is_used(slot)) note_left(slot);
+    }
+
+    // Of the row that comes out.
+    void note_left(int slot) {
+        const int n = layout_.head_dim;
+        float all = 0, by_mean = 0;
+        for (int c = 0; c < n; ++c) {
+            const float moved = (shared_.along[slot] - average_along_) * shared_.direction[c] + value_[c];
+            const float row = shared_.mean[c] + shared_.along[slot] * shared_.direction[c] + value_[c];
+            by_mean += moved * moved;
+            all += row * row;
         }
+        left_by_mean_.add(by_mean, all);
+        left_by_all_.add(dot(value_.data(), value_.data(), n), all);
     }
 
     const ValueLayout & layout_;
-    const uint8_t * use_;
     int units_;
-    uint8_t *codes_, *meta_, *mean_bytes_;
+    uint8_t *codes_, *meta_, *mean_bytes_, *direction_bytes_;
     PageRows rows_;
+    SharingRule rule_;
+    Shared shared_;                                   // as the page says it
+    std::vector<float> missed_by_all_, missed_along_; // by the codes, on average
+    float average_along_ = 0, inverse_length_ = 0;    // of the direction, squared
+    ShareLeft left_by_mean_, left_by_all_;            // of the rows that come out
     LikeTokens like_;
-    bool still_ = false;
-    std::vector<float> mean_, fitted_; // as the page says it; with what the codes missed, on average
-    std::vector<float> aim_, value_;   // of the slot at hand
+    std::vector<float> rest_, target_, aim_, value_; // of the slot at hand
     std::vector<uint8_t> levels_, quad_;
-    float own_ = 0, left_ = 0, used_ = 0; // shares of decoded rows that are not the mean's, and how many rows
+    float own_ = 0, off_ = 0; // what the codes leave alone, in directions
     float * missed_ = nullptr;
 };
 

@@ -40,6 +40,14 @@ int marked_tokens(const uint8_t * mask) {
     return std::accumulate(mask, mask + page_tokens / 8, 0, [](int n, uint8_t bits) { return n + std::popcount(bits); });
 }
 
+// What the tokens of a still page share ends the head's codes.
+void find_shared(const ValueLayout & layout, ValuePage & page, const uint8_t * end) {
+    page.mean = end - page_mean_bytes(layout.head_dim);
+    const bool has_direction = page.mean[1] == 0;
+    if (has_direction) page.direction = page.mean - page_direction_bytes(layout.head_dim, page_tokens);
+    page.narrow_quads = has_direction ? layout.direction_quads : layout.mean_quads;
+}
+
 } // namespace
 
 ValuePage value_page(const ValueLayout & layout, const uint8_t * page, int head) {
@@ -54,7 +62,7 @@ ValuePage value_page(const ValueLayout & layout, const uint8_t * page, int head)
     out.codes = page + h * codes;
     out.meta = page + heads * codes + h * meta;
     if (layout.codec == VIDKV_CODEC_TRELLIS && out.meta[page_tokens - 1] == still_mark)
-        out.mean = out.codes + codes - page_mean_bytes(layout.head_dim);
+        find_shared(layout, out, out.codes + codes);
     return out;
 }
 
@@ -75,10 +83,16 @@ std::array<uint8_t, page_tokens> slot_tokens(const ValuePage & page) {
 }
 
 bool is_sound(const ValueLayout & layout, const uint8_t * page, size_t bytes) {
-    if (!layout.protects) return bytes == layout.page_bytes(0);
-    if (bytes < page_tokens / 8) return false;
-    const int marked = marked_tokens(page);
-    return marked % layout.unit() == 0 && bytes == layout.page_bytes(marked / layout.unit());
+    if (layout.protects && bytes < page_tokens / 8) return false;
+    const int marked = layout.protects ? marked_tokens(page) : 0, units = marked / layout.unit();
+    if (marked % layout.unit() != 0 || bytes != layout.page_bytes(units)) return false;
+    return layout.has_room_for_direction(units) || !has_direction(layout, page);
+}
+
+bool has_direction(const ValueLayout & layout, const uint8_t * page) {
+    for (int head = 0; head < layout.kv_heads; ++head)
+        if (value_page(layout, page, head).direction) return true;
+    return false;
 }
 
 void unpack_value_group(const ValueLayout & layout, const ValuePage & page, int group, uint8_t * levels) {
@@ -104,13 +118,22 @@ void value_affine(const ValueLayout & layout, const ValuePage & page, int group,
 void value_scales(const ValueLayout & layout, const ValuePage & page, float * scale) {
     for (int s = 0; s < page_tokens; ++s) {
         const uint8_t * code = page.is_still() && s == page_tokens - 1 ? page.mean : page.meta + s;
-        scale[s] = log_scale_value(*code) * level_grid(layout.quad_code(s / 4, page.protected_units, page.is_still())).step;
+        scale[s] =
+            log_scale_value(*code) * level_grid(layout.quad_code(s / 4, page.protected_units, page.narrow_quads)).step;
     }
 }
 
 void value_mean(const ValueLayout & layout, const ValuePage & page, float * mean) {
-    if (page.is_still()) return load_page_mean(page.mean, layout.head_dim, mean);
-    std::fill_n(mean, layout.head_dim, 0.0f);
+    if (!page.is_still()) return static_cast<void>(std::fill_n(mean, layout.head_dim, 0.0f));
+    load_shared_vector(page.direction ? page.direction[0] : page.mean[1], page.mean + 2, layout.head_dim, mean);
+}
+
+void value_direction(const ValueLayout & layout, const ValuePage & page, float * direction, float * along) {
+    std::fill_n(direction, layout.head_dim, 0.0f);
+    std::fill_n(along, page_tokens, 0.0f);
+    if (!page.direction) return;
+    load_shared_vector(page.direction[1], page.direction + 2, layout.head_dim, direction);
+    load_along(page.direction + 2 + shared_vector_bytes(layout.head_dim), page_tokens, along);
 }
 
 void decode_values(const ValueLayout & layout, const ValuePage & page, float * x) {
@@ -133,19 +156,22 @@ void decode_values(const ValueLayout & layout, const ValuePage & page, float * x
     const auto rotate = rotation(head_dim);
     float scale[page_tokens];
     value_scales(layout, page, scale);
-    std::vector<float> mean(head_dim);
+    std::vector<float> mean(head_dim), direction(head_dim);
+    float along[page_tokens];
     value_mean(layout, page, mean.data());
+    value_direction(layout, page, direction.data(), along);
     std::vector<uint8_t> levels(static_cast<size_t>(head_dim) * 4);
     const uint8_t * codes = page.codes;
     for (int slot = 0; slot < page_tokens; ++slot) {
         if (slot % 4 == 0) {
-            const QuadCode code = layout.quad_code(slot / 4, page.protected_units, page.is_still());
+            const QuadCode code = layout.quad_code(slot / 4, page.protected_units, page.narrow_quads);
             unpack_quad(code, codes, head_dim, levels.data());
             codes += quad_bytes(code, head_dim);
         }
         float * row = row_of(slot);
         for (int c = 0; c < head_dim; ++c)
-            row[c] = mean[c] + scale[slot] * (static_cast<float>(levels[4 * c + slot % 4]) - 7.5f);
+            row[c] =
+                mean[c] + along[slot] * direction[c] + scale[slot] * (static_cast<float>(levels[4 * c + slot % 4]) - 7.5f);
         rotate->inverse(row);
     }
 }

@@ -16,7 +16,8 @@ struct ValuePage {
     const uint8_t * meta = nullptr;
     int protected_units = 0;
     const uint8_t * mask = nullptr; // one bit per token: protected ones fill the first slots. Null: slot s holds token s
-    const uint8_t * mean = nullptr; // trellis, a still page: page_mean.h
+    const uint8_t *mean = nullptr, *direction = nullptr; // trellis, a still page: blocks of page_mean.h
+    int narrow_quads = 0;                                // that leave the room for them
     bool is_still() const { return mean != nullptr; }
 };
 ValuePage value_page(const ValueLayout & layout, const uint8_t * page, int head);
@@ -32,16 +33,21 @@ void unpack_value_group(const ValueLayout & layout, const ValuePage & page, int 
 // Paper: an element of channel c in group g is a[c] * level + b[c].
 void value_affine(const ValueLayout & layout, const ValuePage & page, int group, float * a, float * b);
 
-// Trellis: an element of slot s, rotated channel c, is mean[c] + scale[s] * (level - 7.5), scale with the code's step in it: [128].
+// Trellis: an element of slot s, rotated channel c, is mean[c] + along[s] * direction[c] + scale[s] * (level - 7.5), scale with the
+// code's step in it: [128].
 void value_scales(const ValueLayout & layout, const ValuePage & page, float * scale);
 // [head_dim]; 0 unless the page is still.
 void value_mean(const ValueLayout & layout, const ValuePage & page, float * mean);
+// [head_dim], [128]; 0 unless the page has a direction.
+void value_direction(const ValueLayout & layout, const ValuePage & page, float * direction, float * along);
 
 // The specification of decoding: [128 tokens][head_dim], natural channels and tokens.
 void decode_values(const ValueLayout & layout, const ValuePage & page, float * x);
 
-// Whether a page of unknown origin can be read: its mask fits its size.
+// Whether a page of unknown origin can be read: its mask fits its size, and a direction has room.
 bool is_sound(const ValueLayout & layout, const uint8_t * page, size_t bytes);
+// Whether some head of a sound page has a direction.
+bool has_direction(const ValueLayout & layout, const uint8_t * page);
 
 // ---- writing ----
 

@@ -124,8 +124,10 @@ void copy_format(const vidkv_cuda_attention_args & a, AttentionParams & p) {
     p.value_quad = static_cast<int32_t>(values.plain_quad);
     p.narrow_code = values.narrow_code;
     p.narrow_quad = static_cast<int32_t>(values.narrow_quad);
-    p.first_narrow = page_tokens / 4 - values.narrow_quads;
+    p.first_narrow[0] = page_tokens / 4 - values.mean_quads;
+    p.first_narrow[1] = page_tokens / 4 - values.direction_quads;
     p.mean_bytes = static_cast<int32_t>(page_mean_bytes(a.head_dim));
+    p.direction_bytes = static_cast<int32_t>(page_direction_bytes(a.head_dim, page_tokens));
     p.value_head_codes = static_cast<int32_t>(values.head_codes(0));
     // Heads share the bits of a page, so one may have more than its share.
     p.key_room = static_cast<int32_t>(round_up(static_cast<uint64_t>(p.key_codes / p.kv_heads * 9 / 8 + 64), 16));

@@ -351,9 +351,13 @@ template <int D, int NT> class PageWarp {
     // What levels of the page's slots stand for. The last scale says whether the page is still; its own is with the mean then.
     VIDKV_DEVICE void load_slots() {
         still_ = from_lane(slot_scales_, lanes_per_warp - 1) >> 24 == still_mark;
+        if (still_) {
+            moving_ = mean_[1] == 0;
+            first_narrow_ = p_.first_narrow[moving_];
+        }
         if (still_ && lane_ == lanes_per_warp - 1)
             slot_scales_ = (slot_scales_ & 0xffffff) | static_cast<uint32_t>(mean_[0]) << 24;
-        const float step = level_step(still_ && lane_ >= p_.first_narrow ? p_.narrow_code : p_.value_code);
+        const float step = level_step(still_ && lane_ >= first_narrow_ ? p_.narrow_code : p_.value_code);
         VIDKV_UNROLL
         for (int i = 0; i < 4; ++i) floats(Layout::slots)[4 * lane_ + i] = step * log_scale(slot_scales_ >> 8 * i & 255);
         warp_sync();
@@ -402,8 +406,10 @@ template <int D, int NT> class PageWarp {
         top_[n][i] = top;
         float total = 0.0f, largest = 0.0f;
         VIDKV_UNROLL
+        for (int k = 0; k < 16; ++k) x[k] = exp2_fast(x[k] - reference);
+        if (still_ && moving_) page_along_[n][i] = over_groups(sum_along(x), Sum());
+        VIDKV_UNROLL
         for (int k = 0; k < 16; ++k) {
-            x[k] = exp2_fast(x[k] - reference);
             total += x[k];
             x[k] *= slots[k];
             largest = x[k] > largest ? x[k] : largest;
@@ -420,6 +426,19 @@ template <int D, int NT> class PageWarp {
             const uint32_t second = float_bits(fmaf(x[2 * m + 1], inverse, round_by_adding));
             *reinterpret_cast<uint16_t *>(weights + 16 * m) = static_cast<uint16_t>(permute(first, second, 0x0040));
         }
+    }
+
+    // How far along the page's direction the lane's weights come to.
+    VIDKV_DEVICE float sum_along(const float (&weights)[16]) const {
+        const uint8_t * bytes = mean_ - page_tokens / 2;
+        float sum = 0.0f;
+        VIDKV_UNROLL
+        for (int k = 0; k < 16; ++k) {
+            const int token = row_of<RowOrder::pairs>(k / 2, k % 2, g_);
+            const int bits = bytes[token % (page_tokens / 2)] >> (token < page_tokens / 2 ? 0 : 4);
+            sum = fmaf(weights[k], static_cast<float>((bits & 7) - (bits & 8)), sum);
+        }
+        return sum;
     }
 
     template <bool staged> VIDKV_DEVICE void add_values() {
@@ -446,12 +465,12 @@ template <int D, int NT> class PageWarp {
         VIDKV_UNROLL_BY(1)
         for (int u = 0; u < value_units; ++u) {
             Words<D> levels;
-            const int quad = 4 * u + t_, narrow = still_ ? quad - p_.first_narrow : -1;
+            const int quad = 4 * u + t_, narrow = still_ ? quad - first_narrow_ : -1;
             if (narrow < 0) {
                 unpack_values<D, code>(tables(), reinterpret_cast<const uint32_t *>(codes + quad * p_.value_quad), g_,
                                        levels);
             } else {
-                const uint8_t * at = codes + p_.first_narrow * p_.value_quad + narrow * p_.narrow_quad;
+                const uint8_t * at = codes + first_narrow_ * p_.value_quad + narrow * p_.narrow_quad;
                 unpack_narrow<D, code>(tables(), reinterpret_cast<const uint32_t *>(at), g_, levels);
             }
             warp_sync();
@@ -465,24 +484,30 @@ template <int D, int NT> class PageWarp {
         }
         VIDKV_UNROLL
         for (int n = 0; n < NT; ++n) add_tile(n, sums[n]);
-        if (still_) add_mean();
+        if (still_) add_shared();
     }
 
-    // A still page's mean (page_mean.h), for all the weight that its tokens have.
-    VIDKV_DEVICE void add_mean() {
-        const float step = log_scale(mean_[1]) * (1.0f / 2048.0f);
+    // What a still page's tokens share (page_mean.h): the mean for all their weight, the direction for how far along it that comes to.
+    VIDKV_DEVICE void add_shared() {
+        const uint8_t * const direction = mean_ - p_.direction_bytes;
+        add_vector(moving_ ? direction[0] : mean_[1], mean_ + 2, page_total_);
+        if (moving_) add_vector(direction[1], direction + 2, page_along_);
+    }
+
+    // A vector of 12-bit numbers, as often as `weight` says for each query.
+    VIDKV_DEVICE void add_vector(int scale, const uint8_t * numbers, const float (&weight)[NT][2]) {
+        const float step = log_scale(scale) * (1.0f / 2048.0f);
         VIDKV_UNROLL
         for (int m = 0; m < value_tiles; ++m) {
             VIDKV_UNROLL
             for (int h = 0; h < 2; ++h) {
-                const int c = value_channel<D>(p_.value_code, m, h, g_), lower = mean_[2 + D + c % (D / 2)];
-                const int upper = static_cast<int8_t>(mean_[2 + c]);
-                const float mean = step * static_cast<float>(16 * upper + (c < D / 2 ? lower & 15 : lower >> 4));
+                const int c = value_channel<D>(p_.value_code, m, h, g_), lower = numbers[D + c % (D / 2)];
+                const int upper = static_cast<int8_t>(numbers[c]);
+                const float x = step * static_cast<float>(16 * upper + (c < D / 2 ? lower & 15 : lower >> 4));
                 VIDKV_UNROLL
                 for (int n = 0; n < NT; ++n) {
                     VIDKV_UNROLL
-                    for (int i = 0; i < 2; ++i)
-                        sum_[n][m][2 * h + i] = fmaf(mean, page_total_[n][i], sum_[n][m][2 * h + i]);
+                    for (int i = 0; i < 2; ++i) sum_[n][m][2 * h + i] = fmaf(x, weight[n][i], sum_[n][m][2 * h + i]);
                 }
             }
         }
@@ -511,15 +536,16 @@ template <int D, int NT> class PageWarp {
     uint8_t *shared_, *own_, *rest_;
     const int lane_, g_, t_;
     KeyHead keys_;
-    const uint8_t * values_ = nullptr; // the codes, where they did not fit
-    const uint8_t * mean_ = nullptr;   // of the page of values, if it is still
-    bool still_ = false;
+    const uint8_t * values_ = nullptr;    // the codes, where they did not fit
+    const uint8_t * mean_ = nullptr;      // of the page of values, if it is still
+    bool still_ = false, moving_ = false; // moving: with a direction
+    int first_narrow_ = 0;
     PagePlace next_{};
     uint32_t slot_scales_ = 0;
     int place_ = 0; // of the lane's quad: (units before it) << 4 | code
     int dots_[NT][8][4];
     float column_scale_[NT][2], column_base_[NT][2], decay_[NT][2];
-    float page_total_[NT][2];
+    float page_total_[NT][2], page_along_[NT][2];
     float top_[NT][2], total_[NT][2], sum_[NT][value_tiles][4];
 };
 

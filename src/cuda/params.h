@@ -39,7 +39,9 @@ struct AttentionParams {
     // pages
     int32_t key_codes; // bytes of the codes of all heads
     int32_t value_head_codes, value_quad;
-    int32_t first_narrow, narrow_quad, mean_bytes; // still pages: quads from there on, their size, the mean at the end
+    int32_t narrow_quad, mean_bytes,
+        direction_bytes;     // still pages: the size of a narrower quad, what is at the end of the codes
+    int32_t first_narrow[2]; // the quads from there on are narrower; with a direction
     QuadCode value_code, narrow_code;
     // shared memory of a warp
     int32_t key_room, value_room, warp_bytes;

@@ -112,13 +112,15 @@ struct PackedWeights {
     float sum[row_block][largest_groups];            // of w over a group: whole numbers
     float total[row_block]
                [largest_groups]; // of the weights before slot scales and rounding, in units of `scale`, if asked for
+    float along[row_block];      // of the weights before slot scales and rounding, times WeightRule::along, if there is one
 };
 
 struct WeightRule {
     const uint8_t * token;
     const float * slot_scale; // null, or else there is one group
     int groups;
-    bool totals; // wanted
+    bool totals;                   // wanted
+    const float * along = nullptr; // [page_tokens], by slot; only with a slot_scale
 };
 
 // One group of a page's values. All groups together add to the sums:

@@ -210,6 +210,16 @@ void softmax_by(float (*power)(float), const SoftmaxTile & tile) {
 
 void softmax(const SoftmaxTile & tile) { softmax_by(power_of_two, tile); }
 
+// In 16 lanes.
+float dot_16(const float * weights, const float * along) {
+    LaneSum sum;
+    for (int s = 0; s < page_tokens; ++s) {
+        float & lane = sum.lane[s % lanes];
+        lane = std::fma(weights[s], along[s], lane);
+    }
+    return sum.total();
+}
+
 void pack_weights(const float * weights, int rows, const WeightRule & rule, PackedWeights & out) {
     for (int r = 0; r < rows; ++r) {
         float plain[page_tokens], scaled[page_tokens];
@@ -221,6 +231,7 @@ void pack_weights(const float * weights, int rows, const WeightRule & rule, Pack
         }
         const FactorScale factor(largest, least_weight_factor);
         out.scale[r] = factor.scale;
+        if (rule.along) out.along[r] = dot_16(plain, rule.along);
         const int size = page_tokens / rule.groups;
         for (int group = 0; group < rule.groups; ++group) {
             LaneSum sum, total;

@@ -435,6 +435,7 @@ void expect_same(int rows, const PackedWeights & got, const PackedWeights & want
     expect_same(values_of(got.scale, rows), values_of(want.scale, rows));
     expect_same(values_of(got.sum[0], rows * largest_groups), values_of(want.sum[0], rows * largest_groups));
     expect_same(values_of(got.total[0], rows * largest_groups), values_of(want.total[0], rows * largest_groups));
+    expect_same(values_of(got.along, rows), values_of(want.along, rows));
 }
 
 TEST(AttentionKernels, HadamardTransformsToTheSameBits) {
@@ -454,10 +455,11 @@ void expect_same_softmax(bool packs) {
     for_each_fast(60, [packs](const Kernels & kernels, Random & rng) {
         const int rows = rng.integer(1, row_block);
         Aligned<float> slot_scale = random_floats(rng, page_tokens);
+        Aligned<float> along = random_floats(rng, page_tokens);
         for (size_t s = 0; s < page_tokens; ++s) slot_scale[s] = std::fabs(slot_scale[s]);
         const bool scaled = rng.integer(0, 1) == 1;
         const WeightRule rule{nullptr, scaled ? slot_scale.data() : nullptr, scaled ? 1 : 1 << rng.integer(0, 2),
-                              rng.integer(0, 1) == 1};
+                              rng.integer(0, 1) == 1, scaled && rng.integer(0, 1) ? along.data() : nullptr};
         Aligned<float> bias = random_floats(rng, page_tokens), want(row_block * page_tokens), got(row_block * page_tokens);
         for (size_t t = 0; t < page_tokens; ++t) {
             if (rng.integer(0, 2) == 0) bias[t] = -infinity;
@@ -514,9 +516,11 @@ TEST(AttentionKernels, WeightsPackToTheSameBits) {
         std::iota(token.begin(), token.end(), uint8_t{0});
         for (int i = page_tokens - 1; i > 0; --i) std::swap(token[i], token[rng.integer(0, i)]);
         PackedWeights want{}, got{};
+        Aligned<float> along = random_floats(rng, page_tokens);
         const bool scaled = rng.integer(0, 1) == 1;
         const WeightRule rule{rng.integer(0, 1) ? token.data() : nullptr, scaled ? slot_scale.data() : nullptr,
-                              scaled ? 1 : 1 << rng.integer(0, 2), rng.integer(0, 1) == 1};
+                              scaled ? 1 : 1 << rng.integer(0, 2), rng.integer(0, 1) == 1,
+                              scaled && rng.integer(0, 1) ? along.data() : nullptr};
         scalar_kernels.pack_weights(weights.data(), rows, rule, want);
         kernels.pack_weights(weights.data(), rows, rule, got);
         expect_same(rows, got, want);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <numeric>
 #include <numbers>
 
 #include "base/half.h"
@@ -125,7 +126,11 @@ struct ValueRows {
     std::vector<double> value, deviation; // [cells][dim]
     std::vector<double> slot_scale; // [cells] what a weight is multiplied with before it is rounded; 0: it is not rounded
     std::vector<char> rotated;      // [cells] deviation is in rotated channels, in units of slot_scale
+    std::vector<double>
+        apart; // [cells] what lengths of a row's parts may sum up to beyond its own: of a page with a direction
 };
+
+double length_of(const std::vector<float> & x) { return std::sqrt(std::inner_product(x.begin(), x.end(), x.begin(), 0.0)); }
 
 void read_value_page(const ValueLayout & layout, const ValuePage & page, int64_t first, int64_t count, ValueRows & rows) {
     const int dim = layout.head_dim;
@@ -139,13 +144,22 @@ void read_value_page(const ValueLayout & layout, const ValuePage & page, int64_t
     } else {
         const uint8_t * codes = page.codes;
         for (int quad = 0; quad < page_tokens / 4; ++quad) {
-            const QuadCode code = layout.quad_code(quad, page.protected_units, page.is_still());
+            const QuadCode code = layout.quad_code(quad, page.protected_units, page.narrow_quads);
             unpack_quad(code, codes, dim, &levels[static_cast<size_t>(quad * dim * 4)]);
             codes += quad_bytes(code, dim);
         }
     }
+    std::vector<float> mean(dim), direction(dim), along(page_tokens);
+    if (page.direction) {
+        value_mean(layout, page, mean.data());
+        value_direction(layout, page, direction.data(), along.data());
+    }
+    const double mean_length = length_of(mean), direction_length = length_of(direction);
     const auto tokens = slot_tokens(page);
     for (int slot = 0; slot < page_tokens; ++slot) {
+        if (tokens[static_cast<size_t>(slot)] < count)
+            rows.apart[first + tokens[static_cast<size_t>(slot)]] =
+                2 * (mean_length + std::abs(along[slot]) * direction_length);
         const int token = tokens[static_cast<size_t>(slot)], group = slot / layout.group;
         if (token >= count) continue;
         const bool paper = layout.codec == VIDKV_CODEC_PAPER;
@@ -165,7 +179,7 @@ ValueRows read_values(const Head & head) {
     const int dim = head.store.head_dim();
     const size_t cells = static_cast<size_t>(head.cells);
     ValueRows rows{std::vector<double>(cells * dim), std::vector<double>(cells * dim), std::vector<double>(cells),
-                   std::vector<char>(cells)};
+                   std::vector<char>(cells), std::vector<double>(cells)};
     for (int64_t first = 0; first < head.cells; first += page_tokens) {
         const PageView view = head.view(first / page_tokens);
         const int64_t count = std::min<int64_t>(page_tokens, head.cells - first);
@@ -351,7 +365,8 @@ void weigh(const std::vector<Score> & scores, const float * sink, const ValueRow
         for (int c = 0; c < dim; ++c) length += values.value[cell * dim + c] * values.value[cell * dim + c];
         length = std::sqrt(length);
         for (int c = 0; c < dim; ++c) {
-            const double value = values.value[cell * dim + c], magnitude = values.rotated[cell] ? length : std::abs(value);
+            const double value = values.value[cell * dim + c];
+            const double magnitude = values.rotated[cell] ? length + values.apart[cell] : std::abs(value);
             out[c] += weight[cell] / total * value;
             bound[c] += (relative * weight[cell] / total + std::exp(-78.0)) * magnitude;
         }

@@ -30,7 +30,7 @@ struct Case {
     int64_t cells = 300, tokens = 1;
     int sequences = 1, sink_tokens = 4;
     Mask mask = Mask::none;
-    bool causal = false, sinks = false, still = false;
+    bool causal = false, sinks = false, still = false, moving = false; // moving: with still
     float softcap = 0, max_bias = 0;
 
     bool protects() const { return std::strstr(preset, "stp") != nullptr; }
@@ -40,8 +40,8 @@ struct Case {
                std::to_string(group_size) + " cells " + std::to_string(cells) + " tokens " + std::to_string(tokens) +
                " sequences " + std::to_string(sequences) + " sink_tokens " + std::to_string(sink_tokens) + " mask " +
                mask_names[static_cast<int>(mask)] + " causal " + std::to_string(causal) + " sinks " +
-               std::to_string(sinks) + " still " + std::to_string(still) + " softcap " + std::to_string(softcap) +
-               " max_bias " + std::to_string(max_bias);
+               std::to_string(sinks) + " still " + std::to_string(still) + " moving " + std::to_string(moving) +
+               " softcap " + std::to_string(softcap) + " max_bias " + std::to_string(max_bias);
     }
 };
 
@@ -85,7 +85,7 @@ class Problem {
                 if (i % channels % 11 == 3) rows[i] = 3 + 2 * rows[i];
             }
             for (size_t i = channels; case_.still && store == &values && i < rows.size(); ++i)
-                rows[i] = rows[i % channels] + 0.3f * rows[i];
+                rows[i] = rows[i % channels] + 0.3f * rows[i] + turning(i / channels, i % channels);
             std::vector<int64_t> index(static_cast<size_t>(case_.cells));
             std::iota(index.begin(), index.end(), 0);
             for (int64_t at = 0; at < case_.cells; at += 23) {
@@ -103,6 +103,11 @@ class Problem {
             if (in_gap(again / 23 * 23)) continue;
             ASSERT_EQ(store->write(sequence, &again, 1, rows.data(), 0), VIDKV_OK);
         }
+    }
+    // Where the scene moves: most rows of a page lie along a direction.
+    float turning(size_t token, size_t channel) const {
+        if (!case_.moving) return 0.0f;
+        return 2.0f * std::sin(0.03f * static_cast<float>(token)) * std::cos(static_cast<float>(7 * channel));
     }
     // Queries that look at some channels far more than at others, so that trellis keys get 0 to 6 bits.
     void observe(int sequence, Random & rng) {
@@ -186,6 +191,7 @@ std::vector<Case> table_of(const char * preset) {
             c.mask = static_cast<Mask>(turn / 2 % 4);
             c.causal = turn % 3 == 1;
             c.still = turn % 2 == 1;
+            c.moving = turn % 4 == 1;
             c.sinks = turn % 5 == 2;
             c.softcap = turn % 7 == 3 ? 20.0f : 0.0f;
             c.max_bias = c.mask == Mask::biased && turn % 2 ? 8.0f : 0.0f;
@@ -203,6 +209,7 @@ std::vector<Case> table_of(const char * preset) {
     long_prefill.tokens = 21;
     long_prefill.causal = true;
     long_prefill.still = true;
+    long_prefill.moving = true;
     cases.push_back(long_prefill);
     return cases;
 }
@@ -303,6 +310,23 @@ TEST(Attention, TheTableSealsPages) {
     EXPECT_EQ(problem.values.view(0, 0, 0).state, PageState::sealed);
     EXPECT_EQ(problem.keys.view(0, 1, 0).state, PageState::open) << "written again";
     EXPECT_EQ(problem.keys.view(0, 3, 0).state, PageState::open);
+}
+
+TEST(Attention, TheTableHasEveryKindOfStillPage) {
+    for (const char * preset : {"t1.15", "t1.65", "t2.2", "t3.2", "t4.2", "t1.65-stp0.2"}) {
+        int pages[3] = {};
+        for (const Case & c : table_of(preset)) {
+            Random rng(1);
+            const Problem problem(c, rng);
+            for (int64_t page = 0; page < c.cells / page_tokens; ++page) {
+                const PageView view = problem.values.view(c.sequences - 1, page, 0);
+                if (view.state != PageState::sealed) continue;
+                const ValuePage value = value_page(problem.values.value_layout(), view.page, 0);
+                ++pages[value.direction ? 2 : value.is_still() ? 1 : 0];
+            }
+        }
+        for (const int n : pages) EXPECT_GT(n, 0) << preset << " " << pages[0] << " " << pages[1] << " " << pages[2];
+    }
 }
 
 TEST(Attention, WhoSeesNothingGetsZeros) {

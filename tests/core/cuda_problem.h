@@ -25,7 +25,7 @@ struct CudaCase {
     int tokens = 1, sequences = 1, sink_tokens = 4;
     const char * mask = "none"; // holes, window, biased
     bool causal = false, sinks = false;
-    bool still = false; // values that hardly move: their pages have a mean
+    bool still = false; // values that hardly move: their pages have a mean; or that move one way: a direction too
     float softcap = 0;
 
     std::string trace() const {
@@ -92,10 +92,16 @@ class CudaProblem {
         return pages;
     }
 
-    bool has_still_page() const {
+    bool has_mean_alone() const {
+        return has_page([](const ValuePage & page) { return page.is_still() && !page.direction; });
+    }
+    bool has_direction() const {
+        return has_page([](const ValuePage & page) { return page.direction != nullptr; });
+    }
+    template <class Is> bool has_page(const Is & is) const {
         const int last = values.value_layout().head_dim > 0 && sealed_pages(0) > 0 ? case_.kv_heads : 0;
         for (int head = 0; head < last; ++head) {
-            if (value_page(values.value_layout(), values.view(0, 0, head).page, head).is_still()) return true;
+            if (is(value_page(values.value_layout(), values.view(0, 0, head).page, head))) return true;
         }
         return false;
     }
@@ -169,6 +175,13 @@ class CudaProblem {
         return Store({side, c.kv_heads * c.head_dim, c.head_dim, c.cells + 37, c.sequences}, params);
     }
 
+    // What moves one way in the first head, and does not in the others.
+    float picture(size_t token, size_t channel) const {
+        const bool moves = channel < static_cast<size_t>(case_.head_dim);
+        const float moved = moves ? std::sin(0.05f * static_cast<float>(token)) : 0.0f;
+        return std::sin(static_cast<float>(channel)) + moved * std::cos(static_cast<float>(5 * channel));
+    }
+
     // Some channels are large, as in real keys; queries look at some channels far more than at others, so that keys get 0 to 6 bits.
     void fill(int sequence, Random & rng) {
         const size_t channels = static_cast<size_t>(case_.kv_heads * case_.head_dim);
@@ -177,7 +190,7 @@ class CudaProblem {
                 rng.normals(static_cast<size_t>(case_.cells) * channels, store == &keys ? 0.7f : 1.0f);
             for (size_t i = 0; i < rows.size(); ++i) {
                 if (i % channels % 11 == 3) rows[i] = 3 + 2 * rows[i];
-                if (case_.still && store == &values) rows[i] = 0.2f * rows[i] + std::sin(static_cast<float>(i % channels));
+                if (case_.still && store == &values) rows[i] = 0.2f * rows[i] + picture(i / channels, i % channels);
             }
             std::vector<int64_t> index(static_cast<size_t>(case_.cells));
             std::iota(index.begin(), index.end(), 0);

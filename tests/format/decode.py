@@ -320,10 +320,27 @@ def paper_values(shape, data):
     return rows
 
 
-def page_mean(block, dim):
-    upper = struct.unpack_from(f"<{dim}b", block, 2)
-    lower = [x & 15 for x in block[2 + dim:]] + [x >> 4 for x in block[2 + dim:]]
-    return [log_scale(block[1]) / 2048 * (16 * u + v) for u, v in zip(upper, lower)]
+def shared_vector(scale, numbers, dim):
+    upper = struct.unpack_from(f"<{dim}b", numbers)
+    lower = numbers[dim:dim + dim // 2]
+    lower = [x & 15 for x in lower] + [x >> 4 for x in lower]
+    return [log_scale(scale) / 2048 * (16 * u + v) for u, v in zip(upper, lower)]
+
+
+def halves_with_sign(data):
+    return [(x & 7) - (x & 8) for x in (*(byte & 15 for byte in data), *(byte >> 4 for byte in data))]
+
+
+def what_is_shared(codes, dim):
+    """How many bytes it takes at the end of a still head's codes, the last slot's scale, the mean, the direction, places along it."""
+    mean_size, direction_size = 2 + 3 * dim // 2, 2 + 3 * dim // 2 + 64
+    block = codes[-mean_size:]
+    if block[1] != 0:
+        return mean_size, block[0], shared_vector(block[1], block[2:], dim), [0.0] * dim, [0] * PAGE
+    require(len(codes) >= mean_size + direction_size, "a direction without room")
+    more = codes[-mean_size - direction_size:-mean_size]
+    mean, direction = shared_vector(more[0], block[2:], dim), shared_vector(more[1], more[2:], dim)
+    return mean_size + direction_size, block[0], mean, direction, halves_with_sign(more[-64:])
 
 
 def trellis_values(shape, data):
@@ -332,23 +349,25 @@ def trellis_values(shape, data):
     plain, narrow = CODE_OF_BITS[shape.value_bits], NARROWER[shape.value_bits]
     numbers = [(2 if shape.value_bits < 2 else 3) if 4 * q < protected else plain for q in range(PAGE // 4)]
     codes_size = sum(CODES[number][0].size(dim) for number in numbers)
-    mean_size = 2 + 3 * dim // 2
-    fewer = -(-mean_size // (CODES[plain][0].size(dim) - CODES[narrow][0].size(dim)))
+    saved = CODES[plain][0].size(dim) - CODES[narrow][0].size(dim)
     require(len(data) == begin + shape.heads * (codes_size + PAGE), "size of a value page")
     rows = [[0.0] * shape.channels for _ in range(PAGE)]
     for head in range(shape.heads):
         at, meta = begin + head * codes_size, begin + shape.heads * codes_size + head * PAGE
-        scales, mean, of_head = list(data[meta:meta + PAGE]), [0.0] * dim, numbers
+        scales, mean, direction, along, of_head = list(data[meta:meta + PAGE]), [0.0] * dim, [0.0] * dim, [0] * PAGE, numbers
         if scales[-1] == 255:
-            block = data[at + codes_size - mean_size:at + codes_size]
-            scales[-1], mean, of_head = block[0], page_mean(block, dim), numbers[:-fewer] + [narrow] * fewer
+            size, scales[-1], mean, direction, along = what_is_shared(data[at:at + codes_size], dim)
+            fewer = -(-size // saved)
+            require(fewer <= PAGE // 4 - protected // 4, "a direction without room")
+            of_head = numbers[:-fewer] + [narrow] * fewer
         for quad, number in enumerate(of_head):
             packing, step, offset = CODES[number]
             levels = packing.levels(data[at:at + packing.size(dim)], dim)
             at += packing.size(dim)
             for lane in range(4):
                 slot = 4 * quad + lane
-                row = undo_rotation([mean[c] + log_scale(scales[slot]) * (levels[c][lane] - offset) * step for c in range(dim)])
+                scale = log_scale(scales[slot]) * step
+                row = undo_rotation([mean[c] + along[slot] * direction[c] + scale * (levels[c][lane] - offset) for c in range(dim)])
                 rows[tokens[slot]][head * dim:(head + 1) * dim] = row
     return rows
 
@@ -514,7 +533,7 @@ def read_file(path):
     data = pathlib.Path(path).read_bytes()
     require(len(data) >= struct.calcsize(HEADER), "cut off")
     magic, needs, _, *params, size, table_at, count, table_checksum, _, own = struct.unpack_from(HEADER, data)
-    require(magic == b"VIDKVKV3" and needs < 4, "not a file of this version")
+    require(magic == b"VIDKVKV3" and needs < 8, "not a file of this version")
     require(own == checksum(data[:120]), "checksum of the header")
     require(size == len(data) and 128 <= table_at <= size and size - table_at == 96 * count, "where the table lies")
     require(checksum(data[table_at:]) == table_checksum, "checksum of the table")

@@ -65,6 +65,7 @@ struct Golden {
     int head_dim;
     bool still = false;   // values of a picture that hardly moves
     bool shifted = false; // keys moved after they were packed, in two ways
+    bool moving = false;  // with still: values of a picture that moves one way
 };
 constexpr Golden goldens[] = {{"k2v2", "k2v2", 16},
                               {"k1.5v1.58", "k1.5v1.58", 24},
@@ -79,7 +80,9 @@ constexpr Golden goldens[] = {{"k2v2", "k2v2", 16},
                               {"t3.2-still", "t3.2", 16, true},
                               {"t4.2", "t4.2", 16},
                               {"t1.15-stp0.2-still", "t1.15-stp0.2", 16, true},
-                              {"t1.65-shifted", "t1.65", 16, false, true}};
+                              {"t1.65-shifted", "t1.65", 16, false, true},
+                              {"t1.65-moving", "t1.65", 24, true, false, true},
+                              {"t1.15-stp0.2-moving", "t1.15-stp0.2", 16, true, false, true}};
 constexpr int kv_heads = 2, heads = 4;
 constexpr int64_t tokens = 256, cells = 300;
 constexpr char manifest[] = R"({"kind": "golden"})";
@@ -110,6 +113,8 @@ void write_golden(const Golden & golden, const fs::path & file) {
         k[i] = channel == 5 ? 12.5f : numbers.next() * (channel % 7 == 3 ? 30.0f : 1.0f) + (channel % 5 == 1 ? 4.0f : 0.0f);
         v[i] = numbers.next() * (channel % 6 == 2 ? 5.0f : 0.5f);
         if (golden.still && i >= row) v[i] = v[channel] + 0.3f * v[i];
+        if (golden.moving)
+            v[i] += static_cast<float>(i / row % VIDKV_PAGE) / VIDKV_PAGE * (channel % 3 == 0 ? 4.0f : -2.0f);
     }
     for (float & x : q) x = numbers.next();
     const int64_t marked[] = {20, 21, 22, 40, 41, 60, 61, 62, 63, 64, 65, 66, 67, 100, 101, 127};
@@ -181,7 +186,7 @@ void write_bad(const fs::path & good, const fs::path & folder) {
     flip("version1", paper, at(7), '1' ^ '3', true);
     flip("version2", paper, at(7), '2' ^ '3', true);
     flip("version4", paper, at(7), '4' ^ '3', true); // of a release to come
-    flip("forged_needs", paper, at(8), 4, true);
+    flip("forged_needs", paper, at(8), 8, true);
     flip("forged_preset", paper, at(18), 0x40, true);
     flip(
         "forged_kind", paper, [](const ForgedFile & f) { return f.entry_at(keys) + 32; }, 2, true);

@@ -225,26 +225,42 @@ def _trellis_values(params, heads, head_dim, protected, data):
     pages, tables, scales = data.shape[0], quad_tables(head_dim, data.device), scale_table(data.device)
     plain, better = CODE_OF_BITS[params.value_bits], 2 if params.value_bits < 2 else 3
     usual = [better if slot < protected else plain for slot in range(0, PAGE, LANES)]
-    head_bytes, mean_bytes = sum(tables.sizes[number] for number in usual), 2 + head_dim + head_dim // 2
-    fewer = -(-mean_bytes // (tables.sizes[plain] - tables.sizes[NARROWER[plain]]))
+    head_bytes, vector_bytes = sum(tables.sizes[number] for number in usual), head_dim + head_dim // 2
+    mean_bytes, direction_bytes = 2 + vector_bytes, 2 + vector_bytes + PAGE // 2
+    saved = tables.sizes[plain] - tables.sizes[NARROWER[plain]]
     meta = data[:, heads * head_bytes:].view(pages, heads, PAGE)
-    block = data[:, :heads * head_bytes].view(pages, heads, head_bytes)[..., -mean_bytes:]
+    codes = data[:, :heads * head_bytes].view(pages, heads, head_bytes)
+    block = codes[..., -mean_bytes:]
     still = meta[..., -1:] == STILL
+    moves = still & (block[..., 1:2] == 0)
+    more = torch.nn.functional.pad(codes, (direction_bytes, 0))[..., -mean_bytes - direction_bytes:-mean_bytes]  # even if there is no room
     per_head = lambda numbers: torch.tensor(numbers, device=data.device)
-    number = torch.where(still, per_head(usual[:-fewer] + [NARROWER[plain]] * fewer), per_head(usual))
+    number = per_head(usual)
+    for kind, size in ((still, mean_bytes), (moves, mean_bytes + direction_bytes)):
+        fewer = min(-(-size // saved), len(usual))
+        number = torch.where(kind, per_head(usual[:-fewer] + [NARROWER[plain]] * fewer), number)
     size = per_head(tables.sizes)[number]
     start = size.cumsum(-1) - size + head_bytes * torch.arange(heads, device=data.device)[:, None]
     quads = tables.decode(data, start.flatten(1), number.flatten(1))
     scale = torch.cat((scales[meta[..., :-1].int()], scales[torch.where(still, block[..., :1], meta[..., -1:]).int()]), -1)
-    mean = torch.where(still, _page_mean(block, head_dim, scales), 0)
+    mean_scale = scales[torch.where(moves, more[..., :1], block[..., 1:2]).int()]
+    mean = torch.where(still, _shared_vector(mean_scale, block[..., 2:], head_dim), 0)
+    direction = torch.where(moves, _shared_vector(scales[more[..., 1:2].int()], more[..., 2:2 + vector_bytes], head_dim), 0)
+    along = torch.where(moves, _half_bytes_with_sign(more[..., -(PAGE // 2):]), 0)
     rows = scale.unsqueeze(-1) * _quads_to_rows(quads, heads, lanes_are_channels=False) + mean.unsqueeze(2)
+    rows = rows + along.unsqueeze(-1) * direction.unsqueeze(2)
     return rows @ unrotation(head_dim, data.device)
 
 
-def _page_mean(block, head_dim, scales):
-    """block: uint8 [pages, heads, bytes] -> f32 [pages, heads, head_dim]."""
-    upper, lower = block[..., 2:2 + head_dim].contiguous().view(torch.int8).int(), block[..., 2 + head_dim:].int()
-    return scales[block[..., 1:2].int()] / 2048 * (16 * upper + torch.cat((lower & 15, lower >> 4), -1))
+def _shared_vector(scale, numbers, head_dim):
+    """scale [pages, heads, 1], numbers: uint8 [pages, heads, bytes] -> f32 [pages, heads, head_dim]."""
+    upper, lower = numbers[..., :head_dim].contiguous().view(torch.int8).int(), numbers[..., head_dim:].int()
+    return scale / 2048 * (16 * upper + torch.cat((lower & 15, lower >> 4), -1))
+
+
+def _half_bytes_with_sign(data):
+    halves = torch.cat((data & 15, data >> 4), -1).int()
+    return ((halves & 7) - (halves & 8)).float()
 
 
 def _paper_values(params, heads, head_dim, protected, data):
