@@ -26,9 +26,9 @@ constexpr QuadCode code_of_bits(int bits) { return static_cast<QuadCode>(bits); 
 constexpr double damping =
     0.7; // share of the mean diagonal that is added: the next question may look where no earlier query did
 constexpr float most_attention = 16.0f; // times the median token's: with more, the other tokens of the page lose too much
-constexpr size_t least_bits_to_spread = 2; // of an element on average: with fewer it costs more than it gains
 constexpr int refinements = 2;
-constexpr float least_move = 0.2f;    // of a channel's target, in shares of what its codes miss
+constexpr float least_move = 0.2f;                 // of a channel's target, in shares of what its codes miss
+constexpr float trellis_spreads[] = {1.0f, 1.25f}; // of levels: a search for each, as channels have outlying tokens
 constexpr float most_searched = 4.0f; // the largest weight in the trellis search: its 16-bit costs would saturate
 
 bool all_finite(const std::vector<float> & x) {
@@ -268,21 +268,10 @@ class ChannelEncoder {
           quad_levels_(quad_levels), decoded_(decoded), moments_(loops_.moments(target, weight)),
           least_(std::fabs(moments_.mean) * (8.0f / 127.0f)), deviation_(std::max(std::sqrt(moments_.variance), least_)) {}
 
-    // spreads: levels of uniform codes may lie farther apart.
-    ChannelCode encode(bool spreads) {
+    ChannelCode encode() {
         ChannelCode out{log_scale_at_least(least_), 0};
-        if (code_ != QuadCode::none && deviation_ > 0.0f) {
-            out.scale = scale_code(deviation_ * (spreads && uniform() ? gain() * spread() : gain()));
-            const uint8_t fitting = out.scale > 0 ? search(out.scale) : out.scale;
-            const bool once_more = fitting != out.scale && fitting > 0 && uniform();
-            out.scale = once_more ? search(fitting) : fitting;
-        }
-        const float stored = log_scale_value(out.scale);
-        // The mean that the levels do not express: without it the page as a whole would be shifted against the others.
-        const float mean = mean_code(loops_.mean_rest(target_, y_, stored, weight_), stored),
-                    offset = 0.125f * stored * mean;
-        out.mean = static_cast<int8_t>(mean);
-        for (int t = 0; t < page_tokens; ++t) decoded_[t] = stored * y_[t] + offset;
+        if (code_ != QuadCode::none && deviation_ > 0.0f) out.scale = uniform() ? encode_uniform() : encode_trellis();
+        out.mean = static_cast<int8_t>(decode(log_scale_value(out.scale)));
         return out;
     }
 
@@ -295,10 +284,41 @@ class ChannelEncoder {
     static float mean_code(float mean, float scale) {
         return scale > 0.0f ? std::clamp(std::nearbyint(8.0f * mean / scale), -127.0f, 127.0f) : 0.0f;
     }
-    float spread() const {
+
+    // Fills decoded_; returns the mean that the levels do not express: without it the page would be shifted against the others.
+    float decode(float stored) {
+        const float mean = mean_code(loops_.mean_rest(target_, y_, stored, weight_), stored),
+                    offset = 0.125f * stored * mean;
+        for (int t = 0; t < page_tokens; ++t) decoded_[t] = stored * y_[t] + offset;
+        return mean;
+    }
+
+    uint8_t encode_uniform() {
         float z[page_tokens];
         loops_.standardize(target_, moments_.mean, deviation_, weight_, z);
-        return best_spread(code_, z, weight_);
+        const uint8_t first = scale_code(deviation_ * gain() * best_spread(code_, z, weight_));
+        const uint8_t fitting = first > 0 ? search(first) : first;
+        return fitting != first && fitting > 0 ? search(fitting) : fitting;
+    }
+
+    // One search for each spread; what misses least stays.
+    uint8_t encode_trellis() {
+        const size_t bytes = quad_bytes(code_, page_tokens);
+        uint8_t best = 0, codes[4 * page_tokens];
+        float y[page_tokens], least = -1.0f;
+        for (const float spread : trellis_spreads) {
+            const uint8_t first = scale_code(deviation_ * gain() * spread), scale = first > 0 ? search(first) : first;
+            decode(log_scale_value(scale));
+            const float miss = loops_.distance(target_, decoded_, weight_);
+            if (least >= 0.0f && !(miss < least)) continue;
+            least = miss;
+            best = scale;
+            std::copy_n(codes_, bytes, codes);
+            std::copy_n(y_, page_tokens, y);
+        }
+        std::copy_n(codes, bytes, codes_);
+        std::copy_n(y, page_tokens, y_);
+        return best;
     }
 
     // Chooses the levels for such a scale; returns the one that then is nearest to an unbiased one.
@@ -352,7 +372,6 @@ class HeadEncoder {
         for (size_t i = 0; i < n_; ++i) place_[plan.order[i]] = i;
         for (size_t q = 0; q < n_ / 4; ++q) start_[q + 1] = start_[q] + quad_bytes(quads[q], page_tokens);
         std::fill_n(codes, start_[n_ / 4], uint8_t{0});
-        spreads_ = start_[n_ / 4] >= least_bits_to_spread * (n_ / 4) * quad_bit_bytes;
     }
 
     // Codes every channel in coding order; each makes good the errors of those before it.
@@ -418,7 +437,7 @@ class HeadEncoder {
         const size_t at = place_[channel], quad = at / 4;
         return ChannelEncoder(quads_[quad], target_, attention_, static_cast<int>(at % 4), again, codes_ + start_[quad],
                               quad_levels(quad), decoded_)
-            .encode(spreads_);
+            .encode();
     }
     void keep(size_t channel, const ChannelCode & coded) {
         for (int t = 0; t < page_tokens; ++t)
@@ -443,7 +462,6 @@ class HeadEncoder {
     uint8_t *codes_, *meta_;
     std::vector<size_t> place_; // [natural channel]: its place in the plan
     std::vector<size_t> start_; // [quad]: where its codes begin
-    bool spreads_ = false;
     std::vector<uint8_t> levels_;
     std::vector<float> errors_;                                              // [channel][128]: wanted minus decoded
     std::vector<float> aimed_at_;                                            // [channel][128]: the target it was coded for
