@@ -280,6 +280,8 @@ struct Bytes16 {
 
 #include "kernels/generic/dot4.inc"
 #include "kernels/generic/float.inc"
+#include "kernels/generic/softmax.inc"
+#include "kernels/generic/halves.inc"
 #include "kernels/generic/sums.inc"
 #include "kernels/generic/product.inc"
 #include "kernels/generic/unpack.inc"
