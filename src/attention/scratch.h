@@ -65,8 +65,8 @@ struct Scratch {
     AlignedArray<uint8_t> levels; // of keys, then of values
     KeyCodes codes;
     AlignedArray<float> step, center; // [largest_groups][key_dim rounded up to 64]
-    AlignedArray<float>
-        value_meta; // paper: steps and minima of all groups; trellis: scales of slots, mean, places along the direction, direction
+    // Paper: steps and minima of all groups; trellis: scales of slots, mean, places along the direction, direction.
+    AlignedArray<float> value_meta;
     std::array<uint8_t, page_tokens> slot_tokens; // of values, where some tokens are protected
     FoldedQueries folded[largest_groups];         // of the row block at hand
     AlignedArray<float> scores;                   // [row_block][page_tokens]: scores, then weights

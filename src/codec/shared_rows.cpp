@@ -15,9 +15,8 @@ namespace {
 constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr float most_left_by_mean = 0.6f;       // of a row's energy, in a page with a mean
 constexpr float most_left_by_direction = 0.75f; // of what would be lost without it
-
-constexpr float most_rounding =
-    5.0f; // rounding to points, a twelfth of their distance squared: two fifths of the codes' noise
+// Rounding to points, a twelfth of their distance squared: two fifths of the codes' noise.
+constexpr float most_rounding = 5.0f;
 
 // What a code loses of a row's energy.
 float loss_of(QuadCode code) {
@@ -41,8 +40,7 @@ float left_of(const PageRows & rows, const Shared & shared) {
         const float * row = rows.at(slot);
         const float energy = dot(row, row, rows.head_dim());
         if (!(energy > 0.0f)) return infinity;
-        shared.part_of(slot, rest.data());
-        for (int c = 0; c < rows.head_dim(); ++c) rest[c] = row[c] - rest[c];
+        shared.rest_of(rows, slot, rest.data());
         left.add(dot(rest.data(), rest.data(), rows.head_dim()), energy);
     }
     return left.average();
@@ -56,7 +54,7 @@ Shared average_of(const PageRows & rows) {
     Shared shared = nothing_shared(rows);
     shared.kind = Sharing::mean;
     for (int slot = 0; slot < page_tokens; ++slot)
-        for (int c = 0; c < rows.head_dim(); ++c) shared.mean[c] += rows.share(slot) * rows.at(slot)[c];
+        add_scaled(rows.at(slot), rows.share(slot), rows.head_dim(), shared.mean.data());
     return shared;
 }
 
@@ -106,10 +104,8 @@ class MainDirection {
     }
     void turn_to_rows() {
         std::fill(direction_.begin(), direction_.end(), 0.0f);
-        for (int slot = 0; slot < page_tokens; slot += every_) {
-            const float weight = rows_.share(slot) * along_[slot];
-            for (int c = 0; c < n_; ++c) direction_[c] += weight * at(slot)[c];
-        }
+        for (int slot = 0; slot < page_tokens; slot += every_)
+            add_scaled(at(slot), rows_.share(slot) * along_[slot], n_, direction_.data());
     }
     void project() {
         const float length = std::sqrt(dot(direction_.data(), direction_.data(), n_)),
@@ -176,8 +172,7 @@ CodeNoise noise_of(const PageRows & rows, const Shared & shared, const SharingRu
     float sum = 0, narrow_sum = 0, narrow_share = 0;
     for (int slot = 0; slot < page_tokens; ++slot) {
         if (!rows.is_used(slot)) continue;
-        shared.part_of(slot, rest.data());
-        for (int c = 0; c < rows.head_dim(); ++c) rest[c] = rows.at(slot)[c] - rest[c];
+        shared.rest_of(rows, slot, rest.data());
         const float noise = rule.noise(slot >= first_narrow) * dot(rest.data(), rest.data(), rows.head_dim()) / elements;
         sum += rows.share(slot) * noise;
         if (slot < first_narrow) continue;
@@ -373,6 +368,10 @@ float dot(const float * x, const float * y, int n) {
     return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
 }
 
+void add_scaled(const float * x, float factor, int n, float * out) {
+    for (int i = 0; i < n; ++i) out[i] += factor * x[i];
+}
+
 PageRows::PageRows(const float * x, const uint8_t * use, int head_dim)
     : use_(use), head_dim_(head_dim), rows_(static_cast<size_t>(page_tokens) * head_dim) {
     const auto rotate = rotation(head_dim);
@@ -399,12 +398,12 @@ void PageRows::weigh(std::vector<float> & energies) {
     for (float & weight : shares_) weight *= inverse;
 }
 
-void Shared::part_of(int slot, float * out) const {
-    for (size_t c = 0; c < mean.size(); ++c) out[c] = mean[c] + along[slot] * direction[c];
+void Shared::rest_of(const PageRows & rows, int slot, float * out) const {
+    for (size_t c = 0; c < mean.size(); ++c) out[c] = rows.at(slot)[c] - (mean[c] + along[slot] * direction[c]);
 }
 
 SharingRule::SharingRule(const ValueLayout & layout, int protected_units)
-    : layout_(layout), plain_quads_(page_tokens / 4 - protected_units) {}
+    : layout_(layout), protected_units_(protected_units) {}
 
 float SharingRule::noise(bool narrow) const {
     const QuadCode code = narrow ? layout_.narrow_code : layout_.plain_code;
@@ -417,8 +416,8 @@ int SharingRule::narrow_quads(Sharing kind) const {
 
 // Of quads that are not protected.
 float SharingRule::loss(Sharing kind) const {
-    const int narrow = narrow_quads(kind);
-    return static_cast<float>(plain_quads_ - narrow) * loss_of(layout_.plain_code) +
+    const int narrow = narrow_quads(kind), plain = page_tokens / 4 - protected_units_ - narrow;
+    return static_cast<float>(plain) * loss_of(layout_.plain_code) +
            static_cast<float>(narrow) * loss_of(layout_.narrow_code);
 }
 

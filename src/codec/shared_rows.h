@@ -11,6 +11,7 @@
 namespace vidkv {
 
 float dot(const float * x, const float * y, int n); // n: a multiple of 8
+void add_scaled(const float * x, float factor, int n, float * out);
 
 // How much each row counts for what the tokens share: not at all if it is not to be used, little if it is far longer than most.
 class PageRows {
@@ -39,7 +40,7 @@ struct Shared {
     std::vector<float> mean, direction;     // [head_dim], 0 where there is none
     std::array<float, page_tokens> along{}; // whole numbers, -8 .. 7
     bool only_across = false;               // codes are to say nothing along the direction: rows stay at their points of it
-    void part_of(int slot, float * out) const; // what the slot's row shares with the others
+    void rest_of(const PageRows & rows, int slot, float * out) const; // what the slot's row does not share with the others
 };
 
 // A part of each row's energy that is left where the rows share something, averaged over the tokens: in shares of each row, so that a
@@ -61,12 +62,12 @@ class SharingRule {
     Sharing choose(float with_mean, float with_direction) const;
     int narrow_quads(Sharing kind) const;
     float noise(bool narrow) const; // of codes, in shares of what they are left with: none where there are none
-    bool has_room() const { return narrow_quads(Sharing::direction) <= plain_quads_; } // for a direction
+    bool has_room() const { return layout_.has_room_for_direction(protected_units_); } // for a direction
 
   private:
     float loss(Sharing kind) const;
     const ValueLayout & layout_;
-    int plain_quads_;
+    int protected_units_;
 };
 
 Shared find_shared(const PageRows & rows, const ValueLayout & layout, const SharingRule & rule, bool may_have_direction);

@@ -57,10 +57,6 @@ class LikeTokens {
 
 float rms_of(const float * row, int n) { return std::sqrt(dot(row, row, n) / static_cast<float>(n)); }
 
-void add_scaled(const float * x, float factor, int n, float * out) {
-    for (int i = 0; i < n; ++i) out[i] += factor * x[i];
-}
-
 // A head's page on its way.
 class Writer {
   public:
@@ -188,7 +184,7 @@ class Writer {
     }
     void aim_at_point(float off) {
         const float less = off - std::clamp(off, -0.5f * most_off, 0.5f * most_off);
-        for (int c = 0; c < layout_.head_dim; ++c) target_[c] -= less * shared_.direction[c];
+        add_scaled(shared_.direction.data(), -less, layout_.head_dim, target_.data());
     }
 
     void write_levels(QuadCode code, int slot, uint8_t * codes) {

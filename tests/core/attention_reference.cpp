@@ -126,8 +126,8 @@ struct ValueRows {
     std::vector<double> value, deviation; // [cells][dim]
     std::vector<double> slot_scale; // [cells] what a weight is multiplied with before it is rounded; 0: it is not rounded
     std::vector<char> rotated;      // [cells] deviation is in rotated channels, in units of slot_scale
-    std::vector<double>
-        apart; // [cells] what lengths of a row's parts may sum up to beyond its own: of a page with a direction
+    // [cells] what lengths of a row's parts may sum up to beyond its own: of a page with a direction
+    std::vector<double> apart;
 };
 
 double length_of(const std::vector<float> & x) { return std::sqrt(std::inner_product(x.begin(), x.end(), x.begin(), 0.0)); }

@@ -122,12 +122,11 @@ void round_trip_tile(const ReferenceRows & rows, int64_t first, int64_t n, int h
 }
 
 void round_trip(const ReferenceRows & rows, vidkv_side side) {
-    const int64_t n = rows.tokens * rows.heads * rows.head_dim;
-    hadamard(rows.data, n, rows.head_dim & -rows.head_dim);
+    turn_heads(rows);
     for (int64_t first = 0; first < rows.tokens; first += TILE)
         for (int head = 0; head < rows.heads; ++head)
             round_trip_tile(rows, first, std::min(TILE, rows.tokens - first), head, side == VIDKV_KEYS);
-    hadamard(rows.data, n, rows.head_dim & -rows.head_dim);
+    turn_heads(rows);
 }
 
 } // namespace

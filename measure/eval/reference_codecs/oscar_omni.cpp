@@ -61,10 +61,9 @@ void values(const ReferenceRows & rows) {
 }
 
 void round_trip(const ReferenceRows & rows, vidkv_side side) {
-    const int64_t n = rows.tokens * rows.heads * rows.head_dim;
-    hadamard(rows.data, n, rows.head_dim & -rows.head_dim);
+    turn_heads(rows);
     side == VIDKV_KEYS ? keys(rows) : values(rows);
-    hadamard(rows.data, n, rows.head_dim & -rows.head_dim);
+    turn_heads(rows);
 }
 
 } // namespace

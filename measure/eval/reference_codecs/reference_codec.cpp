@@ -53,4 +53,8 @@ void hadamard(float * x, int64_t n, int block) {
     for (int64_t i = 0; i < n; ++i) x[i] *= scale;
 }
 
+void turn_heads(const ReferenceRows & rows) {
+    hadamard(rows.data, rows.tokens * rows.heads * rows.head_dim, rows.head_dim & -rows.head_dim);
+}
+
 } // namespace vidkv::cli

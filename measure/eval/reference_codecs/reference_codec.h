@@ -49,6 +49,8 @@ void min_max_round_trip(float * x, int64_t n, int64_t stride, int bits);
 
 // Orthonormal Hadamard transform of each `block` of n numbers, a power of two; its own inverse.
 void hadamard(float * x, int64_t n, int block);
+// Of each row, in blocks of the largest power of two in head_dim.
+void turn_heads(const ReferenceRows & rows);
 
 ReferenceCodec kivi2_reference();
 ReferenceCodec turbo2_reference();
