@@ -122,6 +122,7 @@ vidkv_status FileReader::read_table() {
     if (table_bytes % sizeof(FileEntry) != 0 || table_bytes / sizeof(FileEntry) != header.entries) return altered();
     if (checksum(data_ + header.table_at, table_bytes) != header.table_checksum) return altered();
     table_at_ = header.table_at;
+    needs_ = header.needs;
     entries_.resize(header.entries);
     if (table_bytes > 0) std::memcpy(entries_.data(), data_ + table_at_, table_bytes);
     const FileParams & p = header.params;
@@ -178,7 +179,7 @@ FilePage FileReader::page(const FileEntry & entry, uint64_t index) const {
 }
 
 StoreSource FileReader::source(const FileEntry & entry) const {
-    return {at(entry.data), entry.data.bytes, at(entry.pages), entry.pages.bytes, file_, path_};
+    return {at(entry.data), entry.data.bytes, at(entry.pages), entry.pages.bytes, file_, path_, needs_};
 }
 
 vidkv_status FileReader::load(int layer, int from, Store & store, int sequence, const int64_t * places,

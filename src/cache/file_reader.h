@@ -49,6 +49,7 @@ class FileReader {
     uint64_t size_ = 0;
     vidkv_params params_{};
     uint64_t table_at_ = 0;
+    uint32_t needs_ = 0;
     std::vector<FileEntry> entries_;
 };
 

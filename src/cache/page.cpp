@@ -30,9 +30,11 @@ Ref<PageBytes> PageBytes::copy_of(const PageBytes & page) {
     return copy;
 }
 
-Ref<PageBytes> PageBytes::mapped(const uint8_t * data, size_t bytes, size_t sink_bytes, std::shared_ptr<const void> file) {
+Ref<PageBytes> PageBytes::mapped(const uint8_t * data, size_t bytes, size_t sink_bytes, std::shared_ptr<const void> file,
+                                 uint32_t announced) {
     void * place = ::operator new[](sizeof(PageBytes), cache_line);
-    return Ref<PageBytes>(new (place) PageBytes(const_cast<uint8_t *>(data), bytes, sink_bytes, std::move(file)));
+    return Ref<PageBytes>(new (place)
+                              PageBytes(const_cast<uint8_t *>(data), bytes, sink_bytes, std::move(file), announced));
 }
 
 void PageBytes::destroy(PageBytes * page) {

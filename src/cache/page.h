@@ -35,8 +35,9 @@ class PageBytes : public Counted {
   public:
     static Ref<PageBytes> make(size_t bytes, size_t sink_bytes = 0); // zeros
     static Ref<PageBytes> copy_of(const PageBytes & page);           // that can be written to
-    // In a file that stays mapped for as long as `file` is held.
-    static Ref<PageBytes> mapped(const uint8_t * data, size_t bytes, size_t sink_bytes, std::shared_ptr<const void> file);
+    // In a file that stays mapped for as long as `file` is held, and whose header announces what its pages need.
+    static Ref<PageBytes> mapped(const uint8_t * data, size_t bytes, size_t sink_bytes, std::shared_ptr<const void> file,
+                                 uint32_t announced);
     static void destroy(PageBytes * page);
 
     uint8_t * data() { return data_; } // not of a mapped page
@@ -47,6 +48,7 @@ class PageBytes : public Counted {
     }
     uint16_t * sink_rows() { return const_cast<uint16_t *>(std::as_const(*this).sink_rows()); } // not of a mapped page
     bool is_mapped() const { return file_ != nullptr; }
+    uint32_t announced() const { return announced_; } // of a mapped page
     size_t held() const { return bytes_ + sink_bytes_; }
 
     // Mapped pages of a file that may be forged are checked when they are first used.
@@ -60,13 +62,14 @@ class PageBytes : public Counted {
     }
 
   private:
-    PageBytes(uint8_t * data, size_t bytes, size_t sink_bytes, std::shared_ptr<const void> file)
+    PageBytes(uint8_t * data, size_t bytes, size_t sink_bytes, std::shared_ptr<const void> file, uint32_t announced = 0)
         : bytes_(static_cast<uint32_t>(bytes)), sink_bytes_(static_cast<uint32_t>(sink_bytes)), data_(data),
-          file_(std::move(file)), checked_(file_ == nullptr) {}
+          file_(std::move(file)), announced_(announced), checked_(file_ == nullptr) {}
 
     uint32_t bytes_, sink_bytes_;
     uint8_t * data_;
     std::shared_ptr<const void> file_; // null: the bytes lie before this object, in one allocation
+    uint32_t announced_;
     mutable std::atomic<bool> checked_;
 };
 

@@ -1,6 +1,7 @@
 // Open pages -> sealed pages: gathers f16 rows, chooses plans, encodes all heads of all pages side by side.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -10,6 +11,10 @@
 #include "codec/query_statistics.h"
 
 namespace vidkv {
+
+// How many rows are written after a page's newest before it is sealed: a whole page at least, or the tail of a sequence would be packed
+// while it is being filled.
+inline int64_t seal_age(const vidkv_params & params) { return std::max(params.residual_length, page_tokens); }
 
 // A page that is about to be sealed. rows: f16 [held][kv_heads * head_dim], those behind them are zeros. use: cells that were written and
 // are no sink tokens; marked: those of them to protect (values only). sink_bytes: of rows that it begins with, to be kept as they are.

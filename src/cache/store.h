@@ -110,6 +110,7 @@ class Store {
     int64_t end(int sequence) const; // the last cell written, and one more
 
   private:
+    const char * fault_of(const PageBytes & page) const;
     using Plans = std::vector<ChannelPlan>; // one per KV head
     struct SharedStatistics : QueryStatistics, Counted {
         using QueryStatistics::QueryStatistics;

@@ -41,16 +41,29 @@ vidkv_status Store::check_same_params(const vidkv_params & p) const {
     return VIDKV_OK;
 }
 
+// What is wrong with a page of a file; null: nothing.
+const char * Store::fault_of(const PageBytes & page) const {
+    const uint8_t * data = page.data();
+    const bool keys = shape_.side == VIDKV_KEYS;
+    if (!(keys ? is_sound(key_layout_, data, page.size()) : is_sound(value_layout_, data, page.size())))
+        return "is altered";
+    if (keys) return nullptr;
+    const Sharing most = most_shared(value_layout_, data);
+    if (most == Sharing::direction && !(page.announced() & needs_directions))
+        return "has a direction, which the file's header does not announce";
+    if (most != Sharing::nothing && !(page.announced() & needs_page_means))
+        return "is still, which the file's header does not announce";
+    return nullptr;
+}
+
 vidkv_status Store::check_mapped(int sequence, int64_t first, int64_t last) const {
     const Sequence & seq = sequences_[sequence];
     for (int64_t i = first; seq.mapped && i < last; ++i) {
         const Page & page = seq.pages[i];
         if (page.state != PageState::sealed || page.bytes->is_checked()) continue;
-        const uint8_t * data = page.bytes->data();
-        const size_t bytes = page.bytes->size();
-        if (!(shape_.side == VIDKV_KEYS ? is_sound(key_layout_, data, bytes) : is_sound(value_layout_, data, bytes))) {
+        if (const char * fault = fault_of(*page.bytes)) {
             return fail(VIDKV_E_FORMAT,
-                        "page " + std::to_string(i) + " of a file that was loaded is altered: save the file again");
+                        "page " + std::to_string(i) + " of a file that was loaded " + fault + ": save the file again");
         }
         page.bytes->set_checked();
     }
@@ -206,7 +219,7 @@ class Store::PartReader {
     bool take_bytes(const FilePage & entry, Page & page) const {
         const uint8_t * data = source_.pages + entry.at;
         if (entry.state == PageState::sealed)
-            page.bytes = PageBytes::mapped(data, entry.bytes, sinks_of(entry), source_.file);
+            page.bytes = PageBytes::mapped(data, entry.bytes, sinks_of(entry), source_.file, source_.needs);
         if (entry.state != PageState::open) return true;
         const auto rows = static_cast<int64_t>(entry.bytes / store_.row_bytes());
         if (entry.bytes % store_.row_bytes() != 0 || rows > page_tokens || end_of(entry.written) > rows) return false;

@@ -21,7 +21,7 @@ struct StorePart {
     bool has_shifts = false, has_directions = false;
 };
 
-// To be read. `file` keeps the pages where they are; path: for messages.
+// To be read. `file` keeps the pages where they are; path: for messages; needs: what the file's header announces.
 struct StoreSource {
     const uint8_t * state;
     size_t state_bytes;
@@ -29,6 +29,7 @@ struct StoreSource {
     size_t pages_bytes;
     std::shared_ptr<const void> file;
     std::string path;
+    uint32_t needs;
 };
 
 } // namespace vidkv

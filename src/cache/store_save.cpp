@@ -95,7 +95,8 @@ class Store::PartWriter {
         entry.at = at_;
         entry.bytes = static_cast<uint32_t>(bytes);
         part_.pieces.push_back({page.bytes->data(), bytes, at_});
-        if (sealed && store_.side() == VIDKV_VALUES && has_direction(store_.value_layout(), page.bytes->data()))
+        if (sealed && store_.side() == VIDKV_VALUES &&
+            most_shared(store_.value_layout(), page.bytes->data()) == Sharing::direction)
             part_.has_directions = true;
         if (sinks) {
             const auto * rows = reinterpret_cast<const uint8_t *>(page.bytes->sink_rows());

@@ -15,6 +15,7 @@ namespace {
 constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr float most_left_by_mean = 0.6f;       // of a row's energy, in a page with a mean
 constexpr float most_left_by_direction = 0.75f; // of what would be lost without it
+constexpr float most_left_bare = 0.6f;          // of the energy of a row that has no codes
 // Rounding to points, a twelfth of their distance squared: two fifths of the codes' noise.
 constexpr float most_rounding = 5.0f;
 
@@ -32,7 +33,8 @@ float loss_of(QuadCode code) {
 
 using Places = std::array<float, page_tokens>; // of rows on a line
 
-float left_of(const PageRows & rows, const Shared & shared) {
+// first_bare: of the slots without codes, where a row comes out as what is shared, so that one it says little of is lost: infinite then.
+float left_of(const PageRows & rows, const Shared & shared, int first_bare) {
     ShareLeft left;
     std::vector<float> rest(rows.head_dim());
     for (int slot = 0; slot < page_tokens; ++slot) {
@@ -41,7 +43,9 @@ float left_of(const PageRows & rows, const Shared & shared) {
         const float energy = dot(row, row, rows.head_dim());
         if (!(energy > 0.0f)) return infinity;
         shared.rest_of(rows, slot, rest.data());
-        left.add(dot(rest.data(), rest.data(), rows.head_dim()), energy);
+        const float of_rest = dot(rest.data(), rest.data(), rows.head_dim());
+        if (slot >= first_bare && of_rest > most_left_bare * energy) return infinity;
+        left.add(of_rest, energy);
     }
     return left.average();
 }
@@ -259,7 +263,7 @@ Shared direction_of(const PageRows & rows, const Shared & average, float with_av
     Shared shared = average;
     shared.direction = main.direction();
     shared.along = main.along(); // of any size, as yet
-    shared.kind = rule.choose(with_average, left_of(rows, shared));
+    shared.kind = rule.choose(with_average, left_of(rows, shared, rule.first_bare(Sharing::direction)));
     if (shared.kind != Sharing::direction) return shared;
     const CodeNoise noise = noise_of(rows, shared, rule);
     const Grid grid = GridSearch(rows, main.along(), noise).best();
@@ -414,6 +418,10 @@ int SharingRule::narrow_quads(Sharing kind) const {
     return kind == Sharing::nothing ? 0 : kind == Sharing::mean ? layout_.mean_quads : layout_.direction_quads;
 }
 
+int SharingRule::first_bare(Sharing kind) const {
+    return layout_.narrow_code == QuadCode::none ? page_tokens - 4 * narrow_quads(kind) : page_tokens;
+}
+
 // Of quads that are not protected.
 float SharingRule::loss(Sharing kind) const {
     const int narrow = narrow_quads(kind), plain = page_tokens / 4 - protected_units_ - narrow;
@@ -436,13 +444,15 @@ Shared last_rows_share(const PageRows & rows, const ValueLayout & layout, const 
     Shared shared = nothing_shared(rows);
     if (layout.narrow_code != QuadCode::none) return shared;
     LastRows line(rows, layout.direction_quads);
-    if (line.find_line(shared) && rule.choose(infinity, left_of(rows, shared)) == Sharing::direction) return shared;
+    if (line.find_line(shared) &&
+        rule.choose(infinity, left_of(rows, shared, rule.first_bare(Sharing::direction))) == Sharing::direction)
+        return shared;
     shared = nothing_shared(rows);
     const LastRows last(rows, layout.mean_quads);
     if (line.are_one() || !last.are_one())
         return shared; // one point of a direction, or of more than a mean leaves without codes
     std::copy_n(last.first(), rows.head_dim(), shared.mean.begin());
-    shared.kind = rule.choose(left_of(rows, shared), infinity);
+    shared.kind = rule.choose(left_of(rows, shared, rule.first_bare(Sharing::mean)), infinity);
     return shared.kind == Sharing::mean ? shared : nothing_shared(rows);
 }
 
@@ -452,10 +462,11 @@ Shared find_shared(const PageRows & rows, const ValueLayout & layout, const Shar
     Shared last = last_rows_share(rows, layout, rule);
     if (last.kind == Sharing::mean || (last.kind == Sharing::direction && may_have_direction)) return last;
     Shared average = average_of(rows);
-    const float with_mean = left_of(rows, average);
+    const float with_mean = left_of(rows, average, rule.first_bare(Sharing::mean));
     if (may_have_direction && rule.has_room()) {
         Shared direction = direction_of(rows, average, with_mean, rule);
-        if (direction.kind == Sharing::direction && rule.choose(with_mean, left_of(rows, direction)) == Sharing::direction)
+        if (direction.kind == Sharing::direction &&
+            rule.choose(with_mean, left_of(rows, direction, rule.first_bare(Sharing::direction))) == Sharing::direction)
             return direction;
     }
     average.kind = rule.choose(with_mean, infinity);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "codec/layout.h"
+#include "codec/value_page.h"
 
 namespace vidkv {
 
@@ -32,8 +33,6 @@ class PageRows {
     std::vector<float> rows_;
     std::array<float, page_tokens> shares_; // sum 1, or all are 0
 };
-
-enum class Sharing { nothing, mean, direction };
 
 struct Shared {
     Sharing kind = Sharing::nothing;
@@ -61,7 +60,8 @@ class SharingRule {
     // From what is left with a mean, and with a direction as well; infinite: out of the question.
     Sharing choose(float with_mean, float with_direction) const;
     int narrow_quads(Sharing kind) const;
-    float noise(bool narrow) const; // of codes, in shares of what they are left with: none where there are none
+    int first_bare(Sharing kind) const; // of the slots whose narrower code has no bits
+    float noise(bool narrow) const;     // of codes, in shares of what they are left with: none where there are none
     bool has_room() const { return layout_.has_room_for_direction(protected_units_); } // for a direction
 
   private:

@@ -23,7 +23,8 @@ float unbiased_scale(const float * x, const float * y, int n) {
 
 // Equal tokens would get equal codes, and attention that averages over a still scene would average nothing. So tokens that are
 // alike share what their codes missed so far, and each makes up for an eighth of it: the sum of their errors stays that of a few.
-// What no code can reach (a channel beyond the highest level) must not pile up: an eighth stays below half a token's rms.
+// What no code can reach (a channel beyond the highest level) must not pile up: an eighth stays below half a token's rms, of the token
+// that missed and of the one that makes up for it, which may be far shorter.
 class LikeTokens {
   public:
     static constexpr float share = 0.125f, most = 0.5f / share; // most: of a token's rms
@@ -154,7 +155,8 @@ class Writer {
         target_ = rest_;
         own_ = rms_of(rest_.data(), head_dim);
         missed_ = own_ > 0.0f ? like_.missed(rest_.data(), own_) : nullptr;
-        for (int c = 0; c < head_dim && missed_; ++c) target_[c] += LikeTokens::share * missed_[c];
+        const float most = LikeTokens::most * own_;
+        for (int c = 0; c < head_dim && missed_; ++c) target_[c] += LikeTokens::share * std::clamp(missed_[c], -most, most);
         float scale = write_target(code, slot, codes);
         for (int tries = 0; tries < most_tries && std::fabs(off_point(scale)) > most_off; ++tries) {
             aim_at_point(off_point(scale));

@@ -86,13 +86,13 @@ bool is_sound(const ValueLayout & layout, const uint8_t * page, size_t bytes) {
     if (layout.protects && bytes < page_tokens / 8) return false;
     const int marked = layout.protects ? marked_tokens(page) : 0, units = marked / layout.unit();
     if (marked % layout.unit() != 0 || bytes != layout.page_bytes(units)) return false;
-    return layout.has_room_for_direction(units) || !has_direction(layout, page);
+    return layout.has_room_for_direction(units) || most_shared(layout, page) != Sharing::direction;
 }
 
-bool has_direction(const ValueLayout & layout, const uint8_t * page) {
-    for (int head = 0; head < layout.kv_heads; ++head)
-        if (value_page(layout, page, head).direction) return true;
-    return false;
+Sharing most_shared(const ValueLayout & layout, const uint8_t * page) {
+    Sharing most = Sharing::nothing;
+    for (int head = 0; head < layout.kv_heads; ++head) most = std::max(most, value_page(layout, page, head).sharing());
+    return most;
 }
 
 void unpack_value_group(const ValueLayout & layout, const ValuePage & page, int group, uint8_t * levels) {

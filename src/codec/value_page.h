@@ -10,6 +10,8 @@ namespace vidkv {
 
 // ---- reading: what attention needs ----
 
+enum class Sharing { nothing, mean, direction }; // by the tokens of a head: page_mean.h
+
 // One head's part of a sealed page.
 struct ValuePage {
     const uint8_t * codes = nullptr;
@@ -19,6 +21,7 @@ struct ValuePage {
     const uint8_t *mean = nullptr, *direction = nullptr; // trellis, a still page: blocks of page_mean.h
     int narrow_quads = 0;                                // that leave the room for them
     bool is_still() const { return mean != nullptr; }
+    Sharing sharing() const { return direction ? Sharing::direction : mean ? Sharing::mean : Sharing::nothing; }
 };
 ValuePage value_page(const ValueLayout & layout, const uint8_t * page, int head);
 // What value_page reads of the page first.
@@ -46,8 +49,8 @@ void decode_values(const ValueLayout & layout, const ValuePage & page, float * x
 
 // Whether a page of unknown origin can be read: its mask fits its size, and a direction has room.
 bool is_sound(const ValueLayout & layout, const uint8_t * page, size_t bytes);
-// Whether some head of a sound page has a direction.
-bool has_direction(const ValueLayout & layout, const uint8_t * page);
+// The most that some head of a sound page shares.
+Sharing most_shared(const ValueLayout & layout, const uint8_t * page);
 
 // ---- writing ----
 

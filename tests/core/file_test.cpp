@@ -11,6 +11,7 @@
 
 #include <unistd.h>
 
+#include "core/forged_file.h"
 #include "core/names.h"
 #include "core/random.h"
 #include "vidkv/file.h"
@@ -389,6 +390,50 @@ TEST_P(FileTest, TextsBeginWhereTheyDid) {
         const auto part = read(busy.get(), 0, places[page] * VIDKV_PAGE, VIDKV_PAGE);
         EXPECT_TRUE(std::equal(part.begin(), part.end(), wanted.begin() + static_cast<long>(page * VIDKV_PAGE * channels)));
     }
+}
+
+// Values that are still, or move one way, in a file whose header does not say that there are such pages.
+TEST(UnannouncedPages, AreRefused) {
+    const std::string path = testing::TempDir() + "vidkv-unannounced-" + std::to_string(getpid()) + ".vidkv";
+    Random rng{2027};
+    for (const bool moving : {false, true}) {
+        SCOPED_TRACE(moving);
+        const Store from = make(VIDKV_VALUES, "t1.65", tokens, 1), to = make(VIDKV_VALUES, "t1.65", tokens, 1);
+        const std::vector<float> picture = rng.normals(channels), way = rng.normals(channels);
+        std::vector<float> rows = rng.normals(tokens * channels, 0.1f);
+        for (size_t i = 0; i < rows.size(); ++i) {
+            const size_t c = i % channels;
+            rows[i] += picture[c] + (moving ? static_cast<float>(i / channels % VIDKV_PAGE) / 32 * way[c] : 0.0f);
+        }
+        std::vector<int64_t> cells(tokens);
+        std::iota(cells.begin(), cells.end(), 0);
+        ASSERT_EQ(vidkv_store_write_f32(from.get(), 0, cells.data(), tokens, rows.data(), channels), VIDKV_OK);
+        ASSERT_EQ(vidkv_store_seal(from.get(), 1), VIDKV_OK);
+        vidkv_file_writer * made = nullptr;
+        const vidkv_params params = preset("t1.65");
+        ASSERT_EQ(vidkv_file_create(path.c_str(), &params, &made), VIDKV_OK) << vidkv_last_error();
+        const Writer writer(made);
+        ASSERT_EQ(vidkv_file_add_store(writer.get(), 0, 0, from.get(), 0, nullptr, 0), VIDKV_OK);
+        ASSERT_EQ(vidkv_file_finish(writer.get()), VIDKV_OK);
+        auto forged = vidkv::test::ForgedFile::read(path);
+        auto header = forged.header();
+        ASSERT_EQ(header.needs, moving ? 5u : 1u);
+        header.needs &= moving ? ~4u : ~1u;
+        forged.put(0, header);
+        forged.sign();
+        forged.write(path);
+        vidkv_file * opened = nullptr;
+        ASSERT_EQ(vidkv_file_open(path.c_str(), 0, &opened), VIDKV_OK) << vidkv_last_error();
+        const File file(opened);
+        EXPECT_EQ(vidkv_file_verify(file.get(), 1), VIDKV_E_FORMAT);
+        ASSERT_EQ(vidkv_file_load(file.get(), 0, 0, to.get(), 0, nullptr, 0), VIDKV_OK) << vidkv_last_error();
+        std::vector<uint16_t> out(tokens * channels);
+        EXPECT_EQ(vidkv_store_read_f16(to.get(), 0, 0, tokens, out.data()), VIDKV_E_FORMAT);
+        EXPECT_EQ(vidkv_last_error(), std::string("page 0 of a file that was loaded ") +
+                                          (moving ? "has a direction" : "is still") +
+                                          ", which the file's header does not announce: save the file again");
+    }
+    std::filesystem::remove(path);
 }
 
 INSTANTIATE_TEST_SUITE_P(Presets, FileTest, testing::Values("f16", "k2v2", "k1.5v1.58-stp0.2", "t1.65", "t1.65-stp0.2"),

@@ -6,6 +6,7 @@
 #include <random>
 #include <vector>
 
+#include "codec/value_page.h"
 #include "vidkv/vidkv.h"
 
 namespace {
@@ -27,11 +28,17 @@ StorePtr make(const char * preset, vidkv_side side) {
     return StorePtr(store);
 }
 
-void fill(vidkv_store * store, int64_t first, int64_t n, uint32_t seed) {
+// moving: a picture that goes one way.
+void fill(vidkv_store * store, int64_t first, int64_t n, uint32_t seed, bool moving = false) {
     std::mt19937 random(seed);
     std::normal_distribution<float> normal;
-    std::vector<float> rows(static_cast<size_t>(n * channels));
+    std::vector<float> rows(static_cast<size_t>(n * channels)), way(channels);
+    for (float & x : way) x = normal(random);
     for (float & x : rows) x = normal(random);
+    for (size_t i = 0; i < rows.size() && moving; ++i) {
+        const auto token = static_cast<float>(i / channels % VIDKV_PAGE);
+        rows[i] = way[(i + 3) % channels] + token / 32 * way[i % channels] + 0.1f * rows[i];
+    }
     std::vector<int64_t> places(static_cast<size_t>(n));
     std::iota(places.begin(), places.end(), first);
     ASSERT_EQ(vidkv_store_write_f32(store, 0, places.data(), n, rows.data(), channels), VIDKV_OK);
@@ -109,6 +116,28 @@ TEST(PageExport, PagesOfSeveralPlans) {
     EXPECT_EQ(read(to.get(), 1), read(second.get(), 1));
     uint64_t bytes = 0;
     EXPECT_NE(vidkv_store_sealed_page(to.get(), 0, 2, &bytes), nullptr);
+}
+
+TEST(PageExport, ValuesWithADirection) {
+    for (const char * preset : {"t1.15", "t1.65", "t2.2", "t4.2"}) {
+        SCOPED_TRACE(preset);
+        const StorePtr from = make(preset, VIDKV_VALUES), to = make(preset, VIDKV_VALUES);
+        fill(from.get(), 0, 600, 4, true);
+        ASSERT_EQ(vidkv_store_seal(from.get(), 1), VIDKV_OK);
+        vidkv_params params;
+        ASSERT_EQ(vidkv_params_from_preset(preset, &params), VIDKV_OK);
+        const vidkv::ValueLayout layout = vidkv::make_value_layout(params, head_dim, channels / head_dim);
+        uint64_t size = 0;
+        const auto * page = static_cast<const uint8_t *>(vidkv_store_sealed_page(from.get(), 0, 1, &size));
+        ASSERT_TRUE(page);
+        ASSERT_EQ(vidkv::most_shared(layout, page), vidkv::Sharing::direction);
+        int32_t sinks = 0;
+        const std::vector<uint8_t> bytes = exported(from.get(), 1, sinks);
+        copy_rows(from.get(), 1, to.get(), 1);
+        ASSERT_EQ(import(to.get(), 1, bytes), VIDKV_OK) << vidkv_last_error();
+        EXPECT_EQ(exported(to.get(), 1, sinks), bytes);
+        EXPECT_EQ(read(to.get(), 1), read(from.get(), 1));
+    }
 }
 
 TEST(PageExport, WhatIsRefused) {

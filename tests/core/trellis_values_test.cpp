@@ -69,6 +69,29 @@ TEST(TrellisValues, TokensThatAreAlikeMakeUpForEachOther) {
     }
 }
 
+// Tokens that are parallel and of any length make up for each other's errors, but the short ones not beyond their own size.
+TEST(TrellisValues, AShortTokenDoesNotPayForLongOnes) {
+    Random rng(43);
+    SCOPED_TRACE(rng.trace());
+    const int dim = 128, short_one = 64;
+    for (const auto & [name, most] : {std::pair{"k2vt1", 1.2}, {"k2vt1.5", 0.8}, {"k2vt2", 0.5}, {"k2vt3", 0.3}}) {
+        for (const float length : {0.5f, 0.1f, 0.02f, 0.002f}) {
+            const ValueLayout layout = make_value_layout(preset(name), dim, 1);
+            const std::vector<float> scene = rng.normals(dim);
+            std::vector<float> x = rng.normals(static_cast<size_t>(dim) * page_tokens);
+            for (int t = 1; t < page_tokens; t += 4)
+                for (int c = 0; c < dim; ++c) x[t * dim + c] = scene[c] + 0.05f * x[t * dim + c];
+            for (int c = 0; c < dim; ++c) x[short_one * dim + c] = length * scene[c];
+            const EncodedValues encoded = encode_value_page(layout, x, all_used());
+            ASSERT_FALSE(encoded.view().is_still()) << "means are not the subject";
+            const std::vector<float> y = encoded.decode();
+            Fidelity of_it;
+            for (int i = short_one * dim; i < (short_one + 1) * dim; ++i) of_it.add(x[i], y[i]);
+            EXPECT_LT(of_it.nmse(), most) << name << " " << length;
+        }
+    }
+}
+
 // The mean of many rows, as attention over them gives it, and single rows, with scales per channel beside it.
 TEST(TrellisValues, StillPagesAverageAsWellAsScalesPerChannel) {
     const int dim = 64, pages = 4;
@@ -124,6 +147,29 @@ TEST(TrellisValues, AMeanIsOnlyWhereItHelpsEveryToken) {
     std::fill(x.begin(), x.end(), 65504.0f);
     for (size_t i = 0; i < x.size(); ++i) x[i] *= rng.normal() > 0 ? 1.0f : -1.0f;
     EXPECT_LT(encode_value_page(layout, x, all_used()).view().meta[page_tokens - 1], still_mark) << "the mark is no scale";
+}
+
+// Values of one bit leave the last slots of a still page without codes: what happens there must not be lost.
+TEST(TrellisValues, ATokenThatDiffersIsSaidInEverySlot) {
+    Random rng(44);
+    SCOPED_TRACE(rng.trace());
+    const int dim = 64;
+    for (const char * name : {"k2vt1", "k2vt1.5", "k2vt2"}) {
+        for (const bool moving : {false, true}) {
+            for (const int token : {3, 90, 127}) {
+                const ValueLayout layout = make_value_layout(preset(name), dim, 1);
+                const std::vector<float> picture = rng.normals(dim), way = rng.normals(dim), other = rng.normals(dim);
+                std::vector<float> x = rng.normals(static_cast<size_t>(dim) * page_tokens, 0.1f);
+                for (int i = 0; i < dim * page_tokens; ++i)
+                    x[i] += picture[i % dim] + (moving ? static_cast<float>(i / dim) / 32 * way[i % dim] : 0.0f);
+                std::copy(other.begin(), other.end(), x.begin() + token * dim);
+                const std::vector<float> y = encode_value_page(layout, x, all_used()).decode();
+                Fidelity of_it;
+                for (int i = token * dim; i < (token + 1) * dim; ++i) of_it.add(x[i], y[i]);
+                EXPECT_LT(of_it.nmse(), 1.3) << name << " " << token << (moving ? " moving" : "");
+            }
+        }
+    }
 }
 
 // Half of the tokens protected: their quads leave no room for a direction of so few channels.

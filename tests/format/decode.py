@@ -357,6 +357,8 @@ def trellis_values(shape, data):
         scales, mean, direction, along, of_head = list(data[meta:meta + PAGE]), [0.0] * dim, [0.0] * dim, [0] * PAGE, numbers
         if scales[-1] == 255:
             size, scales[-1], mean, direction, along = what_is_shared(data[at:at + codes_size], dim)
+            wanted = 1 if size == 2 + 3 * dim // 2 else 5
+            require(shape.needs & wanted == wanted, "a still head that the file does not announce")
             fewer = -(-size // saved)
             require(fewer <= PAGE // 4 - protected // 4, "a direction without room")
             of_head = numbers[:-fewer] + [narrow] * fewer
@@ -490,11 +492,12 @@ def read_page(shape, keys, sets, entry, pages, shift=None):
     return rows
 
 
-def read_store(params, keys, state, pages):
+def read_store(params, needs, keys, state, pages):
     """(shape, {page number: rows})."""
     reader = Reader(state)
     channels, dim, flags, plan_sets, count, writes, current, zeros = reader.numbers(STORE)
     shape = Shape(params).take(channels, dim)
+    shape.needs = needs
     require(flags < 16 and writes >= 0 and not any(zeros), "head of a store")
     require(count <= len(state) // struct.calcsize(PAGE_ENTRY), "cut off")
     entries = [reader.numbers(PAGE_ENTRY) for _ in range(count)]
@@ -552,6 +555,6 @@ def read_file(path):
         require(layer >= 0 and side in (0, 1) and sequence >= 0 and key not in stores, "which store it is")
         pages = part(data, *numbers[3:], table_at)
         ranges.append((numbers[3], numbers[3] + numbers[4]))
-        stores[key] = read_store(params, side == 0, content, pages)
+        stores[key] = read_store(params, needs, side == 0, content, pages)
     require_zeros_between(data, ranges)
     return sections, stores

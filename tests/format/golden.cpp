@@ -187,6 +187,8 @@ void write_bad(const fs::path & good, const fs::path & folder) {
     flip("version2", paper, at(7), '2' ^ '3', true);
     flip("version4", paper, at(7), '4' ^ '3', true); // of a release to come
     flip("forged_needs", paper, at(8), 8, true);
+    flip("unannounced_mean", read_bytes(good / "t1.65-still.vidkv"), at(8), 1, true);
+    flip("unannounced_direction", read_bytes(good / "t1.65-moving.vidkv"), at(8), 4, true);
     flip("forged_preset", paper, at(18), 0x40, true);
     flip(
         "forged_kind", paper, [](const ForgedFile & f) { return f.entry_at(keys) + 32; }, 2, true);
