@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "attention/attention.h"
+#include "input.h"
 #include "kernels/dispatch.h"
 
 namespace vidkv {
@@ -59,6 +60,9 @@ void fill(Store & store, Source & source, bool raw) {
     const size_t channels = static_cast<size_t>(store.channels());
     std::vector<float> rows(static_cast<size_t>(store.cells()) * channels);
     for (float & x : rows) x = source.number(raw);
+    const int kind = store.side() == VIDKV_VALUES ? source.below(3) : 0; // noise, a still picture, one that moves
+    for (size_t i = 0; i < rows.size() && kind > 0; ++i)
+        rows[i] = scene(i % channels, kind == 1 ? 0 : i / channels) + 0.1f * rows[i];
     std::vector<int64_t> cells(static_cast<size_t>(store.cells()));
     std::iota(cells.begin(), cells.end(), 0);
     for (int64_t at = 0; at < store.cells();) {

@@ -14,6 +14,13 @@ inline void demand(bool holds, const char * what) {
     std::abort();
 }
 
+// A value of a token: a picture, which tokens after the first of a page leave one way (`token` as it is), or not (0).
+inline float scene(size_t channel, size_t token) {
+    const float picture = static_cast<float>(channel * 31 % 17) / 8 - 1,
+                way = static_cast<float>(channel * 13 % 11) / 5 - 1;
+    return picture + static_cast<float>(token % VIDKV_PAGE) / 32 * way;
+}
+
 // Bytes of the input, zeros behind its end.
 class Input {
   public:

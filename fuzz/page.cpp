@@ -13,7 +13,8 @@
 
 namespace {
 
-constexpr const char * presets[] = {"k2v2", "k1.5v1.58", "k1v2-g128", "t2.2", "t1.65", "t1.15", "t1.0", "k1.5v1.58-stp0.2"};
+constexpr const char * presets[] = {"k2v2",  "k1.5v1.58", "k1v2-g128",        "t2.2", "t1.65",
+                                    "t1.15", "t1.0",      "k1.5v1.58-stp0.2", "t4.2"};
 constexpr int32_t head_dims[] = {8, 16, 64, 80, 128};
 constexpr int64_t cells = 4 * VIDKV_PAGE;
 
@@ -31,7 +32,11 @@ Store make(vidkv_side side, int32_t head_dim, const vidkv_params & params) {
 
 void write(vidkv_store * store, int32_t channels, int64_t first, int64_t n, uint32_t seed) {
     std::vector<float> rows(static_cast<size_t>(n * channels));
-    for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<float>((i * 7919 + seed * 104729) % 1000) / 500 - 1;
+    const auto width = static_cast<size_t>(channels);
+    for (size_t i = 0; i < rows.size(); ++i) {
+        const float noise = static_cast<float>((i * 7919 + seed * 104729) % 1000) / 500 - 1;
+        rows[i] = seed < 128 ? noise : scene(i % width, seed < 192 ? 0 : i / width) + 0.1f * noise;
+    }
     std::vector<int64_t> to(static_cast<size_t>(n));
     std::iota(to.begin(), to.end(), first);
     demand(vidkv_store_write_f32(store, 0, to.data(), n, rows.data(), channels) == VIDKV_OK, "rows are written");

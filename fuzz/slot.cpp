@@ -67,7 +67,10 @@ template <typename T> void append(Bytes & to, T value) { append_bytes(to, &value
 void append_rows(Bytes & to, vidkv_side side, const vidkv_params & params) {
     const PackedStore store = make_store(side, channels, head_dim, pages + 1, params);
     std::vector<float> rows(static_cast<size_t>(cells * channels));
-    for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<float>(i * 7919 % 1000) / 500 - 1;
+    for (size_t i = 0; i < rows.size(); ++i) {
+        rows[i] = static_cast<float>(i * 7919 % 1000) / 500 - 1;
+        if (side == VIDKV_VALUES) rows[i] = scene(i % channels, i / channels) + 0.1f * rows[i];
+    }
     std::vector<int64_t> places(cells);
     std::iota(places.begin(), places.end(), 0);
     check_status(vidkv_store_write_f32(store.get(), 0, places.data(), cells, rows.data(), channels));
