@@ -74,6 +74,8 @@ std::vector<vidkv_kv_info> live_stores() {
     return stores;
 }
 
+double packing_seconds() { return plugin_function<vidkv_packing_seconds_t>(VIDKV_PROC_PACKING_SECONDS)(); }
+
 HeldSealing::HeldSealing() { plugin_function<vidkv_hold_sealing_t>(VIDKV_PROC_HOLD_SEALING)(1); }
 HeldSealing::~HeldSealing() { plugin_function<vidkv_hold_sealing_t>(VIDKV_PROC_HOLD_SEALING)(0); }
 

@@ -16,6 +16,9 @@ void configure_plugin(const vidkv_params & params);
 // What the plug-in's stores hold now.
 vidkv_store_stats plugin_stats();
 
+// Seconds that this process has packed pages so far.
+double packing_seconds();
+
 // Saving a sequence as it is.
 const vidkv_state & plugin_state();
 

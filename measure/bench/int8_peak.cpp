@@ -24,45 +24,31 @@ struct Loop {
     double macs;
 };
 
+// STEP adds a product of a and b to a sum, SUMS times in turn, which hides its latency; each asm makes the compiler believe that a
+// register of that class was changed or used.
+#define DOT_PRODUCTS(NAME, TARGET, SUM, CLASS, SUMS, A, B, STEP)                                                           \
+    [[gnu::target(TARGET)]] void NAME() {                                                                                  \
+        SUM sums[SUMS] = {};                                                                                               \
+        auto a = A;                                                                                                        \
+        const auto b = B;                                                                                                  \
+        for (int round = 0; round < ROUNDS; ++round) {                                                                     \
+            _Pragma("GCC unroll 12") for (auto & sum : sums) {                                                             \
+                asm volatile("" : CLASS(a));                                                                               \
+                sum = STEP;                                                                                                \
+                asm volatile("" : CLASS(sum));                                                                             \
+            }                                                                                                              \
+        }                                                                                                                  \
+    }
+
 #if defined(__x86_64__)
 
-// Twelve sums hide the latency of the dot product; each asm makes the compiler believe that a sum was used.
-[[gnu::target("avx512f,avx512bw,avx512vnni")]] void avx512_loop() {
-    __m512i sums[12] = {};
-    const __m512i a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(1);
-    for (int round = 0; round < ROUNDS; ++round) {
-#pragma GCC unroll 12
-        for (int i = 0; i < 12; ++i) {
-            sums[i] = _mm512_dpbusd_epi32(sums[i], a, b);
-            asm volatile("" : "+v"(sums[i]));
-        }
-    }
-}
-
-[[gnu::target("avx2")]] void avx2_loop() {
-    __m256i sums[8] = {}, a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(1);
-    for (int round = 0; round < ROUNDS; ++round) {
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; ++i) {
-            asm volatile("" : "+x"(a));
-            sums[i] = _mm256_add_epi16(sums[i], _mm256_maddubs_epi16(a, b));
-            asm volatile("" : "+x"(sums[i]));
-        }
-    }
-}
-
+DOT_PRODUCTS(avx512_loop, "avx512f,avx512bw,avx512vnni", __m512i, "+v", 12, _mm512_set1_epi8(3), _mm512_set1_epi8(1),
+             _mm512_dpbusd_epi32(sum, a, b))
 // The EVEX encoding: a processor that has the VEX one alone gets no figure.
-[[gnu::target("avx512f,avx512bw,avx512vl,avx512vnni")]] void vnni256_loop() {
-    __m256i sums[12] = {};
-    const __m256i a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(1);
-    for (int round = 0; round < ROUNDS; ++round) {
-#pragma GCC unroll 12
-        for (int i = 0; i < 12; ++i) {
-            sums[i] = _mm256_dpbusd_epi32(sums[i], a, b);
-            asm volatile("" : "+v"(sums[i]));
-        }
-    }
-}
+DOT_PRODUCTS(vnni256_loop, "avx512f,avx512bw,avx512vl,avx512vnni", __m256i, "+v", 12, _mm256_set1_epi8(3),
+             _mm256_set1_epi8(1), _mm256_dpbusd_epi32(sum, a, b))
+DOT_PRODUCTS(avx2_loop, "avx2", __m256i, "+x", 8, _mm256_set1_epi8(3), _mm256_set1_epi8(1),
+             _mm256_add_epi16(sum, _mm256_maddubs_epi16(a, b)))
 
 Loop loop_of(const std::string & isa) {
     const bool vnni = __builtin_cpu_supports("avx512vnni");
@@ -75,17 +61,7 @@ Loop loop_of(const std::string & isa) {
 
 #elif defined(__aarch64__)
 
-[[gnu::target("+dotprod")]] void neon_loop() {
-    int32x4_t sums[12] = {};
-    const int8x16_t a = vdupq_n_s8(3), b = vdupq_n_s8(1);
-    for (int round = 0; round < ROUNDS; ++round) {
-#pragma GCC unroll 12
-        for (int i = 0; i < 12; ++i) {
-            sums[i] = vdotq_s32(sums[i], a, b);
-            asm volatile("" : "+w"(sums[i]));
-        }
-    }
-}
+DOT_PRODUCTS(neon_loop, "+dotprod", int32x4_t, "+w", 12, vdupq_n_s8(3), vdupq_n_s8(1), vdotq_s32(sum, a, b))
 
 Loop loop_of(const std::string & isa) {
     constexpr unsigned long HAS_DOT_PRODUCT = 1ul << 20; // HWCAP_ASIMDDP

@@ -42,6 +42,10 @@ typedef void (*vidkv_stats_t)(vidkv_store_stats * out);
 #define VIDKV_PROC_HOLD_SEALING "vidkv_hold_sealing"
 typedef void (*vidkv_hold_sealing_t)(int hold);
 
+/* The seconds that the process has spent packing pages so far. */
+#define VIDKV_PROC_PACKING_SECONDS "vidkv_packing_seconds"
+typedef double (*vidkv_packing_seconds_t)(void);
+
 /* Seals once what is old enough in every live store, held or not. Returns NULL, or one line. */
 #define VIDKV_PROC_SEAL_NOW "vidkv_seal_now"
 typedef const char * (*vidkv_seal_now_t)(int threads);

@@ -72,6 +72,8 @@ void sum_stats(vidkv_store_stats * out) {
 
 void hold_sealing(int hold) { Placement::hold_sealing(hold != 0); }
 
+double packing_seconds() { return Placement::packing_seconds(); }
+
 const char * seal_now(int threads) {
     try {
         for (Placement * placement : Placement::live()) {
@@ -150,6 +152,7 @@ void * host_function(const char * name) {
         {VIDKV_PROC_CONFIGURE, reinterpret_cast<void *>(configure_from_host)},
         {VIDKV_PROC_STATS, reinterpret_cast<void *>(sum_stats)},
         {VIDKV_PROC_HOLD_SEALING, reinterpret_cast<void *>(hold_sealing)},
+        {VIDKV_PROC_PACKING_SECONDS, reinterpret_cast<void *>(packing_seconds)},
         {VIDKV_PROC_SEAL_NOW, reinterpret_cast<void *>(seal_now)},
         {VIDKV_PROC_PROTECT, reinterpret_cast<void *>(protect)},
         {VIDKV_PROC_STATE, reinterpret_cast<void *>(state_functions)},

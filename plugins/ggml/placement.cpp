@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <mutex>
 #include <utility>
@@ -19,6 +20,15 @@ std::vector<Placement *> & live_placements() {
 }
 
 std::atomic<bool> sealing_held{false};
+std::atomic<int64_t> packing_time{0}; // nanoseconds
+
+bool seal_pages(const std::vector<vidkv_seal_request> & requests, int threads) {
+    if (requests.empty()) return true;
+    const auto start = std::chrono::steady_clock::now();
+    const vidkv_status status = vidkv_seal_pages(requests.data(), static_cast<int64_t>(requests.size()), threads);
+    packing_time += std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count();
+    return status == VIDKV_OK;
+}
 
 } // namespace
 
@@ -39,6 +49,7 @@ std::vector<Placement *> Placement::live() {
 }
 
 void Placement::hold_sealing(bool hold) { sealing_held = hold; }
+double Placement::packing_seconds() { return 1e-9 * static_cast<double>(packing_time); }
 
 void Placement::add(KvStore & store) {
     stores_.push_back(&store);
@@ -189,8 +200,7 @@ bool Placement::pack(const std::vector<KvStore *> & stores, Pages pages, int thr
             if (!pages[s].empty()) requests.push_back(store->seal_request(static_cast<int>(s), pages[s]));
         }
     }
-    if (requests.empty()) return true;
-    return vidkv_seal_pages(requests.data(), static_cast<int64_t>(requests.size()), threads) == VIDKV_OK;
+    return seal_pages(requests, threads);
 }
 
 void Placement::collect_due() {
@@ -214,8 +224,7 @@ bool Placement::pack_due(size_t most, int threads) {
             if (!pages[i][s].empty()) requests.push_back(packing_order_[i]->seal_request(static_cast<int>(s), pages[i][s]));
         }
     }
-    if (!requests.empty() && vidkv_seal_pages(requests.data(), static_cast<int64_t>(requests.size()), threads) != VIDKV_OK)
-        return false; // they stay due
+    if (!seal_pages(requests, threads)) return false; // they stay due
     std::erase_if(left, [&](const Due & due) { return due.done == all; });
     due_ = std::move(left);
     return true;

@@ -71,6 +71,7 @@ class Placement {
 
     // From now on seal() does nothing, in any cache of the process; or does its work again.
     static void hold_sealing(bool hold);
+    static double packing_seconds(); // all that packing has taken in this process
     static std::vector<Placement *> live();
 
   private:

@@ -1,9 +1,11 @@
 """vidkv bench: shapes of its reports, figures that follow from each other, and one clear line for every bad input."""
 import csv
+import importlib.util
 import json
 import os
 import resource
 import subprocess
+import sys
 import tempfile
 import unittest
 
@@ -224,12 +226,45 @@ class Latency(Bench):
         done = bench("latency", "--shape", "4/2/64", "--layers", "2", "--depth", "200", "--tokens", "100", "--json")
         report = self.report(done)
         self.assertEqual([report[part]["tokens"] for part in ("all", "packing", "others")], [100, 4, 96])
-        for part in ("all", "packing", "others"):
+        self.assertLessEqual(report["packing_alone"]["max_ms"], report["packing"]["max_ms"])
+        for part in ("all", "packing", "packing_alone", "others"):
             self.assertTrue(0 < report[part]["p50_ms"] <= report[part]["p99_ms"] <= report[part]["max_ms"], report)
 
     def test_bad_input(self):
         self.assert_fails(bench("latency", "--kv", "nonsense"), "no preset 'nonsense'", 2)
         self.assert_fails(bench("latency", "-m", "missing.gguf"), "missing.gguf", 1)
+
+
+class OtherEngines(unittest.TestCase):
+    def run_script(self, *arguments):
+        script = os.path.join(ROOT, "measure", "bench", "other_engines.py")
+        return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, env={**os.environ, "VIDKV": VIDKV})
+
+    def test_torch_beside_vidkv(self):
+        if importlib.util.find_spec("torch") is None:
+            self.skipTest("torch is not installed (tests/e2e/requirements.txt)")
+        done = self.run_script("attention", "--shape", "4/2/64", "--tokens", "256", "--engines", "torch-bf16-rows", "--rounds", "1", "--calls", "3", "--json")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        rows = {row["name"]: row for row in json.loads(done.stdout)["rows"]}
+        self.assertEqual(list(rows), ["ggml-f16", "t1.65", "torch-bf16-rows"])
+        torch = rows["torch-bf16-rows"]
+        self.assertTrue(0 < torch["error"] < 0.01, torch)
+        self.assertAlmostEqual(torch["times_t1.65"], torch["us"] / rows["t1.65"]["us"], places=6)
+
+    def test_what_is_missing_is_named(self):
+        if importlib.util.find_spec("onnxruntime") is not None:
+            self.skipTest("ONNX Runtime is installed: nothing is missing")
+        done = self.run_script("attention", "--engines", "onnx-f32")
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertIn("onnxruntime is not installed (measure/bench/requirements.txt", done.stderr)
+
+    def test_bad_input(self):
+        for arguments, words in ((["attention", "--engines", "tensorflow"], "there is no engine tensorflow"), (["attention", "--tokens", "many"], "many")):
+            done = self.run_script(*arguments)
+            self.assertNotEqual(done.returncode, 0)
+            self.assertEqual(done.stdout, "")
+            self.assertIn(words, done.stderr.splitlines()[-1])
+            self.assertNotIn("Traceback", done.stderr)
 
 
 if __name__ == "__main__":
