@@ -300,7 +300,7 @@ def mistral(model, threads):
     import mistralrs
 
     which = mistralrs.Which.GGUF(quantized_model_id=str(model.resolve().parent), quantized_filename=model.name)
-    runner = mistralrs.Runner(which=which, max_seqs=1, prefix_cache_n=1, token_source="none")
+    runner = mistralrs.Runner(which=which, max_seqs=1, prefix_cache_n=0, token_source="none")
 
     def run(depth, predict):
         text = "".join(f"{i % 10} " for i in range(max(depth // 2, 1)))
@@ -327,8 +327,8 @@ def decode(options):
     run, rows = mistral(options.model, options.threads), []
     for depth in options.depth:
         found = [run(depth, options.predict) for _ in range(options.rounds)]
-        tokens, reading, _ = found[0]  # the others find the prompt in mistral.rs's prefix cache
-        rows.append({"name": "mistral.rs", "depth": tokens, "reading_per_s": reading, "tokens_per_s": statistics.median(rate for *_, rate in found)})
+        reading, rate = (statistics.median(rates) for rates in list(zip(*found))[1:])
+        rows.append({"name": "mistral.rs", "depth": found[0][0], "reading_per_s": reading, "tokens_per_s": rate})
         if options.kv != "none":
             ours = vidkv("model", "-m", str(options.model), "--kv", options.kv, "-d", str(depth), "-p", "0", "-n", str(options.predict),
                          "--repeat", str(options.rounds), "-t", str(options.threads))["rows"]
