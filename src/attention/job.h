@@ -91,7 +91,7 @@ class Attention {
     void fetch_now(const PageAt & at) const;
     Seen load_bias(const Block & block, int64_t page, Scratch & scratch) const;
     int load_bias(const Token & token, int64_t first_cell, float * bias, MaskKind & kind) const;
-    bool sees_something(Rows rows, const Scratch & scratch) const;
+    bool sees_something(const Block & block, Rows rows, const Scratch & scratch) const;
     PlannedQueries planned_for(const Block & block, int64_t slot, int64_t page, const PageView & view, Rows rows,
                                Scratch & scratch) const;
     PlannedQueries turned(const Block & block, int64_t slot, const PageView & view, const Shift & shift, Rows rows,

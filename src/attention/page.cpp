@@ -72,7 +72,7 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, co
     PackedWeights * packed = scratch.weights.get();
     for (int first = seen.rows.first; first < end; first += row_block, ++packed) {
         const Rows rows{first, std::min(row_block, end - first)};
-        if (!sees_something(rows, scratch)) continue;
+        if (!sees_something(block, rows, scratch)) continue;
         score(block, slot, rows, keys, key_tile ? &*key_tile : nullptr, planned, seen.cells, soon.during_scores, scratch);
         const bool at_once = value_tile && values.sink_count == 0 && !value_tile->rule().token;
         weigh(block, slot, chunk, rows, at_once ? &*value_tile : nullptr, *packed, scratch);
@@ -85,7 +85,7 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, co
     packed = scratch.weights.get();
     for (int first = seen.rows.first; first < end; first += row_block, ++packed) {
         const Rows rows{first, std::min(row_block, end - first)};
-        if (!sees_something(rows, scratch)) continue;
+        if (!sees_something(block, rows, scratch)) continue;
         value_tile->add(rows.count, *packed, sums(slot, chunk, first), soon.during_sums);
     }
 }
@@ -169,7 +169,8 @@ int Attention::load_bias(const Token & token, int64_t first_cell, float * bias, 
     return shown;
 }
 
-bool Attention::sees_something(Rows rows, const Scratch & scratch) const {
+bool Attention::sees_something(const Block & block, Rows rows, const Scratch & scratch) const {
+    if (block.tokens == 1) return true; // or there would be no cells
     for (int t = rows.first / heads_per_kv_head_; t <= (rows.end() - 1) / heads_per_kv_head_; ++t) {
         if (scratch.mask[t] != MaskKind::hidden) return true;
     }
@@ -223,10 +224,11 @@ void Attention::weigh(const Block & block, int64_t slot, int64_t chunk, Rows the
     const int first_row = these.first, rows = these.count;
     const float * bias[row_block];
     float slopes[row_block], factors[row_block];
+    int token = first_row / heads_per_kv_head_, head = first_row % heads_per_kv_head_;
     for (int r = 0; r < rows; ++r) {
-        const int token = (first_row + r) / heads_per_kv_head_;
         bias[r] = scratch.mask[token] == MaskKind::zero ? nullptr : scratch.bias.get() + token * page_tokens;
-        slopes[r] = slopes_[block.kv_head * heads_per_kv_head_ + (first_row + r) % heads_per_kv_head_];
+        slopes[r] = slopes_[block.kv_head * heads_per_kv_head_ + head];
+        if (++head == heads_per_kv_head_) head = 0, ++token;
     }
     const SoftmaxTile softmax{
         scratch.scores.get(), rows, bias, slopes, args_.softcap * log2_e, states(slot, chunk) + first_row, factors};

@@ -178,11 +178,10 @@ ValueTile::ValueTile(const Kernels & kernels, const ValueLayout & layout, const 
 
 void ValueTile::learn_trellis() {
     float * scale = scratch_.value_meta.get();
-    kernels_.load_log_scales(page_.meta, page_tokens, scale);
     const int special = 4 * page_.protected_units;
-    const float special_step = level_grid(layout_.protected_code).step, step = level_grid(layout_.plain_code).step;
-    for (int s = 0; s < special; ++s) scale[s] *= special_step;
-    for (int s = special; s < page_tokens; ++s) scale[s] *= step;
+    if (special > 0) kernels_.load_log_scales(page_.meta, special, level_grid(layout_.protected_code).step, scale);
+    kernels_.load_log_scales(page_.meta + special, page_tokens - special, level_grid(layout_.plain_code).step,
+                             scale + special);
     const int protected_quads = page_.protected_units, narrow = page_.narrow_quads;
     const int plain = page_tokens / 4 - protected_quads - narrow;
     if (narrow > 0) learn_shared(scale);

@@ -164,7 +164,7 @@ struct Kernels {
     // Ternary digits (trit.h): byte j holds digits j, j + bytes, .. -> 5 * bytes levels.
     void (*unpack_ternary)(const uint8_t * packed, int bytes, uint8_t * levels);
     void (*load_halves)(const uint8_t * halves, int n, float * out);
-    void (*load_log_scales)(const uint8_t * codes, int n, float * out); // log_scale.h
+    void (*load_log_scales)(const uint8_t * codes, int n, float unit, float * out); // log_scale.h, times unit
     // Trellis keys: n log scales, n signed bytes of means in eighths of the scale -> step = unit * scale, center = mean * scale.
     void (*load_key_scales)(const uint8_t * meta, int n, const float * unit, float * step, float * center);
     // Two-bit grids: n half scales and n half minima -> step, and center = minimum + middle * step.
@@ -191,7 +191,7 @@ struct Kernels {
     // weights [rows][page_tokens]; slot s takes token token[s] (null: token s), times slot_scale[s] (null: 1).
     void (*pack_weights)(const float * weights, int rows, const WeightRule & rule, PackedWeights & out);
     void (*add_levels)(const ValueProduct & product);
-    // The same from packed codes, for up to row_block rows and 64 or 128 channels; may be null.
+    // The same from packed codes, for up to row_block rows and 64 or 128 channels; several groups must be of uniform2 alone. May be null.
     void (*add_codes)(const ValueProduct & product);
     // out[row][c] += sum of weights[row][t] * value[t][c]; cells of weight 0 are left out. out: channels up to a multiple of 16.
     void (*add_halves)(const float * weights, int rows, const HalfRows & values, float * out, int64_t out_stride);

@@ -56,8 +56,8 @@ void load_halves(const uint8_t * halves, int n, float * out) {
     for (int i = 0; i < n; ++i) out[i] = half_to_float(load_at<uint16_t>(halves, static_cast<size_t>(i)));
 }
 
-void load_log_scales(const uint8_t * codes, int n, float * out) {
-    for (int i = 0; i < n; ++i) out[i] = log_scale_value(codes[i]);
+void load_log_scales(const uint8_t * codes, int n, float unit, float * out) {
+    for (int i = 0; i < n; ++i) out[i] = log_scale_value(codes[i]) * unit;
 }
 
 void load_key_scales(const uint8_t * meta, int n, const float * unit, float * step, float * center) {

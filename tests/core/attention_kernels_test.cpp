@@ -145,8 +145,8 @@ TEST(AttentionKernels, NumbersWidenExactly) {
                           reinterpret_cast<const uint8_t *>(halves.data() + 20), 65500, 1.5f, got.data(), other.data());
         expect_same(got, want);
         expect_same(other, center);
-        scalar_kernels.load_log_scales(scales.data(), 256, want.data());
-        kernels.load_log_scales(scales.data(), 256, got.data());
+        scalar_kernels.load_log_scales(scales.data(), 256, 1.7f, want.data());
+        kernels.load_log_scales(scales.data(), 256, 1.7f, got.data());
         expect_same(got, want);
     });
 }
@@ -361,7 +361,8 @@ TEST(AttentionKernels, ValuesAddUpToTheSameBitsFromCodes) {
     for_each_fast(200, [](const Kernels & kernels, Random & rng) {
         if (!kernels.add_codes) return;
         const int channels = 64 * rng.integer(1, 2), rows = rng.integer(1, row_block), groups = 1 << rng.integer(0, 2);
-        RandomCodes packed(rng, page_tokens / 4, channels, largest_runs, value_codes);
+        const auto kinds = groups == 1 ? value_codes : std::vector{QuadCode::uniform2};
+        RandomCodes packed(rng, page_tokens / 4, channels, largest_runs, kinds);
         Aligned<int8_t> weights(row_block * operand_bytes);
         for (size_t i = 0; i < row_block * operand_bytes; ++i) weights[i] = static_cast<int8_t>(rng.integer(0, 127));
         const size_t sums = static_cast<size_t>(channels * row_block);
