@@ -2,90 +2,23 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
-#include <limits>
-#include <memory>
 #include <numeric>
 
 #include "base/softmax_math.h"
-#include "base/half.h"
 #include "codec/trit.h"
-#include "core/random.h"
-#include "kernels/dispatch.h"
+#include "core/kernel_tables.h"
 #include "kernels/quad_order.h"
 
 namespace vidkv {
 namespace {
 
-using test::Random;
+using namespace test;
 
-constexpr double unit = 0x1p-24;
-constexpr float infinity = std::numeric_limits<float>::infinity();
-constexpr int head_dims[] = {8, 24, 64, 72, 80, 96, 112, 128, 136, 256, 512};
 constexpr QuadCode codes[] = {QuadCode::trellis1, QuadCode::trellis1_5, QuadCode::trellis2,
                               QuadCode::trellis3, QuadCode::uniform1,   QuadCode::uniform2,
                               QuadCode::uniform4, QuadCode::uniform5,   QuadCode::uniform6};
-
-// Runs body for each vector instruction set and many seeds, or skips visibly.
-template <typename Body> void for_each_fast(int seeds, Body body) {
-    int tables = 0;
-    for (const KernelChoice & choice : kernel_choices()) {
-        if (choice.kernels == &scalar_kernels || !choice.supported()) continue;
-        ++tables;
-        for (int seed = 0; seed < seeds; ++seed) {
-            Random rng(static_cast<uint64_t>(seed));
-            SCOPED_TRACE(std::string(choice.kernels->name) + " " + rng.trace());
-            body(*choice.kernels, rng);
-        }
-    }
-    if (tables == 0) GTEST_SKIP() << "this machine has none of the vector instruction sets in this build";
-}
-
-// Memory aligned as kernels ask for, with room behind.
-template <typename T> class Aligned {
-  public:
-    explicit Aligned(size_t n, T fill = T{}) : storage_(n * sizeof(T) + 128), n_(n) { std::fill_n(data(), n, fill); }
-    T * data() {
-        void * start = storage_.data();
-        size_t room = storage_.size();
-        return static_cast<T *>(std::align(64, n_ * sizeof(T), start, room));
-    }
-    T & operator[](size_t i) { return data()[i]; }
-    std::vector<T> copy() { return {data(), data() + n_}; }
-
-  private:
-    std::vector<uint8_t> storage_;
-    size_t n_;
-};
-
-Aligned<uint8_t> random_bytes(Random & rng, size_t n, int largest = 255) {
-    Aligned<uint8_t> bytes(n);
-    for (size_t i = 0; i < n; ++i) bytes[i] = static_cast<uint8_t>(rng.integer(0, largest));
-    return bytes;
-}
-
-Aligned<float> random_floats(Random & rng, size_t n, float deviation = 1.0f) {
-    Aligned<float> out(n);
-    for (size_t i = 0; i < n; ++i) out[i] = rng.normal(rng.integer(0, 20) ? deviation : 10 * deviation);
-    return out;
-}
-
-Aligned<uint16_t> random_halves(Random & rng, size_t n) {
-    Aligned<uint16_t> halves(n);
-    for (size_t i = 0; i < n; ++i) halves[i] = float_to_half(rng.normal(rng.integer(0, 9) ? 2.0f : 1e-6f));
-    return halves;
-}
-
-bool same(float a, float b) {
-    return std::bit_cast<uint32_t>(a) == std::bit_cast<uint32_t>(b) || (std::isnan(a) && std::isnan(b));
-}
-
-void expect_same(const std::vector<float> & got, const std::vector<float> & want) {
-    ASSERT_EQ(got.size(), want.size());
-    for (size_t i = 0; i < got.size(); ++i) ASSERT_TRUE(same(got[i], want[i])) << i << ": " << got[i] << " " << want[i];
-}
 
 TEST(AttentionKernels, QuadsUnpackExactly) {
     for_each_fast(4, [](const Kernels & kernels, Random & rng) {
@@ -219,183 +152,6 @@ TEST(AttentionKernels, MasksKnowWhatIsVisible) {
     }
 }
 
-// Levels of a head, cut into runs of random codes, some of them empty, which the product goes through in any order.
-struct RandomLevels {
-    Aligned<uint8_t> levels;
-    std::vector<KeyQuad> list;
-    std::vector<KeyRun> runs;
-    RandomLevels(Random & rng, int quads) : levels(static_cast<size_t>(quads) * page_tokens * 4 + level_slack) {
-        const bool extreme = rng.integer(0, 1); // sums as large as they can be
-        for (int quad = 0; quad < quads;) {
-            const int n = rng.integer(1, quads - quad), largest = (1 << rng.integer(0, 6)) - 1;
-            if (largest > 0) runs.push_back({static_cast<int>(list.size()), n, largest, QuadCode::none});
-            for (int i = quad + n; largest > 0 && i-- > quad;) list.push_back(key_quad(i, 0));
-            for (size_t i = 0; i < static_cast<size_t>(n) * page_tokens * 4; ++i) {
-                levels[static_cast<size_t>(quad) * page_tokens * 4 + i] =
-                    static_cast<uint8_t>(extreme ? largest : rng.integer(0, largest));
-            }
-            quad += n;
-        }
-    }
-};
-
-std::vector<float> values_of(const float * x, int rows) { return {x, x + rows}; }
-
-TEST(AttentionKernels, KeysScoreTheSameBits) {
-    for_each_fast(60, [](const Kernels & kernels, Random & rng) {
-        const int head_dim = head_dims[rng.integer(0, 10)], rows = rng.integer(1, row_block),
-                  padded = round_up(head_dim, 64);
-        const size_t n = static_cast<size_t>(padded);
-        Aligned<float> q = random_floats(rng, n * row_block), step = random_floats(rng, n * largest_groups, 0.3f);
-        Aligned<float> center = random_floats(rng, n * largest_groups);
-        Aligned<uint8_t> offset = random_bytes(rng, n, 63);
-        for (size_t i = 0; i < n * largest_groups; ++i) step[i] = rng.integer(0, 4) ? std::fabs(step[i]) : 0.0f;
-        for (size_t i = 0; i < n; ++i) {
-            if (rng.integer(0, 9) == 0) q[i] = 1e-38f;
-        }
-        if (rng.integer(0, 9) == 0) std::fill_n(q.data(), n, 0.0f);
-        const float base[row_block] = {1, 2, 3, 4, 5, 6, 7, 8};
-        const int groups = 1 << rng.integer(0, 2), group = rng.integer(0, groups - 1);
-        const KeySteps keys{step.data(), offset.data(), center.data(), padded, rng.integer(0, padded / 64) * 64, groups};
-        FoldedQueries wanted[largest_groups]{}, gotten[largest_groups]{};
-        scalar_kernels.fold_queries(q.data(), padded, rows, keys, base, wanted);
-        kernels.fold_queries(q.data(), padded, rows, keys, base, gotten);
-        FoldedQueries &want = wanted[group], &got = gotten[group];
-        for (int r = 0; r < rows; ++r) {
-            for (int c = 0; c < padded; ++c) {
-                const int at = (c / operand_bytes * row_block + r) * operand_bytes + c % operand_bytes;
-                ASSERT_EQ(got.q[at], want.q[at]) << r << " " << c;
-            }
-        }
-        expect_same(values_of(got.scale, rows), values_of(want.scale, rows));
-        expect_same(values_of(got.offset, rows), values_of(want.offset, rows));
-        expect_same(values_of(got.base, rows), values_of(want.base, rows));
-        RandomLevels levels(rng, head_dim / 4);
-        if (rng.integer(0, 1)) std::fill_n(want.q, sizeof(want.q), static_cast<int8_t>(rng.integer(0, 1) ? 127 : -127));
-        Aligned<float> scores(row_block * page_tokens), others(row_block * page_tokens);
-        const int first = rng.integer(0, 3) * 32, tokens = rng.integer(1, (page_tokens - first) / 32) * 32;
-        KeyProduct product{levels.levels.data(),
-                           nullptr,
-                           levels.list.data(),
-                           levels.runs.data(),
-                           static_cast<int>(levels.runs.size()),
-                           first,
-                           tokens,
-                           &want,
-                           rows,
-                           scores.data()};
-        scalar_kernels.score_levels(product);
-        product.scores = others.data();
-        kernels.score_levels(product);
-        expect_same(others.copy(), scores.copy());
-    });
-}
-
-const std::vector<QuadCode> value_codes = {QuadCode::uniform2, QuadCode::trellis1, QuadCode::trellis1_5,
-                                           QuadCode::trellis2, QuadCode::trellis3, QuadCode::uniform4};
-const std::vector<QuadCode> key_codes = {QuadCode::uniform1,   QuadCode::uniform2, QuadCode::trellis1,
-                                         QuadCode::trellis1_5, QuadCode::trellis2, QuadCode::trellis3,
-                                         QuadCode::uniform4,   QuadCode::uniform5, QuadCode::uniform6};
-
-// A head's quads as packed codes of all kinds and as the levels in them. rows: of a quad.
-struct RandomCodes {
-    Aligned<uint8_t> packed, levels;
-    std::vector<LevelRun> runs;
-    RandomCodes(Random & rng, int quads, int rows, int most_runs, const std::vector<QuadCode> & kinds)
-        : packed(random_bytes(rng, static_cast<size_t>(quads * rows * 3) + level_slack, 255)),
-          levels(static_cast<size_t>(quads * rows * 4) + level_slack) {
-        const uint8_t * at = packed.data();
-        for (int quad = 0; quad < quads;) {
-            const bool last = static_cast<int>(runs.size()) + 1 == most_runs;
-            const int n = last ? quads - quad : rng.integer(1, quads - quad);
-            const QuadCode code = kinds[static_cast<size_t>(rng.integer(0, static_cast<int>(kinds.size()) - 1))];
-            runs.push_back({quad, n, largest_level(code), code, at});
-            for (const int end = quad + n; quad < end; ++quad, at += quad_bytes(code, rows)) {
-                unpack_quad(code, at, rows, &levels[static_cast<size_t>(quad * rows * 4)]);
-            }
-        }
-    }
-};
-
-TEST(AttentionKernels, KeysScoreTheSameBitsFromCodes) {
-    for_each_fast(200, [](const Kernels & kernels, Random & rng) {
-        if (!kernels.score_codes) return;
-        const int head_dim = head_dims[rng.integer(0, 10)], rows = rng.integer(1, row_block);
-        RandomCodes packed(rng, head_dim / 4, page_tokens, head_dim / 4, key_codes);
-        FoldedQueries folded{};
-        for (int8_t & q : folded.q) q = static_cast<int8_t>(rng.integer(-127, 127));
-        for (int r = 0; r < rows; ++r)
-            folded.scale[r] = rng.normal(), folded.offset[r] = rng.normal(), folded.base[r] = rng.normal();
-        Aligned<float> want(row_block * page_tokens), got(row_block * page_tokens);
-        const int first = rng.integer(0, 3) * 32, tokens = rng.integer(1, (page_tokens - first) / 32) * 32;
-        std::vector<KeyQuad> list;
-        std::vector<KeyRun> runs;
-        for (const LevelRun & run : packed.runs) {
-            runs.push_back({static_cast<int>(list.size()), run.quads, run.largest, run.code});
-            for (int i = run.quads; i-- > 0;) {
-                const size_t at = static_cast<size_t>(run.packed - packed.packed.data()) +
-                                  quad_bytes(run.code, page_tokens) * static_cast<size_t>(i);
-                list.push_back(key_quad(run.first + i, static_cast<uint32_t>(at)));
-            }
-        }
-        std::ranges::reverse(runs);
-        KeyProduct product{packed.levels.data(),
-                           packed.packed.data(),
-                           list.data(),
-                           runs.data(),
-                           static_cast<int>(runs.size()),
-                           first,
-                           tokens,
-                           &folded,
-                           rows,
-                           want.data()};
-        scalar_kernels.score_levels(product);
-        product.levels = nullptr;
-        product.scores = got.data();
-        kernels.score_codes(product);
-        expect_same(got.copy(), want.copy());
-    });
-}
-
-TEST(AttentionKernels, ValuesAddUpToTheSameBitsFromCodes) {
-    for_each_fast(200, [](const Kernels & kernels, Random & rng) {
-        if (!kernels.add_codes) return;
-        const int channels = 64 * rng.integer(1, 2), rows = rng.integer(1, row_block), groups = 1 << rng.integer(0, 2);
-        const auto kinds = groups == 1 ? value_codes : std::vector{QuadCode::uniform2};
-        RandomCodes packed(rng, page_tokens / 4, channels, largest_runs, kinds);
-        Aligned<int8_t> weights(row_block * operand_bytes);
-        for (size_t i = 0; i < row_block * operand_bytes; ++i) weights[i] = static_cast<int8_t>(rng.integer(0, 127));
-        const size_t sums = static_cast<size_t>(channels * row_block);
-        Aligned<float> step = random_floats(rng, sums), base = random_floats(rng, sums), want = random_floats(rng, sums),
-                       got(sums);
-        std::copy_n(want.data(), sums, got.data());
-        ValueProduct product{};
-        product.levels = packed.levels.data();
-        product.stride = channels * 4;
-        product.channels = channels;
-        product.weights = weights.data();
-        product.rows = rows;
-        product.groups = groups;
-        for (int r = 0; r < rows; ++r) product.scale[r] = rng.normal();
-        for (int g = 0; g < groups; ++g) {
-            ValueGroup & group = product.group[g];
-            std::ranges::copy(packed.runs,
-                              group.runs); // every group adds the same quads: what matters is what is done with the sums
-            group.run_count = static_cast<int>(packed.runs.size());
-            group.step = rng.integer(0, 1) ? &step[g * channels] : nullptr;
-            group.center = rng.integer(0, 1) ? &base[g * channels] : nullptr;
-            for (int r = 0; r < rows; ++r) group.offset[r] = rng.normal(), group.total[r] = rng.normal();
-        }
-        product.out_stride = channels;
-        product.out = want.data();
-        scalar_kernels.add_levels(product);
-        product.levels = nullptr;
-        product.out = got.data();
-        kernels.add_codes(product);
-        expect_same(got.copy(), want.copy());
-    });
-}
-
 TEST(AttentionKernels, HalfRowsScoreAndAddUpTheSameBits) {
     for_each_fast(60, [](const Kernels & kernels, Random & rng) {
         const int head_dim = head_dims[rng.integer(0, 10)], rows = rng.integer(1, row_block),
@@ -431,7 +187,7 @@ TEST(AttentionKernels, HalfRowsScoreAndAddUpTheSameBits) {
     });
 }
 
-void expect_same(int rows, const PackedWeights & got, const PackedWeights & want) {
+void expect_same_weights(int rows, const PackedWeights & got, const PackedWeights & want) {
     EXPECT_EQ(std::memcmp(got.w, want.w, static_cast<size_t>(rows) * operand_bytes), 0);
     expect_same(values_of(got.scale, rows), values_of(want.scale, rows));
     expect_same(values_of(got.sum[0], rows * largest_groups), values_of(want.sum[0], rows * largest_groups));
@@ -490,7 +246,7 @@ void expect_same_softmax(bool packs) {
             softmax.states = others.data();
             softmax.factors = other_factors.data();
             packs ? kernels.weigh(softmax, rule, other_packed) : kernels.softmax(softmax);
-            expect_same(rows, other_packed, packed);
+            expect_same_weights(rows, other_packed, packed);
             for (int r = 0; r < rows; ++r) {
                 ASSERT_TRUE(same(others[r].sum, states[r].sum)) << others[r].sum << " " << states[r].sum;
                 ASSERT_EQ(others[r].reference, states[r].reference);
@@ -524,49 +280,7 @@ TEST(AttentionKernels, WeightsPackToTheSameBits) {
                               scaled && rng.integer(0, 1) ? along.data() : nullptr};
         scalar_kernels.pack_weights(weights.data(), rows, rule, want);
         kernels.pack_weights(weights.data(), rows, rule, got);
-        expect_same(rows, got, want);
-    });
-}
-
-TEST(AttentionKernels, ValuesAddUpToTheSameBits) {
-    for_each_fast(60, [](const Kernels & kernels, Random & rng) {
-        const int rows = rng.integer(1, row_block), channels = round_up(head_dims[rng.integer(0, 10)], 16);
-        const int groups = 1 << rng.integer(0, 2), stride = channels * 4;
-        Aligned<uint8_t> levels(static_cast<size_t>(32 * stride + level_slack));
-        Aligned<int8_t> weights(row_block * operand_bytes);
-        for (size_t i = 0; i < row_block * operand_bytes; ++i)
-            weights[i] = static_cast<int8_t>(rng.integer(0, 2) ? 127 : rng.integer(0, 127));
-        const size_t sums = static_cast<size_t>(channels) * row_block;
-        Aligned<float> step = random_floats(rng, sums), base = random_floats(rng, sums), want = random_floats(rng, sums),
-                       got(sums);
-        std::copy_n(want.data(), sums, got.data());
-        ValueProduct product{};
-        product.levels = levels.data();
-        product.stride = stride;
-        product.channels = channels;
-        product.weights = weights.data();
-        product.rows = rows;
-        product.groups = groups;
-        for (int r = 0; r < rows; ++r) product.scale[r] = rng.normal();
-        for (int g = 0; g < groups; ++g) {
-            const int quads = 32 / groups, largest = (1 << rng.integer(1, 6)) - 1;
-            for (int i = g * quads * stride; i < (g + 1) * quads * stride; ++i)
-                levels[i] = static_cast<uint8_t>(rng.integer(0, 2) ? largest : rng.integer(0, largest));
-            ValueGroup & group = product.group[g];
-            group = {{{g * quads, quads, largest, QuadCode::none, nullptr}},
-                     1,
-                     rng.integer(0, 1) ? &step[g * channels] : nullptr,
-                     rng.integer(0, 1) ? &base[g * channels] : nullptr,
-                     {},
-                     {}};
-            for (int r = 0; r < rows; ++r) group.offset[r] = rng.normal(), group.total[r] = rng.normal();
-        }
-        product.out_stride = channels;
-        product.out = want.data();
-        scalar_kernels.add_levels(product);
-        product.out = got.data();
-        kernels.add_levels(product);
-        expect_same(got.copy(), want.copy());
+        expect_same_weights(rows, got, want);
     });
 }
 

@@ -20,4 +20,4 @@ fi
 cmake -S "$source/tests/core/neon" -B "$build" -G Ninja -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
     -DCMAKE_CXX_COMPILER="$compiler" -DVIDKV_SOURCE="$source" -DGOOGLETEST="$googletest"
 cmake --build "$build" --parallel "$(nproc)"
-"$emulator" "$build/attention_tests" --gtest_filter="${VIDKV_NEON_TESTS:-AttentionKernels.*:Attention.*:Presets/AttentionTest.AllInstructionSetsGiveTheSameBits/*}"
+"$emulator" "$build/attention_tests" --gtest_filter="${VIDKV_NEON_TESTS:-AttentionProducts.*:AttentionKernels.*:Attention.*:Presets/AttentionTest.AllInstructionSetsGiveTheSameBits/*}"
