@@ -20,7 +20,7 @@ std::string mmproj_beside(const std::string & model);
 std::string plugin_path();
 // llama-server: VIDKV_LLAMA_SERVER, or beside llama.cpp's libraries or the program, or in PATH; "" if there is none.
 std::string server_path();
-// A Python script of models/ or measure/; throws Error if it is not there.
+// A file of models/ or measure/, such as a Python script; throws Error if it is not there.
 std::string script_path(const std::string & name);
 // Where what is fetched is kept: VIDKV_CACHE_DIR, or ~/.cache/vidkv. Throws Error if there is no such place.
 std::filesystem::path cache_folder();

@@ -7,6 +7,7 @@ void add_measurements(CLI::App & app, Command & run) {
     CLI::App * eval = app.add_subcommand("eval", "Measure what presets do to answers and distributions")->group(group);
     eval->require_subcommand(1);
     add_eval_kl(*eval, run);
+    add_eval_layers(*eval, run);
     add_eval_retrieval(*eval, run);
     add_eval_answers(*eval, run);
     add_eval_video(*eval, run);

@@ -173,7 +173,7 @@ std::vector<std::pair<std::string, std::string>> settings_of(const KvChoice & kv
     if (kv.stock) return {};
     const std::string plugin = plugin_path();
     if (plugin.empty()) throw Error("libggml-vidkv.so is not beside this program: set VIDKV_PLUGIN to its path");
-    return {{"GGML_BACKEND_PATH", plugin}, {"VIDKV_PRESET", kv.name}};
+    return {{"GGML_BACKEND_PATH", plugin}, {"VIDKV_PRESET", plugin_preset(kv.name)}};
 }
 
 void list_slots(const Served & served) {

@@ -258,9 +258,10 @@ void add_shared(CLI::App & app, AskOptions & options) {
     const auto said = [](const std::string & name) {
         return name.empty() ? "no preset '': see vidkv presets" : std::string();
     };
-    app.add_option("--kv", options.common.kv,
-                   "how the cache is kept (default " + std::string(DEFAULT_KV) + "): " + kv_names() +
-                       ". `vidkv presets` has their bits [VIDKV_KV]")
+    app.add_option(
+           "--kv", options.common.kv,
+           "how the cache is kept (default " + std::string(DEFAULT_KV) + "): " + kv_names() +
+               ". `vidkv presets` has their bits; PRESET@FILE spreads them over the layers (vidkv eval layers) [VIDKV_KV]")
         ->check(said)
         ->type_name("PRESET");
     app.add_option(

@@ -2,8 +2,10 @@
 
 #include <array>
 #include <cstdio>
+#include <filesystem>
 
 #include "error.h"
+#include "paths.h"
 
 namespace vidkv::cli {
 
@@ -18,6 +20,27 @@ constexpr std::array<StockType, 3> STOCK_TYPES = {
 
 void append(std::string & list, const char * name) { list += (list.empty() ? "" : ", ") + std::string(name); }
 
+std::vector<vidkv_layer_loss> read_layer_losses(const std::string & path) {
+    int32_t n = 0;
+    if (vidkv_layer_losses_read(path.c_str(), nullptr, 0, &n) != VIDKV_OK) throw Error(vidkv_last_error());
+    std::vector<vidkv_layer_loss> losses(static_cast<size_t>(n));
+    if (vidkv_layer_losses_read(path.c_str(), losses.data(), n, &n) != VIDKV_OK) throw Error(vidkv_last_error());
+    return losses;
+}
+
+// A file, or the name of a model that comes with one.
+std::string layers_file(const std::string & name) {
+    const bool is_file = name.find('/') != std::string::npos || name.ends_with(".layers") || std::filesystem::exists(name);
+    return is_file ? name : script_path("models/layers/" + name + ".layers");
+}
+
+void spread(KvChoice & kv, const std::string & name) {
+    kv.losses = read_layer_losses(layers_file(name));
+    std::vector<vidkv_layer_bits> bits(kv.losses.size());
+    if (vidkv_spread_bits(&kv.params, kv.losses.data(), static_cast<int32_t>(bits.size()), bits.data()) != VIDKV_OK)
+        throw UsageError("--kv " + kv.name + ": " + vidkv_last_error());
+}
+
 } // namespace
 
 KvChoice parse_kv(const std::string & name) {
@@ -30,9 +53,16 @@ KvChoice parse_kv(const std::string & name) {
             return kv;
         }
     }
-    if (vidkv_params_from_preset(name.c_str(), &kv.params) != VIDKV_OK)
+    const size_t at = name.find('@');
+    if (vidkv_params_from_preset(name.substr(0, at).c_str(), &kv.params) != VIDKV_OK)
         throw UsageError("no preset '" + name + "': --kv takes one of " + kv_names());
+    if (at != std::string::npos) spread(kv, name.substr(at + 1));
     return kv;
+}
+
+std::string plugin_preset(const std::string & kv_name) {
+    const size_t at = kv_name.find('@');
+    return at == std::string::npos ? kv_name : kv_name.substr(0, at + 1) + layers_file(kv_name.substr(at + 1));
 }
 
 void protect_share(KvChoice & kv, double share) {

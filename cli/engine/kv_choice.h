@@ -6,15 +6,17 @@
 #include <vector>
 
 #include "llama.h"
+#include "vidkv/layers.h"
 #include "vidkv/vidkv.h"
 
 namespace vidkv::cli {
 
 struct KvChoice {
     std::string name;
-    bool stock = false;             // llama.cpp's own cache, without the plug-in
-    ggml_type type = GGML_TYPE_F16; // of a stock cache
-    vidkv_params params = {};       // of a packed one
+    bool stock = false;                   // llama.cpp's own cache, without the plug-in
+    ggml_type type = GGML_TYPE_F16;       // of a stock cache
+    vidkv_params params = {};             // of a packed one
+    std::vector<vidkv_layer_loss> losses; // params' bits are spread by these over the layers; none: all have the same
 };
 
 struct KvReport {
@@ -27,8 +29,11 @@ struct KvReport {
 // How the cache is kept unless --kv says otherwise; the plug-in and Python take the same.
 constexpr const char * DEFAULT_KV = "t1.65";
 
-// A preset ("t1.65"), or "stock", "q8_0", "q4_0": llama.cpp's own cache types. Throws UsageError for another name.
+// A preset ("t1.65"), one with its bits spread over layers ("t1.65@FILE", vidkv/layers.h; FILE may be the name of a model that such a
+// file is there for), or "stock", "q8_0", "q4_0": llama.cpp's own cache types. Throws UsageError for another name.
 KvChoice parse_kv(const std::string & name);
+// The same as VIDKV_PRESET takes it: with the path of the layers file.
+std::string plugin_preset(const std::string & kv_name);
 // --protect: that share of the tokens gets more bits for its values. Throws Error where the preset cannot.
 void protect_share(KvChoice & kv, double share);
 // Mean of K and V at that head_dim.

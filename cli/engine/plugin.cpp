@@ -46,8 +46,10 @@ void check_plugin(const char * complaint) {
     if (complaint) throw Error(std::string("the plug-in refuses: ") + complaint);
 }
 
-void configure_plugin(const vidkv_params & params) {
+void configure_plugin(const vidkv_params & params, const std::vector<vidkv_layer_loss> & losses) {
     check_plugin(plugin_function<vidkv_configure_t>(VIDKV_PROC_CONFIGURE)(nullptr, &params));
+    const auto n = static_cast<int64_t>(losses.size());
+    if (n > 0) check_plugin(plugin_function<vidkv_configure_layers_t>(VIDKV_PROC_CONFIGURE_LAYERS)(losses.data(), n));
 }
 
 vidkv_store_stats plugin_stats() {

@@ -11,8 +11,8 @@ namespace vidkv::cli {
 
 // The plug-in's device; loads the plug-in on the first call. Throws Error if it cannot be had.
 ggml_backend_dev_t kv_device();
-// The parameters of the next context's cache.
-void configure_plugin(const vidkv_params & params);
+// How the next context's cache is packed.
+void configure_plugin(const vidkv_params & params, const std::vector<vidkv_layer_loss> & losses = {});
 // What the plug-in's stores hold now.
 vidkv_store_stats plugin_stats();
 

@@ -87,7 +87,7 @@ Session::Session(const Model & model, const KvChoice & kv, const SessionOptions 
                     std::to_string(needed) + " or more, or lower --fps, --frames or -n");
     }
     const int64_t most = needed + options.conversation_tokens;
-    if (!kv_.stock) configure_plugin(kv_.params);
+    if (!kv_.stock) configure_plugin(kv_.params, kv_.losses);
     forget_logged_error();
     context_.reset(llama_init_from_model(
         model.text(), context_params(model, kv_, options, options.context > 0 ? options.context : most)));

@@ -87,6 +87,7 @@ typedef struct vidkv_file_store_info {
     int64_t cells; /* one more than the last cell written */
     int64_t cells_written, pages_sealed;
     uint64_t bytes; /* its pages and what describes them */
+    float bits;     /* key_bits or value_bits, which may differ from layer to layer (vidkv/layers.h) */
 } vidkv_file_store_info;
 VIDKV_API vidkv_status vidkv_file_get_store_sized(const vidkv_file * file, int64_t index, vidkv_file_store_info * out,
                                                   size_t info_size);

@@ -73,7 +73,8 @@ class LatencyRun {
 LatencyRun::LatencyRun(llama_model * model, const LatencyOptions & options, int64_t cells)
     : vocabulary_(llama_vocab_n_tokens(llama_model_get_vocab(model))) {
     if (vocabulary_ <= 0) throw Error("'" + options.model + "' is not a language model: -m takes the text model");
-    configure_plugin(parse_kv(options.kv).params);
+    const KvChoice kv = parse_kv(options.kv);
+    configure_plugin(kv.params, kv.losses);
     llama_context_params params = llama_context_default_params();
     params.n_ctx = static_cast<uint32_t>(cells);
     params.n_batch = params.n_ubatch = BATCH;

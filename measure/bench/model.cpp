@@ -83,7 +83,7 @@ class Runner {
 Runner::Runner(llama_model * model, const KvChoice & kv, const ModelBenchOptions & options, int64_t cells)
     : name_(kv.name), vocabulary_(llama_vocab_n_tokens(llama_model_get_vocab(model))) {
     if (vocabulary_ <= 0) throw Error("'" + options.model + "' is not a language model: -m takes the text model");
-    if (!kv.stock) configure_plugin(kv.params);
+    if (!kv.stock) configure_plugin(kv.params, kv.losses);
     llama_context_params params = llama_context_default_params();
     params.n_ctx = static_cast<uint32_t>(cells);
     params.n_batch = params.n_ubatch = BATCH;

@@ -53,6 +53,15 @@ void pack_calibrated(const Contender & contender, const std::vector<vidkv_kv_inf
     }
 }
 
+void seal_stores(const Contender::Alone & alone, int threads) {
+    const std::vector<vidkv_kv_info> stores = live_stores();
+    for (size_t i = 0; alone.layer >= 0 && i < stores.size(); ++i) {
+        if (stores[i].layer != alone.layer || stores[i].side != alone.side)
+            check_plugin(inspector().keep_open(static_cast<int32_t>(i)));
+    }
+    seal_now(threads);
+}
+
 Packed measure_reference(const Contender & contender, int64_t packed_cells, int64_t cells) {
     const int64_t n = packed_prefix(contender, packed_cells), sinks = std::min<int64_t>(contender.kv.params.sink_tokens, n);
     Packed result;
@@ -116,7 +125,7 @@ int64_t packed_prefix(const Contender & contender, int64_t cells) {
 
 void pack(const Contender & contender, int64_t cells, int threads, const QueriesByLayer * queries) {
     if (contender.kv.stock) return;
-    if (!contender.reference) return seal_now(threads);
+    if (!contender.reference) return seal_stores(contender.alone, threads);
     const int64_t n = packed_prefix(contender, cells);
     const std::vector<vidkv_kv_info> stores = live_stores();
     if (n == 0) return;

@@ -16,6 +16,10 @@ struct Contender {
     std::string name;
     KvChoice kv; // of the cache that runs; f16 for a reference codec
     const ReferenceCodec * reference = nullptr;
+    // Of a layer and side (vidkv_side) that is packed by itself; layer < 0: all are.
+    struct Alone {
+        int layer = -1, side = 0;
+    } alone = {};
 };
 
 // A preset, a reference codec ("kivi2"), "stock", or one of these without sink tokens ("kivi2-nosink").

@@ -69,6 +69,16 @@ uint64_t WindowRun::f16_bytes(int64_t cells) const {
     return 2 * elements * static_cast<uint64_t>(cells);
 }
 
+std::vector<int> WindowRun::packed_layers(const Contender & contender) const {
+    const TextContext context = prefix_.packed(contender);
+    std::vector<int> layers;
+    for (const vidkv_kv_info & store : live_stores()) {
+        if (store.side == VIDKV_KEYS && store.stats.cells_sealed > 0) layers.push_back(store.layer);
+    }
+    std::sort(layers.begin(), layers.end());
+    return layers;
+}
+
 WindowResult WindowRun::score(const Contender & contender, bool details) const {
     TextContext context = prefix_.packed(contender);
     WindowResult result;

@@ -34,6 +34,8 @@ class WindowRun {
     // Does steps 1 and 2.
     WindowRun(const Model & model, const Window & window, int threads);
 
+    // The layers that a preset packs: those with a sliding window stay in f16.
+    std::vector<int> packed_layers(const Contender & contender) const;
     // Step 3. details: also the errors by channel.
     WindowResult score(const Contender & contender, bool details) const;
 

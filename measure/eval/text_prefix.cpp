@@ -43,7 +43,7 @@ llama_batch batch_at(std::span<const llama_token> tokens, int64_t position, bool
 
 TextContext::TextContext(const Model & model, const KvChoice & kv, int64_t cells, int threads)
     : held_(std::make_unique<HeldSealing>()) {
-    if (!kv.stock) configure_plugin(kv.params);
+    if (!kv.stock) configure_plugin(kv.params, kv.losses);
     forget_logged_error();
     context_.reset(llama_init_from_model(model.text(), context_params(kv, cells, threads)));
     if (!context_)

@@ -115,7 +115,7 @@ std::vector<Contender> chosen_contenders(const EvalOptions & options) {
     for (const std::string & name : options.kv) {
         for (const std::string & each : name == "all" ? all_contender_names() : std::vector<std::string>{name}) {
             const bool stock = each == "q8_0" || each == "q4_0";
-            contenders.push_back(stock ? Contender{each, parse_kv(each), nullptr} : parse_contender(each));
+            contenders.push_back(stock ? Contender{each, parse_kv(each)} : parse_contender(each));
             Contender & contender = contenders.back();
             if (contender.reference && contender.reference->calibrated) {
                 if (name != "all")

@@ -12,6 +12,7 @@
 #ifndef GGML_VIDKV_H
 #define GGML_VIDKV_H
 
+#include "vidkv/layers.h"
 #include "vidkv/vidkv.h"
 
 #ifdef __cplusplus
@@ -28,6 +29,11 @@ extern "C" {
  * `preset`; one of the two may be NULL, and both NULL goes back to the environment. Returns NULL, or one line that says
  * what is wrong (valid until the next call); the parameters are then as before. */
 typedef const char * (*vidkv_configure_t)(const char * preset, const vidkv_params * override_or_null);
+
+/* Spreads the parameters' bits over the layers of KV caches created from now on, by what each of them loses (vidkv/layers.h); layers
+ * that are not named keep the parameters'. n 0: all have the same; so does vidkv_configure. Returns NULL, or one line. */
+#define VIDKV_PROC_CONFIGURE_LAYERS "vidkv_configure_layers"
+typedef const char * (*vidkv_configure_layers_t)(const vidkv_layer_loss * losses, int64_t n);
 
 /* Sums what all live KV stores of the process hold at this moment (keys and values, all layers and contexts). Not to be
  * called while a graph is being computed. */
@@ -78,6 +84,8 @@ typedef struct vidkv_inspector {
     const char * (*write)(int32_t store, int32_t sequence, int64_t first, int64_t n, const uint16_t * rows);
     /* vidkv_store_observe_queries, q dense. */
     const char * (*observe)(int32_t store, int32_t sequence, const float * q, int64_t tokens, int32_t heads);
+    /* vidkv_store_keep_open: it stays in f16. */
+    const char * (*keep_open)(int32_t store);
     /* NULL: nobody listens. */
     void (*listen)(vidkv_query_listener listener, void * user);
 } vidkv_inspector;

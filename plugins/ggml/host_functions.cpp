@@ -47,6 +47,10 @@ const char * configure_from_host(const char * preset, const vidkv_params * overr
     return keep(configure(preset, override_or_null));
 }
 
+const char * configure_layers_from_host(const vidkv_layer_loss * losses, int64_t n) {
+    return keep(configure_layers(losses, n));
+}
+
 void sum_live(vidkv_store_stats * out) {
     for (const KvStore * store : KvStore::live()) {
         const vidkv_store_stats one = store->stats();
@@ -133,10 +137,14 @@ const char * observe(int32_t index, int32_t sequence, const float * q, int64_t t
     });
 }
 
+const char * keep_open(int32_t index) {
+    return with_store(index, [](KvStore & store) { return store.keep_open(), true; });
+}
+
 void listen(vidkv_query_listener function, void * user) { listener = {function, user}; }
 
 const vidkv_inspector * inspector() {
-    static const vidkv_inspector functions = {count, info, read, write, observe, listen};
+    static const vidkv_inspector functions = {count, info, read, write, observe, keep_open, listen};
     return &functions;
 }
 
@@ -150,6 +158,7 @@ struct HostFunction {
 void * host_function(const char * name) {
     const HostFunction functions[] = {
         {VIDKV_PROC_CONFIGURE, reinterpret_cast<void *>(configure_from_host)},
+        {VIDKV_PROC_CONFIGURE_LAYERS, reinterpret_cast<void *>(configure_layers_from_host)},
         {VIDKV_PROC_STATS, reinterpret_cast<void *>(sum_stats)},
         {VIDKV_PROC_HOLD_SEALING, reinterpret_cast<void *>(hold_sealing)},
         {VIDKV_PROC_PACKING_SECONDS, reinterpret_cast<void *>(packing_seconds)},

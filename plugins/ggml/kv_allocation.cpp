@@ -110,7 +110,7 @@ std::unique_ptr<KvBuffer> reserve_kv_buffer(const KvCache & cache) {
     const size_t size = std::accumulate(cache.tensors.begin(), cache.tensors.end(), size_t{0},
                                         [](size_t sum, const ggml_tensor * tensor) { return sum + padded_bytes(tensor); });
     try {
-        return std::make_unique<KvBuffer>(size, current_settings(), is_sliding_window(cache));
+        return std::make_unique<KvBuffer>(size, settings_for(cache.layers), is_sliding_window(cache));
     } catch (const std::bad_alloc &) {
         GGML_LOG_ERROR("vidkv: no address space for a KV cache of %zu bytes\n", size);
         return nullptr;
@@ -134,10 +134,12 @@ ggml_backend_buffer_t allocate_plain(ggml_backend_buffer_type_t, size_t size) {
 #if VIDKV_GGML_ALLOCATES_LISTS
 
 size_t planned_bytes(const KvCache & cache) {
-    vidkv_params params = current_settings().params;
-    if (is_sliding_window(cache)) params.key_bits = params.value_bits = 16;
+    const CacheSettings settings = settings_for(cache.layers);
+    const bool stays_f16 = is_sliding_window(cache);
     size_t bytes = 0;
     for (const ggml_tensor * tensor : cache.tensors) {
+        vidkv_params params = settings.params_of(layer_of(tensor));
+        if (stays_f16) params.key_bits = params.value_bits = 16;
         const vidkv_store_shape shape = shape_of(tensor);
         bytes += vidkv_planned_bytes(&shape, &params);
     }

@@ -234,7 +234,7 @@ ggml_backend_buffer_i plain_interface() {
 
 } // namespace
 
-KvBuffer::KvBuffer(size_t size, const Settings & settings, bool sliding_window)
+KvBuffer::KvBuffer(size_t size, const CacheSettings & settings, bool sliding_window)
     : size_(size), settings_(settings), sliding_window_(sliding_window) {
     void * addresses = mmap(nullptr, size_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (addresses == MAP_FAILED) throw std::bad_alloc();
@@ -245,15 +245,15 @@ KvBuffer::~KvBuffer() { munmap(base_, size_); }
 
 bool KvBuffer::attach(ggml_tensor * tensor) {
     std::string error;
-    auto store = KvStore::create(shape_of(tensor), settings_.params, layer_of(tensor), sliding_window_, error);
+    auto store =
+        KvStore::create(shape_of(tensor), settings_.params_of(layer_of(tensor)), layer_of(tensor), sliding_window_, error);
     if (!store) {
         GGML_LOG_ERROR("vidkv: no store for %s: %s\n", tensor->name, error.c_str());
         return false;
     }
     if (!sliding_window_) {
         if (!placement_)
-            placement_ = std::make_unique<Placement>(tensor->ne[1], static_cast<int>(tensor->ne[2]),
-                                                     settings_.params.residual_length);
+            placement_ = std::make_unique<Placement>(tensor->ne[1], static_cast<int>(tensor->ne[2]), settings_.params);
         store->place_by(placement_.get(), stores_.size());
         placement_->add(*store);
     }
@@ -275,9 +275,9 @@ bool KvBuffer::set_head_dim(KvStore & store, int head_dim) {
 
 void KvBuffer::announce() const {
     double f16 = 0, planned = 0, window = 0, bits[2] = {0, 0}, elements[2] = {0, 0};
-    vidkv_params params = settings_.params;
-    if (sliding_window_) params.key_bits = params.value_bits = 16;
     for (const auto & store : stores_) {
+        vidkv_params params = store->params();
+        if (sliding_window_) params.key_bits = params.value_bits = 16;
         const double count = static_cast<double>(store->channels()) * static_cast<double>(store->rows());
         f16 += 2 * count;
         planned += static_cast<double>(store->planned_bytes());
@@ -285,10 +285,11 @@ void KvBuffer::announce() const {
         bits[store->side()] += count * vidkv_true_bits(&params, store->side(), store->head_dim());
         elements[store->side()] += count;
     }
-    GGML_LOG_INFO("vidkv: KV cache of %zu layers: %s%s, true bits K %.3f V %.3f, planned %.2f MiB (f16: %.2f MiB)\n",
+    GGML_LOG_INFO("vidkv: KV cache of %zu layers: %s%s%s, true bits K %.3f V %.3f, planned %.2f MiB (f16: %.2f MiB)\n",
                   stores_.size() / 2, sliding_window_ ? "sliding window, kept in f16; preset " : "preset ",
-                  settings_.name.c_str(), bits[VIDKV_KEYS] / elements[VIDKV_KEYS],
-                  bits[VIDKV_VALUES] / elements[VIDKV_VALUES], planned / mib, f16 / mib);
+                  settings_.name.c_str(), settings_.layers.empty() ? "" : " by layer",
+                  bits[VIDKV_KEYS] / elements[VIDKV_KEYS], bits[VIDKV_VALUES] / elements[VIDKV_VALUES], planned / mib,
+                  f16 / mib);
     if (sliding_window_) return;
     // As a warning, because hosts show no less important line by default.
     const double mean = (bits[VIDKV_KEYS] + bits[VIDKV_VALUES]) / (elements[VIDKV_KEYS] + elements[VIDKV_VALUES]);

@@ -15,7 +15,7 @@ namespace vidkv_ggml {
 class KvBuffer {
   public:
     // Reserves `size` bytes of addresses (no memory behind them). Throws std::bad_alloc.
-    KvBuffer(size_t size, const Settings & settings, bool sliding_window);
+    KvBuffer(size_t size, const CacheSettings & settings, bool sliding_window);
     ~KvBuffer();
     KvBuffer(const KvBuffer &) = delete;
     KvBuffer & operator=(const KvBuffer &) = delete;
@@ -39,7 +39,7 @@ class KvBuffer {
 
     uint8_t * base_ = nullptr;
     size_t size_;
-    Settings settings_;
+    CacheSettings settings_;
     bool sliding_window_;
     bool announced_ = false;
     std::unique_ptr<Placement> placement_; // none for a sliding window, whose cells recycle, and none when plain

@@ -74,6 +74,7 @@ class KvStore {
     bool observe_queries(int stream, const float * q, int64_t tokens, int heads, int64_t token_stride, int64_t head_stride,
                          int threads);
     // Marks cells of values.
+    void keep_open() { vidkv_store_keep_open(store_); } // from now on: it stays in f16
     bool protect(int stream, const int64_t * cells, int64_t n);
 
     bool protects() const { return params_.protect > 0; }

@@ -32,8 +32,9 @@ bool seal_pages(const std::vector<vidkv_seal_request> & requests, int threads) {
 
 } // namespace
 
-Placement::Placement(int64_t cells, int streams, int64_t window)
-    : cells_(cells), maps_(static_cast<size_t>(streams), CellMap(cells, window)), restored_(maps_.size()) {
+Placement::Placement(int64_t cells, int streams, const vidkv_params & params)
+    : cells_(cells), params_(params), maps_(static_cast<size_t>(streams), CellMap(cells, params.residual_length)),
+      restored_(maps_.size()) {
     const std::lock_guard lock(live_mutex);
     live_placements().push_back(this);
 }

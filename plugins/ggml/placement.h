@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cell_map.h"
+#include "vidkv/vidkv.h"
 
 namespace vidkv_ggml {
 
@@ -20,7 +21,7 @@ struct BatchMasks {
 
 class Placement {
   public:
-    Placement(int64_t cells, int streams, int64_t window);
+    Placement(int64_t cells, int streams, const vidkv_params & params); // params: of layers that have none of their own
     ~Placement();
     Placement(const Placement &) = delete;
     Placement & operator=(const Placement &) = delete;
@@ -64,6 +65,7 @@ class Placement {
 
     // For a file (saved_state.cpp): the stores of the cache, and where cells of a stream lie in them. Packs what is due first.
     const std::vector<KvStore *> & stores() const { return stores_; }
+    const vidkv_params & params() const { return params_; }
     int64_t cells() const { return cells_; } // of a stream
     int streams() const { return static_cast<int>(maps_.size()); }
     // Gives cells of a stream the places of saved ones, in pages that are empty in all stores.
@@ -98,6 +100,7 @@ class Placement {
     void collect_due();
 
     int64_t cells_;
+    vidkv_params params_;
     std::vector<CellMap> maps_;
     std::vector<KvStore *> stores_;
     std::vector<KvStore *> packing_order_; // values before keys, which tell them which tokens to protect

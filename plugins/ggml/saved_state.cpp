@@ -152,7 +152,7 @@ const char * save(const char * path, const vidkv_named_bytes * sections, int64_t
     return guarded([&] {
         const Named named = named_cells();
         if (!named.placement->seal(1)) throw std::runtime_error(vidkv_last_error());
-        const Writer writer = create(path, named.placement->stores().front()->params());
+        const Writer writer = create(path, named.placement->params());
         for (int64_t i = 0; i < n; ++i)
             check(vidkv_file_add_section(writer.get(), sections[i].name, sections[i].data, sections[i].bytes));
         add_cache(writer.get(), named);

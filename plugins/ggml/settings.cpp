@@ -1,10 +1,12 @@
 #include "settings.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <mutex>
 #include <system_error>
 
@@ -57,10 +59,29 @@ std::string override_from(const char * variable, Number vidkv_params::*member, v
     return "";
 }
 
+// Bits that are spread by these losses. Returns "" or one line.
+std::string spread(const vidkv_params & params, const std::vector<vidkv_layer_loss> & losses,
+                   std::vector<vidkv_layer_bits> & out) {
+    out.resize(losses.size());
+    const auto n = static_cast<int32_t>(losses.size());
+    return vidkv_spread_bits(&params, losses.data(), n, out.data()) == VIDKV_OK ? "" : vidkv_last_error();
+}
+
+// PRESET@FILE: what the model's layers lose. Returns "" or one line.
+std::string read_losses(const std::string & path, Settings & out) {
+    int32_t n = 0;
+    if (vidkv_layer_losses_read(path.c_str(), nullptr, 0, &n) != VIDKV_OK) return vidkv_last_error();
+    out.losses.resize(static_cast<size_t>(n));
+    if (vidkv_layer_losses_read(path.c_str(), out.losses.data(), n, &n) != VIDKV_OK) return vidkv_last_error();
+    std::vector<vidkv_layer_bits> bits;
+    return spread(out.params, out.losses, bits);
+}
+
 std::string read_environment(Settings & out) {
     const char * preset = environment("VIDKV_PRESET");
-    Settings read{{}, preset ? preset : default_preset};
-    if (vidkv_params_from_preset(read.name.c_str(), &read.params) != VIDKV_OK) {
+    Settings read{{}, preset ? preset : default_preset, {}};
+    const size_t at = read.name.find('@'); // PRESET@FILE
+    if (vidkv_params_from_preset(read.name.substr(0, at).c_str(), &read.params) != VIDKV_OK) {
         return complaint("VIDKV_PRESET", read.name.c_str(), vidkv_last_error());
     }
     vidkv_params & params = read.params;
@@ -71,12 +92,24 @@ std::string read_environment(Settings & out) {
     if (error.empty()) error = override_from("VIDKV_RESIDUAL_LENGTH", &vidkv_params::residual_length, params, changed);
     if (error.empty()) error = override_from("VIDKV_SINK_TOKENS", &vidkv_params::sink_tokens, params, changed);
     if (!error.empty()) return error;
+    if (at != std::string::npos) error = read_losses(read.name.substr(at + 1), read);
+    if (!error.empty()) return complaint("VIDKV_PRESET", read.name.c_str(), error);
     if (changed) read.name = "custom";
     out = read;
     return "";
 }
 
 } // namespace
+
+vidkv_params CacheSettings::params_of(int layer) const {
+    vidkv_params own = params;
+    for (const vidkv_layer_bits & each : layers) {
+        if (each.layer != layer) continue;
+        own.key_bits = each.keys;
+        own.value_bits = each.values;
+    }
+    return own;
+}
 
 std::string load_settings_from_environment() {
     const std::lock_guard lock(mutex);
@@ -86,7 +119,7 @@ std::string load_settings_from_environment() {
 std::string configure(const char * preset, const vidkv_params * override_or_null) {
     const std::lock_guard lock(mutex);
     if (!preset && !override_or_null) return read_environment(settings);
-    Settings wanted{{}, preset ? preset : "custom"};
+    Settings wanted{{}, preset ? preset : "custom", {}};
     if (preset && vidkv_params_from_preset(preset, &wanted.params) != VIDKV_OK) return vidkv_last_error();
     if (override_or_null) {
         if (vidkv_params_check(override_or_null, 0) != VIDKV_OK) return vidkv_last_error();
@@ -96,9 +129,23 @@ std::string configure(const char * preset, const vidkv_params * override_or_null
     return "";
 }
 
-Settings current_settings() {
+std::string configure_layers(const vidkv_layer_loss * losses, int64_t n) {
     const std::lock_guard lock(mutex);
-    return settings;
+    const std::vector<vidkv_layer_loss> wanted(losses, losses + n);
+    std::vector<vidkv_layer_bits> bits;
+    std::string error = spread(settings.params, wanted, bits);
+    if (error.empty()) settings.losses = wanted;
+    return error;
+}
+
+CacheSettings settings_for(const std::set<int> & layers) {
+    const std::lock_guard lock(mutex);
+    CacheSettings out{settings.params, settings.name, {}};
+    std::vector<vidkv_layer_loss> losses;
+    std::copy_if(settings.losses.begin(), settings.losses.end(), std::back_inserter(losses),
+                 [&](const vidkv_layer_loss & each) { return layers.contains(each.layer); });
+    if (!losses.empty()) spread(out.params, losses, out.layers); // was tried before it was taken
+    return out;
 }
 
 } // namespace vidkv_ggml

@@ -18,10 +18,11 @@ struct FileParams {
     float protect;
 };
 
-constexpr uint32_t needs_page_means = 1; // trellis values: pages may be still (page_mean.h)
-constexpr uint32_t needs_shifts = 2;     // keys that moved after they were packed
-constexpr uint32_t needs_directions = 4; // trellis values: a still page has a direction (page_mean.h)
-constexpr uint32_t known_needs = needs_page_means | needs_shifts | needs_directions;
+constexpr uint32_t needs_page_means = 1;    // trellis values: pages may be still (page_mean.h)
+constexpr uint32_t needs_shifts = 2;        // keys that moved after they were packed
+constexpr uint32_t needs_directions = 4;    // trellis values: a still page has a direction (page_mean.h)
+constexpr uint32_t needs_bits_by_layer = 8; // a store has other bits than the file
+constexpr uint32_t known_needs = needs_page_means | needs_shifts | needs_directions | needs_bits_by_layer;
 
 struct FileHeader {
     char magic[8];
@@ -61,7 +62,8 @@ struct FileStore {
     uint64_t pages;
     int64_t writes;
     int32_t plan; // of the pages that are packed from now on
-    uint8_t zeros[28];
+    float bits;   // key_bits or value_bits of this store; 0: the file's
+    uint8_t zeros[24];
 };
 static_assert(sizeof(FileStore) == 64);
 constexpr uint32_t store_keeps_open = 1, store_has_marks = 2, store_has_statistics = 4, store_has_shifts = 8,

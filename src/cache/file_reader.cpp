@@ -178,6 +178,13 @@ FilePage FileReader::page(const FileEntry & entry, uint64_t index) const {
     return page;
 }
 
+vidkv_params FileReader::params_of(const FileEntry & entry) const {
+    vidkv_params params = params_;
+    const float own = store_header(entry).bits;
+    if (own != 0) (entry.side == VIDKV_KEYS ? params.key_bits : params.value_bits) = own;
+    return params;
+}
+
 StoreSource FileReader::source(const FileEntry & entry) const {
     return {at(entry.data), entry.data.bytes, at(entry.pages), entry.pages.bytes, file_, path_, needs_};
 }
@@ -189,7 +196,7 @@ vidkv_status FileReader::load(int layer, int from, Store & store, int sequence, 
         return fail(VIDKV_E_ARGUMENT, "'" + path_ + "' has no " + (store.side() == VIDKV_KEYS ? "keys" : "values") +
                                           " of layer " + std::to_string(layer) + ", sequence " + std::to_string(from));
     }
-    if (vidkv_status status = store.check_same_params(params_))
+    if (vidkv_status status = store.check_same_params(params_of(*entry)))
         return fail(status, "'" + path_ + "' is of another preset: " + last_error());
     return store.load(source(*entry), sequence, places, n_places);
 }
@@ -202,8 +209,9 @@ vidkv_status FileReader::check_store(const FileEntry & entry) const {
     for (uint64_t i = 0; i < header.pages; ++i) pages = std::max(pages, page(entry, i).number);
     if (pages >= INT32_MAX / page_tokens - 1) return altered();
     const vidkv_store_shape shape{entry.side, header.channels, header.head_dim, (pages + 1) * page_tokens, 1};
-    if (vidkv::check_store(shape, params_) != VIDKV_OK) return altered();
-    Store store(shape, params_);
+    const vidkv_params params = params_of(entry);
+    if (vidkv::check_store(shape, params) != VIDKV_OK) return altered();
+    Store store(shape, params);
     if (vidkv_status status = store.load(source(entry), 0, nullptr, 0)) return status;
     return store.check_mapped(0, 0, store.pages());
 }

@@ -25,6 +25,7 @@ class FileReader {
     const uint8_t * at(const FileRange & range) const { return data_ + range.at; }
     FileStore store_header(const FileEntry & entry) const; // as it stands there
     FilePage page(const FileEntry & entry, uint64_t index) const;
+    vidkv_params params_of(const FileEntry & entry) const; // of a store, whose bits may be its own
 
     vidkv_status load(int layer, int from, Store & store, int sequence, const int64_t * places, int64_t n_places) const;
     // All checksums, the structure of all pages, and nothing but zeros between the ranges.

@@ -166,11 +166,15 @@ vidkv_status FileWriter::add_store(int layer, int as, const Store & store, int s
         if (other.kind == entry.kind && other.layer == layer && other.side == entry.side && other.sequence == as)
             return fail(VIDKV_E_ARGUMENT, "the file has this side of layer " + std::to_string(layer) + " already");
     }
-    if (vidkv_status status = store.check_same_params(params_)) return status;
+    vidkv_params params = params_;
+    (store.side() == VIDKV_KEYS ? params.key_bits : params.value_bits) =
+        store.bits(); // which may differ from layer to layer
+    if (vidkv_status status = store.check_same_params(params)) return status;
     StorePart part;
-    if (vidkv_status status = store.part_of(sequence, pages, part)) return status;
+    if (vidkv_status status = store.part_of(sequence, pages, params_, part)) return status;
     if (part.has_shifts) needs_ |= needs_shifts;
     if (part.has_directions) needs_ |= needs_directions;
+    if (part.has_own_bits) needs_ |= needs_bits_by_layer;
     entries_.reserve(entries_.size() + 1);
     if (vidkv_status status = begin(entry.data)) return status;
     if (vidkv_status status = add(entry.data, part.state.data(), part.state.size())) return status;

@@ -100,11 +100,14 @@ class Store {
     void clear();
     vidkv_store_stats stats() const;
 
-    // A sequence for a file. wanted: these pages, which are numbered from 0 there; null: all that hold something.
-    vidkv_status part_of(int sequence, const std::vector<int64_t> * wanted, StorePart & part) const;
+    // A sequence for a file of `params`. wanted: these pages, which are numbered from 0 there; null: all that hold something.
+    vidkv_status part_of(int sequence, const std::vector<int64_t> * wanted, const vidkv_params & params,
+                         StorePart & part) const;
     // And back; places as for vidkv_file_load. On failure the store is as it was.
     vidkv_status load(const StoreSource & source, int sequence, const int64_t * places, int64_t n_places);
-    vidkv_status check_same_params(const vidkv_params & params) const; // as far as pages depend on them
+    // As far as the pages of this side depend on them.
+    vidkv_status check_same_params(const vidkv_params & params) const;
+    float bits() const { return shape_.side == VIDKV_KEYS ? params_.key_bits : params_.value_bits; }
     // Whether the sealed pages first .. last - 1 can be read: those of a file may be forged. Each is looked at once.
     vidkv_status check_mapped(int sequence, int64_t first, int64_t last) const;
     int64_t end(int sequence) const; // the last cell written, and one more

@@ -30,11 +30,11 @@ template <typename T> vidkv_status differ(const char * what, T theirs, T ours) {
 } // namespace
 
 vidkv_status Store::check_same_params(const vidkv_params & p) const {
-    if (p.key_bits != params_.key_bits) return differ("key bits", p.key_bits, params_.key_bits);
-    if (p.value_bits != params_.value_bits) return differ("value bits", p.value_bits, params_.value_bits);
-    if (p.key_bits != 16 && p.key_codec != params_.key_codec) return differ("key codec", p.key_codec, params_.key_codec);
-    if (p.value_bits != 16 && p.value_codec != params_.value_codec)
-        return differ("value codec", p.value_codec, params_.value_codec);
+    const bool keys = shape_.side == VIDKV_KEYS;
+    const float theirs = keys ? p.key_bits : p.value_bits;
+    const int32_t codec = keys ? p.key_codec : p.value_codec, ours = keys ? params_.key_codec : params_.value_codec;
+    if (theirs != bits()) return differ(keys ? "key bits" : "value bits", theirs, bits());
+    if (theirs != 16 && codec != ours) return differ(keys ? "key codec" : "value codec", codec, ours);
     if (p.group_size != params_.group_size) return differ("group size", p.group_size, params_.group_size);
     if (p.sink_tokens != params_.sink_tokens) return differ("sink tokens", p.sink_tokens, params_.sink_tokens);
     if (p.protect != params_.protect) return differ("share of protected tokens", p.protect, params_.protect);

@@ -18,7 +18,7 @@ struct StorePart {
     };
     std::vector<uint8_t> state;
     std::vector<Piece> pieces;
-    bool has_shifts = false, has_directions = false;
+    bool has_shifts = false, has_directions = false, has_own_bits = false;
 };
 
 // To be read. `file` keeps the pages where they are; path: for messages; needs: what the file's header announces.

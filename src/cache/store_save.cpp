@@ -31,8 +31,11 @@ vidkv_status Store::pages_to_save(int sequence, const std::vector<int64_t> * wan
 
 class Store::PartWriter {
   public:
-    PartWriter(const Store & store, const Sequence & sequence, StorePart & part)
-        : store_(store), sequence_(sequence), part_(part), set_in_file_(sequence.plans.size(), -1) {}
+    PartWriter(const Store & store, const Sequence & sequence, const vidkv_params & params, StorePart & part)
+        : store_(store), sequence_(sequence), part_(part), set_in_file_(sequence.plans.size(), -1) {
+        const float usual = store.side() == VIDKV_KEYS ? params.key_bits : params.value_bits;
+        part.has_own_bits = store.bits() != usual;
+    }
 
     // renumbers: the pages are numbered from 0 in the file.
     void write(const std::vector<int64_t> & pages, bool renumbers) {
@@ -59,6 +62,7 @@ class Store::PartWriter {
                        (sequence_.queries ? store_has_statistics : 0);
         header.pages = pages;
         header.writes = sequence_.writes;
+        if (part_.has_own_bits) header.bits = store_.bits();
         if (!sequence_.plans.empty() && sequence_.sealed_pages > 0) header.plan = use_set(sequence_.plan);
         return header;
     }
@@ -132,10 +136,11 @@ class Store::PartWriter {
     uint64_t at_ = 0; // in the file's range of pages
 };
 
-vidkv_status Store::part_of(int sequence, const std::vector<int64_t> * wanted, StorePart & part) const {
+vidkv_status Store::part_of(int sequence, const std::vector<int64_t> * wanted, const vidkv_params & params,
+                            StorePart & part) const {
     std::vector<int64_t> pages;
     if (vidkv_status status = pages_to_save(sequence, wanted, pages)) return status;
-    PartWriter(*this, sequences_[sequence], part).write(pages, wanted != nullptr);
+    PartWriter(*this, sequences_[sequence], params, part).write(pages, wanted != nullptr);
     return VIDKV_OK;
 }
 

@@ -10,7 +10,7 @@ namespace vidkv::test {
 
 inline void append_contents(const Store & store, int sequence, std::vector<uint8_t> & out) {
     StorePart part;
-    if (store.part_of(sequence, nullptr, part) != VIDKV_OK) return;
+    if (store.part_of(sequence, nullptr, store.params(), part) != VIDKV_OK) return;
     append_bytes(out, part.state.data(), part.state.size());
     for (const StorePart::Piece & piece : part.pieces) append_bytes(out, piece.data, piece.bytes);
 }

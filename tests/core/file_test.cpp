@@ -436,6 +436,40 @@ TEST(UnannouncedPages, AreRefused) {
     std::filesystem::remove(path);
 }
 
+// A layer with other bits than its file: it comes back as it was, and goes into a store of the same bits alone.
+TEST_P(FileTest, AStoreMayHaveBitsOfItsOwn) {
+    const vidkv_params usual = preset(name);
+    if (usual.key_codec != VIDKV_CODEC_TRELLIS) GTEST_SKIP() << "bits by layer are for trellis codes";
+    vidkv_params own = usual;
+    own.key_bits = 2.5f;
+    const vidkv_store_shape shape{VIDKV_KEYS, channels, head_dim, 1024, 1};
+    const auto make_own = [&] {
+        vidkv_store * store = nullptr;
+        EXPECT_EQ(vidkv_store_create(&shape, &own, &store), VIDKV_OK) << vidkv_last_error();
+        return Store(store);
+    };
+    const Store first = make(VIDKV_KEYS, name, 1024, 1), second = make_own(), restored = make_own();
+    fill(first.get(), 0, 1);
+    fill(second.get(), 0, 2);
+    const Writer writer = create(path);
+    ASSERT_EQ(vidkv_file_add_store(writer.get(), 0, 0, first.get(), 0, nullptr, 0), VIDKV_OK) << vidkv_last_error();
+    ASSERT_EQ(vidkv_file_add_store(writer.get(), 1, 0, second.get(), 0, nullptr, 0), VIDKV_OK) << vidkv_last_error();
+    ASSERT_EQ(vidkv_file_finish(writer.get()), VIDKV_OK);
+    const File file = open(path);
+    EXPECT_EQ(vidkv_file_verify(file.get(), 1), VIDKV_OK) << vidkv_last_error();
+    vidkv_file_store_info info{};
+    ASSERT_EQ(vidkv_file_get_store(file.get(), 0, &info), VIDKV_OK);
+    EXPECT_EQ(info.bits, usual.key_bits);
+    ASSERT_EQ(vidkv_file_get_store(file.get(), 1, &info), VIDKV_OK);
+    EXPECT_EQ(info.bits, 2.5f);
+    ASSERT_EQ(vidkv_file_load(file.get(), 1, 0, restored.get(), 0, nullptr, 0), VIDKV_OK) << vidkv_last_error();
+    EXPECT_EQ(read(restored.get(), 0, 0, tokens), read(second.get(), 0, 0, tokens));
+    const Store other = make(VIDKV_KEYS, name, 1024, 1), again = make_own();
+    EXPECT_EQ(vidkv_file_load(file.get(), 1, 0, other.get(), 0, nullptr, 0), VIDKV_E_FORMAT);
+    EXPECT_NE(std::string(vidkv_last_error()).find("key bits 2.5, not 1.5"), std::string::npos) << vidkv_last_error();
+    EXPECT_EQ(vidkv_file_load(file.get(), 0, 0, again.get(), 0, nullptr, 0), VIDKV_E_FORMAT);
+}
+
 INSTANTIATE_TEST_SUITE_P(Presets, FileTest, testing::Values("f16", "k2v2", "k1.5v1.58-stp0.2", "t1.65", "t1.65-stp0.2"),
                          vidkv::test::by_preset);
 

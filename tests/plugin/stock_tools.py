@@ -143,6 +143,8 @@ class Settings(unittest.TestCase):
         for name, value, allowed in [
             ("VIDKV_PRESET", "k7v7", "1 to 2"),
             ("VIDKV_PRESET", "fast", "k1.5v1.58"),
+            ("VIDKV_PRESET", "t1.65@nowhere.layers", "No such file"),
+            ("VIDKV_PRESET", "k2v2@" + __file__, "line 1"),
             ("VIDKV_KEY_BITS", "three", "not a number"),
             ("VIDKV_VALUE_BITS", "1.7", "1.58 or 2"),
             ("VIDKV_GROUP_SIZE", "48", "32, 64 or 128"),
