@@ -36,8 +36,8 @@ VIDKV_API vidkv_status vidkv_layer_losses_read(const char * path, vidkv_layer_lo
 /* Spreads the bits of trellis `params` over these layers: out has room for as many. Keys and values share them; none gets less
  * than half of the preset's bits. The mean of all is at most that of key_bits and value_bits, and so is the mean of the true bits. A
  * side in f16 stays so. The result is the same on every machine. */
-VIDKV_API vidkv_status vidkv_spread_bits_sized(const vidkv_params * params, size_t params_size, const vidkv_layer_loss * losses,
-                                               int32_t layers, vidkv_layer_bits * out);
+VIDKV_API vidkv_status vidkv_spread_bits_sized(const vidkv_params * params, size_t params_size,
+                                               const vidkv_layer_loss * losses, int32_t layers, vidkv_layer_bits * out);
 static inline vidkv_status vidkv_spread_bits(const vidkv_params * params, const vidkv_layer_loss * losses, int32_t layers,
                                              vidkv_layer_bits * out) {
     return vidkv_spread_bits_sized(params, sizeof(*params), losses, layers, out);

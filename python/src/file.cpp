@@ -85,7 +85,8 @@ void bind_files(nb::module_ & m) {
         .def_ro("channels", &vidkv_file_store_info::channels)
         .def_ro("head_dim", &vidkv_file_store_info::head_dim)
         .def_ro("cells", &vidkv_file_store_info::cells, "One more than the last cell written.")
-        .def_ro("bytes", &vidkv_file_store_info::bytes);
+        .def_ro("bytes", &vidkv_file_store_info::bytes)
+        .def_ro("bits", &vidkv_file_store_info::bits, "Key bits or value bits, which may differ from layer to layer.");
     nb::class_<File>(m, "File", "A .vidkv file, mapped: stores read its pages where they lie.")
         .def(nb::init<const std::string &, bool>(), "path"_a, "copies"_a = false,
              "copies: read it into memory instead of mapping it.")

@@ -1,5 +1,6 @@
 // vidkv._core: the C API for Python. Tensors come and go by DLPack; this file knows nothing of torch.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
@@ -9,6 +10,7 @@
 #include "blocks.h"
 #include "file.h"
 #include "store.h"
+#include "vidkv/layers.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -27,6 +29,25 @@ std::vector<std::string> preset_names() {
     std::vector<std::string> names;
     for (size_t i = 0; const char * name = vidkv_preset_name(i); ++i) names.emplace_back(name);
     return names;
+}
+
+// The parameters of these layers, with bits that are spread over them by a layers file; layers that it does not name have p's.
+std::map<int, vidkv_params> params_by_layer(const vidkv_params & p, const std::string & path,
+                                            const std::vector<int> & layers) {
+    int32_t n = 0;
+    check(vidkv_layer_losses_read(path.c_str(), nullptr, 0, &n));
+    std::vector<vidkv_layer_loss> losses(static_cast<size_t>(n));
+    check(vidkv_layer_losses_read(path.c_str(), losses.data(), n, &n));
+    std::map<int, vidkv_params> params;
+    for (const int layer : layers) params[layer] = p;
+    std::erase_if(losses, [&](const vidkv_layer_loss & each) { return !params.contains(each.layer); });
+    std::vector<vidkv_layer_bits> bits(losses.size());
+    if (!losses.empty()) check(vidkv_spread_bits(&p, losses.data(), static_cast<int32_t>(losses.size()), bits.data()));
+    for (size_t i = 0; i < losses.size(); ++i) {
+        params[bits[i].layer].key_bits = bits[i].keys;
+        params[bits[i].layer].value_bits = bits[i].values;
+    }
+    return params;
 }
 
 std::string describe(const vidkv_params & p) {
@@ -62,6 +83,9 @@ void bind_params(nb::module_ & m) {
                 return vidkv_true_bits(&p, side_from(side), head_dim);
             },
             "side"_a, "head_dim"_a, "Bits per element of a sealed page, all metadata included. side: 'keys' or 'values'.")
+        .def(
+            "by_layer", &params_by_layer, "path"_a, "layers"_a,
+            "Params of each of these layers: the bits spread over them by what a file of `vidkv eval layers` says that they lose.")
         .def("__copy__", [](const vidkv_params & p) { return p; })
         .def(
             "__deepcopy__", [](const vidkv_params & p, nb::handle) { return p; }, "memo"_a)

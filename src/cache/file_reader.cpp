@@ -185,6 +185,10 @@ vidkv_params FileReader::params_of(const FileEntry & entry) const {
     return params;
 }
 
+bool FileReader::announces_bits_of(const FileEntry & entry) const {
+    return store_header(entry).bits == 0 || (needs_ & needs_bits_by_layer) != 0;
+}
+
 StoreSource FileReader::source(const FileEntry & entry) const {
     return {at(entry.data), entry.data.bytes, at(entry.pages), entry.pages.bytes, file_, path_, needs_};
 }
@@ -196,6 +200,7 @@ vidkv_status FileReader::load(int layer, int from, Store & store, int sequence, 
         return fail(VIDKV_E_ARGUMENT, "'" + path_ + "' has no " + (store.side() == VIDKV_KEYS ? "keys" : "values") +
                                           " of layer " + std::to_string(layer) + ", sequence " + std::to_string(from));
     }
+    if (!announces_bits_of(*entry)) return altered();
     if (vidkv_status status = store.check_same_params(params_of(*entry)))
         return fail(status, "'" + path_ + "' is of another preset: " + last_error());
     return store.load(source(*entry), sequence, places, n_places);
@@ -210,7 +215,7 @@ vidkv_status FileReader::check_store(const FileEntry & entry) const {
     if (pages >= INT32_MAX / page_tokens - 1) return altered();
     const vidkv_store_shape shape{entry.side, header.channels, header.head_dim, (pages + 1) * page_tokens, 1};
     const vidkv_params params = params_of(entry);
-    if (vidkv::check_store(shape, params) != VIDKV_OK) return altered();
+    if (!announces_bits_of(entry) || vidkv::check_store(shape, params) != VIDKV_OK) return altered();
     Store store(shape, params);
     if (vidkv_status status = store.load(source(entry), 0, nullptr, 0)) return status;
     return store.check_mapped(0, 0, store.pages());

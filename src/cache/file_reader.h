@@ -42,6 +42,7 @@ class FileReader {
     bool is_whole(const FileRange & range) const { return checksum_of(range) == range.checksum; }
     uint64_t checksum_of(const FileRange & range) const;
     StoreSource source(const FileEntry & entry) const;
+    bool announces_bits_of(const FileEntry & entry) const;
     vidkv_status altered() const;
 
     std::string path_;

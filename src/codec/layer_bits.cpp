@@ -107,7 +107,8 @@ vidkv_status check(const vidkv_params & params, const std::vector<vidkv_layer_lo
     if (params.protect > 0) return fail(VIDKV_E_ARGUMENT, "bits by layer do not go with protected tokens (-stp)");
     for (const vidkv_layer_loss & each : losses) {
         if (!(each.keys >= 0) || !(each.values >= 0) || !std::isfinite(each.keys + each.values) || each.layer < 0)
-            return fail(VIDKV_E_ARGUMENT, "the losses of layer " + std::to_string(each.layer) + " are no numbers of 0 or more");
+            return fail(VIDKV_E_ARGUMENT,
+                        "the losses of layer " + std::to_string(each.layer) + " are no numbers of 0 or more");
     }
     return VIDKV_OK;
 }
@@ -153,8 +154,10 @@ vidkv_status read_layer_losses(const std::string & path, std::vector<vidkv_layer
         const bool is_sound = parse_line(line, each) && each.layer >= 0 && each.keys >= 0 && each.values >= 0 &&
                               std::isfinite(each.keys + each.values) && out.size() < most_layers;
         if (!is_sound || (!out.empty() && each.layer <= out.back().layer))
-            return fail(VIDKV_E_FORMAT, "'" + path + "', line " + std::to_string(number) +
-                                            ": a line of a layers file has a layer, in rising order, and the losses of its keys and values, as in 0 0.00024 0.00001");
+            return fail(
+                VIDKV_E_FORMAT,
+                "'" + path + "', line " + std::to_string(number) +
+                    ": a line of a layers file has a layer, in rising order, and the losses of its keys and values, as in 0 0.00024 0.00001");
         out.push_back(each);
     }
     if (file.bad()) return fail(VIDKV_E_IO, "cannot read the layers file '" + path + "'");

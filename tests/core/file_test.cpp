@@ -468,6 +468,16 @@ TEST_P(FileTest, AStoreMayHaveBitsOfItsOwn) {
     EXPECT_EQ(vidkv_file_load(file.get(), 1, 0, other.get(), 0, nullptr, 0), VIDKV_E_FORMAT);
     EXPECT_NE(std::string(vidkv_last_error()).find("key bits 2.5, not 1.5"), std::string::npos) << vidkv_last_error();
     EXPECT_EQ(vidkv_file_load(file.get(), 0, 0, again.get(), 0, nullptr, 0), VIDKV_E_FORMAT);
+    auto forged = vidkv::test::ForgedFile::read(path);
+    auto header = forged.header();
+    ASSERT_EQ(header.needs & 8u, 8u);
+    header.needs &= ~8u; // a reader that does not know of such bits would take the pages for others
+    forged.put(0, header);
+    forged.sign();
+    forged.write(path);
+    const File silent = open(path);
+    EXPECT_EQ(vidkv_file_verify(silent.get(), 1), VIDKV_E_FORMAT);
+    EXPECT_EQ(vidkv_file_load(silent.get(), 1, 0, again.get(), 0, nullptr, 0), VIDKV_E_FORMAT);
 }
 
 INSTANTIATE_TEST_SUITE_P(Presets, FileTest, testing::Values("f16", "k2v2", "k1.5v1.58-stp0.2", "t1.65", "t1.65-stp0.2"),

@@ -105,8 +105,8 @@ std::string name_of(const testing::TestParamInfo<const char *> & info) {
     return name;
 }
 
-INSTANTIATE_TEST_SUITE_P(Trellis, PresetByLayer,
-                         testing::Values("t4.2", "t3.2", "t2.2", "t1.65", "t1.15", "t1.0"), name_of);
+INSTANTIATE_TEST_SUITE_P(Trellis, PresetByLayer, testing::Values("t4.2", "t3.2", "t2.2", "t1.65", "t1.15", "t1.0"),
+                         name_of);
 
 // What stores really hold, sealed, for all layers together.
 TEST(LayerBits, TakeNoMoreMemoryThanThePresetAlone) {
@@ -172,8 +172,8 @@ TEST(LayerBits, LikeLayersStayAlike) {
         Losses losses;
         for (int i = 0; i < 16; ++i) losses.push_back({i, loss, loss});
         const Bits bits = spread(preset("t1.65"), losses);
-        const auto [least, most] = std::minmax_element(
-            bits.begin(), bits.end(), [](const auto & a, const auto & b) { return a.keys < b.keys; });
+        const auto [least, most] =
+            std::minmax_element(bits.begin(), bits.end(), [](const auto & a, const auto & b) { return a.keys < b.keys; });
         EXPECT_LE(most->keys - least->keys, 0.5f) << "loss " << loss;
         for (const vidkv_layer_bits & each : bits) EXPECT_LE(std::fabs(each.values - 1.5f), 0.5f) << "loss " << loss;
     }
@@ -231,8 +231,8 @@ TEST_F(LayersFile, HasALineForEachLayer) {
 }
 
 TEST_F(LayersFile, IsRefusedWithItsLine) {
-    for (const char * wrong : {"0 1", "0 1 2 3", "zero 1 2", "0 1 x", "-1 1 2", "0 -1 2", "0 nan 1", "0 inf 1", "0 1 2\n0 1 2",
-                               "1 1 2\n0 1 2", "0,1,2", "99999999999 1 2"}) {
+    for (const char * wrong : {"0 1", "0 1 2 3", "zero 1 2", "0 1 x", "-1 1 2", "0 -1 2", "0 nan 1", "0 inf 1",
+                               "0 1 2\n0 1 2", "1 1 2\n0 1 2", "0,1,2", "99999999999 1 2"}) {
         EXPECT_EQ(read(std::string("# remark\n") + wrong), VIDKV_E_FORMAT) << wrong;
         EXPECT_NE(std::string(vidkv_last_error()).find("line "), std::string::npos) << vidkv_last_error();
     }

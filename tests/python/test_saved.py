@@ -61,6 +61,31 @@ def test_a_saved_cache_is_saved_again_to_the_same_bytes(tmp_path):
     assert (tmp_path / "a.vidkv").stat().st_size <= 1.03 * cache.bytes_held()
 
 
+def test_bits_by_layer(tmp_path):
+    """PRESET@FILE: layers have bits of their own, come back with them from a file, and hold no more."""
+    model, path, losses = text_model("llama"), tmp_path / "text.vidkv", tmp_path / "model.layers"
+    layers = model.config.num_hidden_layers
+    losses.write_text("".join(f"{layer} {1e-2 if layer == 0 else 1e-4} 1e-4\n" for layer in range(layers)))
+    tokens = prompt_of(model)
+    even, cache = read_through(model, "t1.65", tokens), read_through(model, f"t1.65@{losses}", tokens)
+    bits = [(layer.params.key_bits, layer.params.value_bits) for layer in cache.packed_layers]
+    assert bits[0][0] > 1.5 > bits[1][0] and sum(map(sum, bits)) <= 3 * layers
+    assert cache.bytes_held() <= even.bytes_held()
+    cache.save(path, tokens=tokens)
+    losses.unlink()  # the file has the bits
+    loaded = VidKVCache.load(path, model.config)
+    assert [(layer.params.key_bits, layer.params.value_bits) for layer in loaded.packed_layers] == bits
+    question = torch.cat((tokens, prompt_of(model, n=5, seed=8)), 1)
+    assert same(go_on(model, loaded, question), go_on(model, cache, question))
+    with pytest.raises(Exception, match="cannot open the layers file"):
+        VidKVCache(model.config, f"t1.65@{losses}")
+    losses.write_text("0 1 1\n")
+    with pytest.raises(ValueError, match="trellis"):
+        VidKVCache(model.config, f"k2v2@{losses}")
+    published = {"backend": "vidkv", "preset": f"t1.65@{losses}"}
+    assert VidKVCache(model.config, cache_config=published).params.key_bits == 1.5
+
+
 def test_a_video_goes_on(tmp_path):
     model, inputs = vision_model("qwen2_5_vl")
     model.get_decoder().set_attn_implementation("vidkv")

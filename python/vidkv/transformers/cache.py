@@ -8,7 +8,7 @@ from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, get_laye
 from .. import Params
 from . import saved
 from .layer import VidKVLayer
-from .options import params_from_cache_config, params_from_preset
+from .options import layers_file, params_from_cache_config, params_from_preset, parse_cache_config
 
 PACKED_TYPES = ("full_attention",)
 PLAIN_TYPES = ("sliding_attention", "chunked_attention", "dummy")
@@ -34,7 +34,8 @@ class VidKVCache(Cache):
 
     Args:
         config: the model's config (`model.config`).
-        preset: a name such as "t1.65", "k1.5v1.58" or "k1.5v1.58-stp0.2" (see vidkv.presets()), or vidkv.Params.
+        preset: a name such as "t1.65", "k1.5v1.58" or "k1.5v1.58-stp0.2" (see vidkv.presets()), or vidkv.Params. "t1.65@FILE" spreads the
+            bits over the layers by a file of `vidkv eval layers`.
         cache_config: instead of a preset, a published configuration (dict or text) with the backends QuantizedCacheLM,
             QuantizedCacheVLM and QuantizedCacheVLMSTP.
         max_length: tokens at most; None: it grows.
@@ -57,14 +58,17 @@ class VidKVCache(Cache):
         self.model = saved.describe_model(config)
         self.tokens = None  # of a loaded cache that was saved with them
         self.params = params_from_cache_config(cache_config) if cache_config is not None else params_from_preset(preset or "t1.65")
+        losses = layers_file(preset if cache_config is None else parse_cache_config(cache_config).get("preset"))
         self.preset = preset if isinstance(preset, str) else None
         shared = bool(getattr(text, "num_kv_shared_layers", 0)) or getattr(text, "kv_sharing_modes", None) is not None
         types, arguments = get_layer_types_and_kwargs(text)
+        packed = [index for index, kind in enumerate(types) if kind in PACKED_TYPES]
+        by_layer = self.params.by_layer(losses, packed) if losses is not None else {}
         layers = []
-        for kind, kwargs in zip(types, arguments):
+        for index, (kind, kwargs) in enumerate(zip(types, arguments)):
             if kind in PACKED_TYPES:
                 # Layers that lend their keys to later layers are packed at their next update, when all have read them.
-                layers.append(VidKVLayer(self.params, max_length, seal_at_once=not shared, force_torch=force_torch))
+                layers.append(VidKVLayer(by_layer.get(index, self.params), max_length, seal_at_once=not shared, force_torch=force_torch))
             elif kind in PLAIN_TYPES:
                 layers.append(DYNAMIC_LAYER_TYPE_MAPPING[kind](**kwargs))
             else:

@@ -121,14 +121,19 @@ def params_from_cache_config(cache_config: Mapping | str) -> Params:
     return params
 
 
+def layers_file(preset):
+    """The FILE of "PRESET@FILE", by which bits are spread over layers; None for other presets."""
+    return preset.partition("@")[2] or None if isinstance(preset, str) else None
+
+
 def params_from_preset(preset: str | Params) -> Params:
-    """Params of a preset's name, or a copy of the Params given."""
+    """Params of a preset's name, without its @FILE, or a copy of the Params given."""
     if isinstance(preset, Params):
         preset.check()
         return preset.__copy__()
     if not isinstance(preset, str):
         raise TypeError(f"preset must be a name or vidkv.Params, not {type(preset).__name__}")
     try:
-        return Params.from_preset(preset)
+        return Params.from_preset(preset.partition("@")[0])
     except ValueError as error:
         raise ValueError(f"preset {preset!r}: {error}; presets: {', '.join(presets())}") from None

@@ -183,6 +183,10 @@ def _fill_packed(file, index, layer, about, device):
     there = {(part.side, part.sequence): part.cells for part in file.stores if part.layer == index}
     if there != {(side, row): n for row, n in enumerate(cells) for side in ("keys", "values")}:
         raise ValueError(f"VidKVCache.load: the file says that layer {index} has {cells} tokens, and has others: save it again")
+    layer.params = layer.params.__copy__()
+    for part in file.stores:
+        if part.layer == index:  # bits may differ from layer to layer
+            setattr(layer.params, "key_bits" if part.side == "keys" else "value_bits", part.bits)
     kind = TorchStorage if device.type != "cpu" or layer.force_torch else NativeStorage
     layer.storage = kind(layer.params, len(padding), kv_heads, key_dim, value_dim, layer.max_length or max(1024, *cells), device)
     layer.storage.load(file, index)
