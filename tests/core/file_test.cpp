@@ -465,7 +465,8 @@ TEST_P(FileTest, AStoreMayHaveBitsOfItsOwn) {
     EXPECT_EQ(read(restored.get(), 0, 0, tokens), read(second.get(), 0, 0, tokens));
     const Store other = make(VIDKV_KEYS, name, 1024, 1), again = make_own();
     EXPECT_EQ(vidkv_file_load(file.get(), 1, 0, other.get(), 0, nullptr, 0), VIDKV_E_FORMAT);
-    EXPECT_NE(std::string(vidkv_last_error()).find("is of another preset: key bits "), std::string::npos) << vidkv_last_error();
+    EXPECT_NE(std::string(vidkv_last_error()).find("is of another preset: key bits "), std::string::npos)
+        << vidkv_last_error();
     EXPECT_EQ(vidkv_file_load(file.get(), 0, 0, again.get(), 0, nullptr, 0), VIDKV_E_FORMAT);
     auto forged = vidkv::test::ForgedFile::read(path);
     auto header = forged.header();
