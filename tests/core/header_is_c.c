@@ -1,4 +1,5 @@
 #include "vidkv/file.h"
+#include "vidkv/layers.h"
 #include "vidkv/vidkv.h"
 
 /* Compiled as strict C99: the header needs nothing from C++. */
