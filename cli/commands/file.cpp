@@ -63,16 +63,19 @@ json manifest_of(const vidkv_file * file) {
 struct Totals {
     int64_t cells = 0, sealed = 0, pages = 0;
     double bytes = 0, f16 = 0;
+    bool bits_by_layer = false;
 };
 
 // What the stores of the file hold, summed over all but the number of cells, which all have.
-Totals totals_of(const vidkv_file * file, int64_t stores) {
+Totals totals_of(const vidkv_file * file, const vidkv_file_info & whole) {
     Totals sum;
-    for (int64_t i = 0; i < stores; ++i) {
+    for (int64_t i = 0; i < whole.stores; ++i) {
         vidkv_file_store_info info;
         check(vidkv_file_get_store(file, i, &info));
         sum.cells = std::max(sum.cells, info.cells);
         sum.sealed += info.pages_sealed;
+        const float usual = info.side == VIDKV_KEYS ? whole.params.key_bits : whole.params.value_bits;
+        sum.bits_by_layer = sum.bits_by_layer || info.bits != usual;
         sum.bytes += static_cast<double>(info.bytes);
         sum.f16 += 2.0 * info.channels * static_cast<double>(info.cells_written);
     }
@@ -82,7 +85,7 @@ Totals totals_of(const vidkv_file * file, int64_t stores) {
 json describe(const std::string & path, const vidkv_file * file) {
     vidkv_file_info info;
     vidkv_file_get_info(file, &info);
-    const Totals sum = totals_of(file, info.stores);
+    const Totals sum = totals_of(file, info);
     json sections = json::object();
     for (int64_t i = 0; const char * name = vidkv_file_section_name(file, i); ++i) {
         uint64_t bytes = 0;
@@ -97,6 +100,7 @@ json describe(const std::string & path, const vidkv_file * file) {
             {"preset", preset_of(info.params)},
             {"key_bits", info.params.key_bits},
             {"value_bits", info.params.value_bits},
+            {"bits_by_layer", sum.bits_by_layer}, // the two above are then what the preset has, and layers have their own
             {"protect", info.params.protect},
             {"layers", info.layers},
             {"sequences", info.sequences},
@@ -127,11 +131,12 @@ void print(const json & about) {
     std::printf("\n  %-18s %lld tokens, %d layers of %d channels (head_dim %d)\n", "cache", about["cells"].get<long long>(),
                 about["layers"].get<int>(), about["channels"].get<int>(), about["head_dim"].get<int>());
     if (about["sequences"].get<int>() > 1) std::printf("  %-18s %d\n", "sequences", about["sequences"].get<int>());
-    std::printf("  %-18s %s\n", "preset",
+    std::printf("  %-18s %s%s\n", "preset",
                 preset.empty() ? ("keys " + std::to_string(about["key_bits"].get<float>()) + " bits, values " +
                                   std::to_string(about["value_bits"].get<float>()) + " bits")
                                      .c_str()
-                               : preset.c_str());
+                               : preset.c_str(),
+                about["bits_by_layer"].get<bool>() ? ", bits by layer" : "");
     if (!about["manifest"].is_null()) print_manifest(about["manifest"]);
     for (const auto & [name, size] : about["sections"].items())
         std::printf("  %-18s %llu bytes\n", ("section " + name).c_str(), size.get<unsigned long long>());

@@ -173,6 +173,10 @@ class Layers(Measure):
         spread, complaints = ask(kv)
         self.assertEqual((spread["packed"], spread["watched_before"], complaints), (True, False, ""))
         self.assertLessEqual(spread["kv_bytes"], even["kv_bytes"])
+        videos = [os.path.join(self.folder.name, "videos", name) for name in os.listdir(os.path.join(self.folder.name, "videos"))]
+        shown = [self.report("show", "--json", path) for path in videos if path.endswith(".vidkv")]
+        self.assertEqual(sorted(about["bits_by_layer"] for about in shown), [False, True])
+        self.assertEqual({about["preset"] for about in shown}, {"t1.65"})
         again, complaints = ask(kv)
         self.assertEqual((again["answers"], again["watched_before"], complaints), (spread["answers"], True, ""))
         self.write("0 1e-4 1e-4\n1 1e-4 1e-4\n2 1e-4 1e-4\n3 1e-4 1e-2\n")  # other bits: what was kept does not fit
