@@ -232,7 +232,9 @@ TEST(ContextShift, OfOneConversationOfAPool) {
         }
         if (shifts) shift(s, 4, 300);
         const Logits & other = s.feed(77, 1, 600, 1);
-        if (shifts) EXPECT_LT(relative_error(other, alone), 1e-5);
+        if (shifts) {
+            EXPECT_LT(relative_error(other, alone), 1e-5);
+        }
         alone = other;
         EXPECT_EQ(stats().pages_reopened, 0);
     }
