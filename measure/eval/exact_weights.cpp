@@ -42,9 +42,11 @@ Contents look_into(const std::string & model) {
 
 } // namespace
 
-ExactWeights::ExactWeights(const std::string & model) : model_(model) {
+ExactWeights::ExactWeights(const std::string & model, int64_t most_as_f16) : model_(model) {
     const Contents contents = look_into(model);
-    if (!contents.quantized || contents.weights > MOST_WEIGHTS) return;
+    const bool as_f32 = contents.weights <= MOST_WEIGHTS;
+    too_many_ = contents.quantized && !as_f32 && contents.weights > most_as_f16;
+    if (!contents.quantized || too_many_) return;
     const std::string folder = temporary_place();
     std::string name = (fs::path(folder) / "vidkv-f32-XXXXXX").string();
     const int file = mkstemp(name.data());
@@ -52,12 +54,12 @@ ExactWeights::ExactWeights(const std::string & model) : model_(model) {
     close(file);
     copy_ = name;
     llama_model_quantize_params params = llama_model_quantize_default_params();
-    params.ftype = LLAMA_FTYPE_ALL_F32;
+    params.ftype = as_f32 ? LLAMA_FTYPE_ALL_F32 : LLAMA_FTYPE_MOSTLY_F16;
     params.allow_requantize = true;
     forget_logged_error();
     if (llama_model_quantize(model.c_str(), copy_.c_str(), &params) != 0) {
         fs::remove(copy_);
-        throw Error("cannot write the weights of '" + model + "' out as f32 (" + logged_error() +
+        throw Error("cannot write the weights of '" + model + "' out (" + logged_error() +
                     "): use --weights as-is, or set TMPDIR to a folder with more room");
     }
 }

@@ -39,9 +39,9 @@ PROTOCOL
   over a thousand tokens ago, so that a codec gains nothing by being kind to recent tokens.
 
 CODECS
-  Presets of VidKV (vidkv presets) run in the plug-in as they do for a user; PRESET@FILE spreads one's bits over the layers by a file of
-  vidkv eval layers, and PRESET@NAME by the one that comes with a model of that name (smollm2 ...). Codecs of others are simulated: their reference code is
-  applied to the rows of an f16 cache, with the same sink tokens (kept out of their scales) and residual window.
+  Presets of VidKV (vidkv presets) run in the plug-in as they do for a user. PRESET@FILE spreads one's bits over the layers, by a file that
+  eval layers has written; PRESET@NAME by the one that comes with a model of that name (t1.65@smollm2). Codecs of others are simulated:
+  their reference code is applied to the rows of an f16 cache, with the same sink tokens (kept out of their scales) and residual window.
     q8_0, q5_1, q5_0, q4_0                      ggml's cache types
     q8_0-rot, q5_0-rot, q4_0-rot                the same with the rotation that llama.cpp's own cache has
     kivi2            KIVI, 2 bits (arXiv 2402.02750)

@@ -34,8 +34,10 @@ file serves all texts, presets and quantizations of its weights.
 PRESET@FILE spends the preset's bits so that the sum of the losses is least; their mean stays the preset's. The file is a text; its lines
 have a layer and the losses of its keys and values. Layers with a sliding window stay in f16 and are not in it.)";
 
+constexpr int64_t MOST_WEIGHTS = 4'000'000'000; // 8 GB as f16
+
 struct LayersOptions : TextOptions {
-    std::string kv = "t1.65", out, weights = "f32";
+    std::string kv = "t1.65", out, weights = "exact";
     int windows = 1, length = 2048;
 };
 
@@ -92,8 +94,12 @@ void run_layers(const LayersOptions & options) {
     const std::string named = options.model_file();
     capture_logs(options.verbose);
     Progress progress(options.json);
-    const ModelUnderTest loaded(named, options.weights == "f32", options.threads, progress);
+    const ModelUnderTest loaded(named, options.weights == "exact", options.threads, progress, MOST_WEIGHTS);
     check_fits(whole.kv, *loaded.model);
+    if (loaded.too_many)
+        std::cerr
+            << "the model's weights stay quantized: what llama.cpp rounds activations to for them may hide what layers cost"
+            << std::endl;
     const std::vector<Window> windows =
         cut_windows(*loaded.model, text.words, Protocol::near, options.windows, options.length);
     Losses losses;
@@ -122,8 +128,12 @@ void add_eval_layers(CLI::App & eval, Command & run) {
     layers->add_option("--windows", options->windows, "windows of the text (default 1)")->check(CLI::Range(1, 1000));
     layers->add_option("--window-length", options->length, "tokens per window (default 2048)")
         ->check(CLI::Range(2 * SCORED_TOKENS + 256, 1 << 20));
-    layers->add_option("--weights", options->weights, "f32 (default) or as-is: as in eval kl")
-        ->check(CLI::IsMember({"f32", "as-is"}));
+    layers
+        ->add_option(
+            "--weights", options->weights,
+            "exact (default): quantized weights are written out as f32, of models of 10^9 to 4 x 10^9 weights as f16 (a "
+            "temporary file), as llama.cpp rounds activations to 8 bits otherwise, which hides what layers cost; as-is")
+        ->check(CLI::IsMember({"exact", "as-is"}));
     options->add_run(*layers);
     layers->footer(FOOTER);
     layers->callback([options, &run] { run = [options] { run_layers(*options); }; });

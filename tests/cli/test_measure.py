@@ -163,9 +163,12 @@ class Layers(Measure):
         clip, longer = os.path.join(clips, "clip-00000.mp4"), os.path.join(clips, "longer.mp4")
         subprocess.run(["ffmpeg", "-nostdin", "-loglevel", "error", "-stream_loop", "3", "-i", clip, "-c", "copy", longer], check=True)
 
+        environment = {**os.environ, "VIDKV_CACHE_DIR": self.folder.name}
+        environment.pop("VIDKV_VIDEOS_MAX_SIZE", None)  # watched videos are kept
+
         def ask(kv):
             done = subprocess.run([VIDKV, "ask", longer, "What colour is the circle?", "--json", "--kv", kv], capture_output=True, text=True,
-                                  check=True, env={**os.environ, "VIDKV_CACHE_DIR": self.folder.name})
+                                  check=True, env=environment)
             return json.loads(done.stdout), done.stderr
 
         even, _ = ask("t1.65")

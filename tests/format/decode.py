@@ -378,7 +378,7 @@ def trellis_values(shape, data):
 
 HEADER = "<8sII2f5ifQQQQ40sQ"
 ENTRY = "<32sIiiiQQQQQQ"
-STORE = "<iiIIQqi28s"
+STORE = "<iiIIQqif24s"
 PAGE_ENTRY = "<qQIHBBq16s16s"
 xxhash = ctypes.CDLL("libxxhash.so.0")  # Debian: libxxhash0
 xxhash.XXH3_64bits.restype = ctypes.c_uint64
@@ -495,7 +495,11 @@ def read_page(shape, keys, sets, entry, pages, shift=None):
 def read_store(params, needs, keys, state, pages):
     """(shape, {page number: rows})."""
     reader = Reader(state)
-    channels, dim, flags, plan_sets, count, writes, current, zeros = reader.numbers(STORE)
+    channels, dim, flags, plan_sets, count, writes, current, bits, zeros = reader.numbers(STORE)
+    require(bits == 0 or needs & 8, "bits of a store's own that the file does not announce")
+    params = list(params)
+    if bits != 0:
+        params[0 if keys else 1] = bits
     shape = Shape(params).take(channels, dim)
     shape.needs = needs
     require(flags < 16 and writes >= 0 and not any(zeros), "head of a store")
@@ -536,7 +540,7 @@ def read_file(path):
     data = pathlib.Path(path).read_bytes()
     require(len(data) >= struct.calcsize(HEADER), "cut off")
     magic, needs, _, *params, size, table_at, count, table_checksum, _, own = struct.unpack_from(HEADER, data)
-    require(magic == b"VIDKVKV3" and needs < 8, "not a file of this version")
+    require(magic == b"VIDKVKV3" and needs < 16, "not a file of this version")
     require(own == checksum(data[:120]), "checksum of the header")
     require(size == len(data) and 128 <= table_at <= size and size - table_at == 96 * count, "where the table lies")
     require(checksum(data[table_at:]) == table_checksum, "checksum of the table")

@@ -186,7 +186,8 @@ void write_bad(const fs::path & good, const fs::path & folder) {
     flip("version1", paper, at(7), '1' ^ '3', true);
     flip("version2", paper, at(7), '2' ^ '3', true);
     flip("version4", paper, at(7), '4' ^ '3', true); // of a release to come
-    flip("forged_needs", paper, at(8), 8, true);
+    flip("forged_needs", paper, at(8), 16, true);
+    flip("unannounced_bits", paper, in_state(keys, 39), 0x40, true); // 2.0, as the file has anyway
     flip("unannounced_mean", read_bytes(good / "t1.65-still.vidkv"), at(8), 1, true);
     flip("unannounced_direction", read_bytes(good / "t1.65-moving.vidkv"), at(8), 4, true);
     flip("forged_preset", paper, at(18), 0x40, true);
