@@ -62,7 +62,7 @@ void print_table(const std::vector<Preset> & presets) {
     std::printf(
         "\nAny mix of key and value codes is a preset too (kt1.5v2, k2vt1.5). -stp<share> behind a name gives the\n"
         "values of the salient tokens more bits, as the paper does (t1.65-stp0.2). @FILE behind a trellis preset spends\n"
-        "its bits by what each layer costs the model (vidkv eval layers): half the loss at the same size.\n");
+        "its bits by what each layer costs the model (vidkv eval layers): as little as half the loss at the same size.\n");
 }
 
 const char * family_name(Family family) {

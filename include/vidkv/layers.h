@@ -1,6 +1,6 @@
 /* Bits by layer: a model loses far more by some layers' keys and values than by others', a hundred times and more, and its layers are
  * what they are whatever it reads. A layers file says what packing each side of each layer costs by itself; a preset's bits, spread by it
- * so that the sum of these losses is least, do half the harm at the same size (docs/fidelity.md, "Bits by layer").
+ * so that the sum of these losses is least, do as little as half the harm at the same size (docs/fidelity.md, "Bits by layer").
  *
  * It is a text: lines that begin with # are remarks, every other line has a layer's number and its losses,
  *
