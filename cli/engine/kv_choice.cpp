@@ -6,6 +6,7 @@
 
 #include "error.h"
 #include "paths.h"
+#include "vidkv/layers.hpp"
 
 namespace vidkv::cli {
 
@@ -20,14 +21,6 @@ constexpr std::array<StockType, 3> STOCK_TYPES = {
 
 void append(std::string & list, const char * name) { list += (list.empty() ? "" : ", ") + std::string(name); }
 
-std::vector<vidkv_layer_loss> read_layer_losses(const std::string & path) {
-    int32_t n = 0;
-    if (vidkv_layer_losses_read(path.c_str(), nullptr, 0, &n) != VIDKV_OK) throw Error(vidkv_last_error());
-    std::vector<vidkv_layer_loss> losses(static_cast<size_t>(n));
-    if (vidkv_layer_losses_read(path.c_str(), losses.data(), n, &n) != VIDKV_OK) throw Error(vidkv_last_error());
-    return losses;
-}
-
 // A file, or the name of a model that comes with one.
 std::string layers_file(const std::string & name) {
     const bool is_file = name.find('/') != std::string::npos || name.ends_with(".layers") || std::filesystem::exists(name);
@@ -35,10 +28,17 @@ std::string layers_file(const std::string & name) {
 }
 
 void spread(KvChoice & kv, const std::string & name) {
-    kv.losses = read_layer_losses(layers_file(name));
-    std::vector<vidkv_layer_bits> bits(kv.losses.size());
-    if (vidkv_spread_bits(&kv.params, kv.losses.data(), static_cast<int32_t>(bits.size()), bits.data()) != VIDKV_OK)
-        throw UsageError("--kv " + kv.name + ": " + vidkv_last_error());
+    const std::string file = layers_file(name);
+    try {
+        kv.losses = vidkv::read_layer_losses(file);
+    } catch (const vidkv::Error & error) {
+        throw Error(error.what());
+    }
+    try {
+        vidkv::params_by_layer(kv.params, kv.losses);
+    } catch (const vidkv::Error & error) {
+        throw UsageError("--kv " + kv.name + ": " + error.what());
+    }
 }
 
 } // namespace

@@ -44,16 +44,15 @@ struct LayersOptions : TextOptions {
 using Losses = std::vector<vidkv_layer_loss>;
 
 void add_window(const WindowRun & run, const Contender & whole, size_t windows, Progress & progress, Losses & losses) {
-    const std::vector<int> layers = run.packed_layers(whole);
     if (losses.empty()) {
-        for (const int layer : layers) losses.push_back({layer, 0, 0});
+        for (const int layer : run.packed_layers(whole)) losses.push_back({layer, 0, 0});
     }
-    const auto steps = static_cast<int64_t>(2 * layers.size());
-    for (size_t i = 0; i < layers.size(); ++i) {
+    const auto steps = static_cast<int64_t>(2 * losses.size());
+    for (size_t i = 0; i < losses.size(); ++i) {
         for (const vidkv_side side : {VIDKV_KEYS, VIDKV_VALUES}) {
-            progress.show("layer " + std::to_string(layers[i]), static_cast<int64_t>(2 * i + side), steps, "runs");
+            progress.show("layer " + std::to_string(losses[i].layer), static_cast<int64_t>(2 * i + side), steps, "runs");
             Contender alone = whole;
-            alone.alone = {layers[i], side};
+            alone.alone = {losses[i].layer, side};
             const double loss = run.score(alone, false).divergence.mean_kl() / static_cast<double>(windows);
             (side == VIDKV_KEYS ? losses[i].keys : losses[i].values) += loss;
         }

@@ -287,7 +287,7 @@ void KvBuffer::announce() const {
     }
     GGML_LOG_INFO("vidkv: KV cache of %zu layers: %s%s%s, true bits K %.3f V %.3f, planned %.2f MiB (f16: %.2f MiB)\n",
                   stores_.size() / 2, sliding_window_ ? "sliding window, kept in f16; preset " : "preset ",
-                  settings_.name.c_str(), settings_.layers.empty() ? "" : " by layer",
+                  settings_.name.c_str(), settings_.by_layer.empty() ? "" : " by layer",
                   bits[VIDKV_KEYS] / elements[VIDKV_KEYS], bits[VIDKV_VALUES] / elements[VIDKV_VALUES], planned / mib,
                   f16 / mib);
     if (sliding_window_) return;

@@ -1,14 +1,14 @@
 #include "settings.h"
 
-#include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <iterator>
 #include <mutex>
 #include <system_error>
+
+#include "vidkv/layers.hpp"
 
 namespace vidkv_ggml {
 
@@ -59,22 +59,14 @@ std::string override_from(const char * variable, Number vidkv_params::*member, v
     return "";
 }
 
-// Bits that are spread by these losses. Returns "" or one line.
-std::string spread(const vidkv_params & params, const std::vector<vidkv_layer_loss> & losses,
-                   std::vector<vidkv_layer_bits> & out) {
-    out.resize(losses.size());
-    const auto n = static_cast<int32_t>(losses.size());
-    return vidkv_spread_bits(&params, losses.data(), n, out.data()) == VIDKV_OK ? "" : vidkv_last_error();
-}
-
-// PRESET@FILE: what the model's layers lose. Returns "" or one line.
-std::string read_losses(const std::string & path, Settings & out) {
-    int32_t n = 0;
-    if (vidkv_layer_losses_read(path.c_str(), nullptr, 0, &n) != VIDKV_OK) return vidkv_last_error();
-    out.losses.resize(static_cast<size_t>(n));
-    if (vidkv_layer_losses_read(path.c_str(), out.losses.data(), n, &n) != VIDKV_OK) return vidkv_last_error();
-    std::vector<vidkv_layer_bits> bits;
-    return spread(out.params, out.losses, bits);
+// Runs work; "" or the line that says why libvidkv refused it.
+template <typename Work> std::string refusal(Work work) {
+    try {
+        work();
+        return "";
+    } catch (const vidkv::Error & error) {
+        return error.what();
+    }
 }
 
 std::string read_environment(Settings & out) {
@@ -92,7 +84,11 @@ std::string read_environment(Settings & out) {
     if (error.empty()) error = override_from("VIDKV_RESIDUAL_LENGTH", &vidkv_params::residual_length, params, changed);
     if (error.empty()) error = override_from("VIDKV_SINK_TOKENS", &vidkv_params::sink_tokens, params, changed);
     if (!error.empty()) return error;
-    if (at != std::string::npos) error = read_losses(read.name.substr(at + 1), read);
+    if (at != std::string::npos)
+        error = refusal([&] {
+            read.losses = vidkv::read_layer_losses(read.name.substr(at + 1));
+            vidkv::params_by_layer(read.params, read.losses);
+        });
     if (!error.empty()) return complaint("VIDKV_PRESET", read.name.c_str(), error);
     if (changed) read.name = "custom";
     out = read;
@@ -102,13 +98,8 @@ std::string read_environment(Settings & out) {
 } // namespace
 
 vidkv_params CacheSettings::params_of(int layer) const {
-    vidkv_params own = params;
-    for (const vidkv_layer_bits & each : layers) {
-        if (each.layer != layer) continue;
-        own.key_bits = each.keys;
-        own.value_bits = each.values;
-    }
-    return own;
+    const auto own = by_layer.find(layer);
+    return own == by_layer.end() ? params : own->second;
 }
 
 std::string load_settings_from_environment() {
@@ -132,20 +123,14 @@ std::string configure(const char * preset, const vidkv_params * override_or_null
 std::string configure_layers(const vidkv_layer_loss * losses, int64_t n) {
     const std::lock_guard lock(mutex);
     const std::vector<vidkv_layer_loss> wanted(losses, losses + n);
-    std::vector<vidkv_layer_bits> bits;
-    std::string error = spread(settings.params, wanted, bits);
+    const std::string error = refusal([&] { vidkv::params_by_layer(settings.params, wanted); });
     if (error.empty()) settings.losses = wanted;
     return error;
 }
 
 CacheSettings settings_for(const std::set<int> & layers) {
     const std::lock_guard lock(mutex);
-    CacheSettings out{settings.params, settings.name, {}};
-    std::vector<vidkv_layer_loss> losses;
-    std::copy_if(settings.losses.begin(), settings.losses.end(), std::back_inserter(losses),
-                 [&](const vidkv_layer_loss & each) { return layers.contains(each.layer); });
-    if (!losses.empty()) spread(out.params, losses, out.layers); // was tried before it was taken
-    return out;
+    return {settings.params, settings.name, vidkv::params_by_layer(settings.params, settings.losses, layers)};
 }
 
 } // namespace vidkv_ggml

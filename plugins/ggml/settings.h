@@ -1,6 +1,7 @@
 // The parameters of KV caches to come: from the environment, or as the host set them through vidkv_configure.
 #pragma once
 
+#include <map>
 #include <set>
 #include <string>
 #include <vector>
@@ -21,7 +22,7 @@ struct Settings {
 struct CacheSettings {
     vidkv_params params; // of layers that have no bits of their own
     std::string name;
-    std::vector<vidkv_layer_bits> layers = {};
+    std::map<int32_t, vidkv_params> by_layer = {}; // of those that have
 
     vidkv_params params_of(int layer) const;
 };

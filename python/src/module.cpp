@@ -1,4 +1,6 @@
 // vidkv._core: the C API for Python. Tensors come and go by DLPack; this file knows nothing of torch.
+#include <set>
+
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
@@ -10,7 +12,7 @@
 #include "blocks.h"
 #include "file.h"
 #include "store.h"
-#include "vidkv/layers.h"
+#include "vidkv/layers.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -34,19 +36,14 @@ std::vector<std::string> preset_names() {
 // The parameters of these layers, with bits that are spread over them by a layers file; layers that it does not name have p's.
 std::map<int, vidkv_params> params_by_layer(const vidkv_params & p, const std::string & path,
                                             const std::vector<int> & layers) {
-    int32_t n = 0;
-    check(vidkv_layer_losses_read(path.c_str(), nullptr, 0, &n));
-    std::vector<vidkv_layer_loss> losses(static_cast<size_t>(n));
-    check(vidkv_layer_losses_read(path.c_str(), losses.data(), n, &n));
     std::map<int, vidkv_params> params;
-    for (const int layer : layers) params[layer] = p;
-    std::erase_if(losses, [&](const vidkv_layer_loss & each) { return !params.contains(each.layer); });
-    std::vector<vidkv_layer_bits> bits(losses.size());
-    if (!losses.empty()) check(vidkv_spread_bits(&p, losses.data(), static_cast<int32_t>(losses.size()), bits.data()));
-    for (size_t i = 0; i < losses.size(); ++i) {
-        params[bits[i].layer].key_bits = bits[i].keys;
-        params[bits[i].layer].value_bits = bits[i].values;
+    try {
+        const std::set<int> wanted(layers.begin(), layers.end());
+        params = vidkv::params_by_layer(p, vidkv::read_layer_losses(path), wanted);
+    } catch (const vidkv::Error & error) {
+        check(error.status());
     }
+    for (const int layer : layers) params.try_emplace(layer, p);
     return params;
 }
 

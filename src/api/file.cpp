@@ -42,8 +42,7 @@ vidkv_file_store_info describe(const FileReader & file, const FileEntry & entry)
     info.sequence = entry.sequence;
     info.channels = header.channels;
     info.head_dim = header.head_dim;
-    const vidkv_params params = file.params_of(entry);
-    info.bits = entry.side == VIDKV_KEYS ? params.key_bits : params.value_bits;
+    info.bits = vidkv::bits_of(file.params_of(entry), entry.side);
     info.bytes = entry.data.bytes + entry.pages.bytes;
     for (uint64_t i = 0; i < header.pages; ++i) {
         const vidkv::FilePage page = file.page(entry, i);

@@ -181,7 +181,7 @@ FilePage FileReader::page(const FileEntry & entry, uint64_t index) const {
 vidkv_params FileReader::params_of(const FileEntry & entry) const {
     vidkv_params params = params_;
     const float own = store_header(entry).bits;
-    if (own != 0) (entry.side == VIDKV_KEYS ? params.key_bits : params.value_bits) = own;
+    if (own != 0) bits_of(params, entry.side) = own;
     return params;
 }
 

@@ -167,8 +167,7 @@ vidkv_status FileWriter::add_store(int layer, int as, const Store & store, int s
             return fail(VIDKV_E_ARGUMENT, "the file has this side of layer " + std::to_string(layer) + " already");
     }
     vidkv_params params = params_;
-    (store.side() == VIDKV_KEYS ? params.key_bits : params.value_bits) =
-        store.bits(); // which may differ from layer to layer
+    bits_of(params, store.side()) = store.bits(); // which may differ from layer to layer
     if (vidkv_status status = store.check_same_params(params)) return status;
     StorePart part;
     if (vidkv_status status = store.part_of(sequence, pages, params_, part)) return status;

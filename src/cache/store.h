@@ -107,7 +107,7 @@ class Store {
     vidkv_status load(const StoreSource & source, int sequence, const int64_t * places, int64_t n_places);
     // As far as the pages of this side depend on them.
     vidkv_status check_same_params(const vidkv_params & params) const;
-    float bits() const { return shape_.side == VIDKV_KEYS ? params_.key_bits : params_.value_bits; }
+    float bits() const { return bits_of(params_, shape_.side); }
     // Whether the sealed pages first .. last - 1 can be read: those of a file may be forged. Each is looked at once.
     vidkv_status check_mapped(int sequence, int64_t first, int64_t last) const;
     int64_t end(int sequence) const; // the last cell written, and one more

@@ -31,7 +31,7 @@ template <typename T> vidkv_status differ(const char * what, T theirs, T ours) {
 
 vidkv_status Store::check_same_params(const vidkv_params & p) const {
     const bool keys = shape_.side == VIDKV_KEYS;
-    const float theirs = keys ? p.key_bits : p.value_bits;
+    const float theirs = bits_of(p, shape_.side);
     const int32_t codec = keys ? p.key_codec : p.value_codec, ours = keys ? params_.key_codec : params_.value_codec;
     if (theirs != bits()) return differ(keys ? "key bits" : "value bits", theirs, bits());
     if (theirs != 16 && codec != ours) return differ(keys ? "key codec" : "value codec", codec, ours);

@@ -33,8 +33,7 @@ class Store::PartWriter {
   public:
     PartWriter(const Store & store, const Sequence & sequence, const vidkv_params & params, StorePart & part)
         : store_(store), sequence_(sequence), part_(part), set_in_file_(sequence.plans.size(), -1) {
-        const float usual = store.side() == VIDKV_KEYS ? params.key_bits : params.value_bits;
-        part.has_own_bits = store.bits() != usual;
+        part.has_own_bits = store.bits() != bits_of(params, store.side());
     }
 
     // renumbers: the pages are numbered from 0 in the file.

@@ -99,6 +99,10 @@ void spend(std::vector<Side> & sides, float left) {
     }
 }
 
+bool is_sound(const vidkv_layer_loss & each) {
+    return each.layer >= 0 && each.keys >= 0 && each.values >= 0 && std::isfinite(each.keys + each.values);
+}
+
 vidkv_status check(const vidkv_params & params, const std::vector<vidkv_layer_loss> & losses) {
     if (vidkv_status status = check_params(params, 0)) return status;
     if ((params.key_bits != 16.0f && params.key_codec != VIDKV_CODEC_TRELLIS) ||
@@ -106,7 +110,7 @@ vidkv_status check(const vidkv_params & params, const std::vector<vidkv_layer_lo
         return fail(VIDKV_E_ARGUMENT, "bits by layer need a preset with trellis codes, such as t1.65");
     if (params.protect > 0) return fail(VIDKV_E_ARGUMENT, "bits by layer do not go with protected tokens (-stp)");
     for (const vidkv_layer_loss & each : losses) {
-        if (!(each.keys >= 0) || !(each.values >= 0) || !std::isfinite(each.keys + each.values) || each.layer < 0)
+        if (!is_sound(each))
             return fail(VIDKV_E_ARGUMENT,
                         "the losses of layer " + std::to_string(each.layer) + " are no numbers of 0 or more");
     }
@@ -151,9 +155,8 @@ vidkv_status read_layer_losses(const std::string & path, std::vector<vidkv_layer
     for (int number = 1; std::getline(file, line); ++number) {
         if (line.find_first_not_of(" \t\r") == std::string::npos || line[0] == '#') continue;
         vidkv_layer_loss each{};
-        const bool is_sound = parse_line(line, each) && each.layer >= 0 && each.keys >= 0 && each.values >= 0 &&
-                              std::isfinite(each.keys + each.values) && out.size() < most_layers;
-        if (!is_sound || (!out.empty() && each.layer <= out.back().layer))
+        const bool is_good = parse_line(line, each) && is_sound(each) && out.size() < most_layers;
+        if (!is_good || (!out.empty() && each.layer <= out.back().layer))
             return fail(
                 VIDKV_E_FORMAT,
                 "'" + path + "', line " + std::to_string(number) +

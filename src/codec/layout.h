@@ -80,8 +80,10 @@ ValueLayout make_value_layout(const vidkv_params & params, int head_dim, int kv_
 // Bytes of a sealed page of all KV heads; 16-bit rows if that side is f16. Values with protection: at the share asked for.
 size_t page_bytes(const vidkv_params & params, vidkv_side side, int head_dim, int kv_heads);
 
-inline bool is_f16(const vidkv_params & params, vidkv_side side) {
-    return (side == VIDKV_KEYS ? params.key_bits : params.value_bits) == 16.0f;
+inline float & bits_of(vidkv_params & params, int side) { return side == VIDKV_KEYS ? params.key_bits : params.value_bits; }
+inline float bits_of(const vidkv_params & params, int side) {
+    return side == VIDKV_KEYS ? params.key_bits : params.value_bits;
 }
+inline bool is_f16(const vidkv_params & params, vidkv_side side) { return bits_of(params, side) == 16.0f; }
 
 } // namespace vidkv

@@ -30,6 +30,39 @@ struct RandomLevels {
     }
 };
 
+// A product of values but for its levels: weights, what groups add, and sums, once for each of two kernels to go on with.
+struct RandomValues {
+    Aligned<int8_t> weights{row_block * operand_bytes};
+    Aligned<float> step, base, want, got;
+    ValueProduct product{};
+
+    // often_largest: two weights of three are 127.
+    RandomValues(Random & rng, int channels, int rows, int groups, bool often_largest)
+        : RandomValues(rng, static_cast<size_t>(channels) * row_block) {
+        for (size_t i = 0; i < row_block * operand_bytes; ++i)
+            weights[i] = static_cast<int8_t>(often_largest && rng.integer(0, 2) ? 127 : rng.integer(0, 127));
+        product.stride = channels * 4;
+        product.channels = product.out_stride = channels;
+        product.weights = weights.data();
+        product.rows = rows;
+        product.groups = groups;
+        for (int r = 0; r < rows; ++r) product.scale[r] = rng.normal();
+        for (int g = 0; g < groups; ++g) {
+            ValueGroup & group = product.group[g];
+            group.step = rng.integer(0, 1) ? &step[g * channels] : nullptr;
+            group.center = rng.integer(0, 1) ? &base[g * channels] : nullptr;
+            for (int r = 0; r < rows; ++r) group.offset[r] = rng.normal(), group.total[r] = rng.normal();
+        }
+    }
+    RandomValues(const RandomValues &) = delete;
+
+  private:
+    RandomValues(Random & rng, size_t sums)
+        : step(random_floats(rng, sums)), base(random_floats(rng, sums)), want(random_floats(rng, sums)), got(sums) {
+        std::copy_n(want.data(), sums, got.data());
+    }
+};
+
 TEST(AttentionProducts, KeysScoreTheSameBits) {
     for_each_fast(60, [](const Kernels & kernels, Random & rng) {
         const int head_dim = head_dims[rng.integer(0, 10)], rows = rng.integer(1, row_block),
@@ -152,36 +185,21 @@ TEST(AttentionProducts, ValuesAddUpToTheSameBitsFromCodes) {
         const int channels = 64 * rng.integer(1, 2), rows = rng.integer(1, row_block), groups = 1 << rng.integer(0, 2);
         const auto kinds = groups == 1 ? value_codes : std::vector{QuadCode::uniform2};
         RandomCodes packed(rng, page_tokens / 4, channels, largest_runs, kinds);
-        Aligned<int8_t> weights(row_block * operand_bytes);
-        for (size_t i = 0; i < row_block * operand_bytes; ++i) weights[i] = static_cast<int8_t>(rng.integer(0, 127));
-        const size_t sums = static_cast<size_t>(channels * row_block);
-        Aligned<float> step = random_floats(rng, sums), base = random_floats(rng, sums), want = random_floats(rng, sums),
-                       got(sums);
-        std::copy_n(want.data(), sums, got.data());
-        ValueProduct product{};
+        RandomValues values(rng, channels, rows, groups, false);
+        ValueProduct & product = values.product;
         product.levels = packed.levels.data();
-        product.stride = channels * 4;
-        product.channels = channels;
-        product.weights = weights.data();
-        product.rows = rows;
-        product.groups = groups;
-        for (int r = 0; r < rows; ++r) product.scale[r] = rng.normal();
         for (int g = 0; g < groups; ++g) {
             ValueGroup & group = product.group[g];
             std::ranges::copy(packed.runs,
                               group.runs); // every group adds the same quads: what matters is what is done with the sums
             group.run_count = static_cast<int>(packed.runs.size());
-            group.step = rng.integer(0, 1) ? &step[g * channels] : nullptr;
-            group.center = rng.integer(0, 1) ? &base[g * channels] : nullptr;
-            for (int r = 0; r < rows; ++r) group.offset[r] = rng.normal(), group.total[r] = rng.normal();
         }
-        product.out_stride = channels;
-        product.out = want.data();
+        product.out = values.want.data();
         scalar_kernels.add_levels(product);
         product.levels = nullptr;
-        product.out = got.data();
+        product.out = values.got.data();
         kernels.add_codes(product);
-        expect_same(got.copy(), want.copy());
+        expect_same(values.got.copy(), values.want.copy());
     });
 }
 
@@ -190,40 +208,21 @@ TEST(AttentionProducts, ValuesAddUpToTheSameBits) {
         const int rows = rng.integer(1, row_block), channels = round_up(head_dims[rng.integer(0, 10)], 16);
         const int groups = 1 << rng.integer(0, 2), stride = channels * 4;
         Aligned<uint8_t> levels(static_cast<size_t>(32 * stride + level_slack));
-        Aligned<int8_t> weights(row_block * operand_bytes);
-        for (size_t i = 0; i < row_block * operand_bytes; ++i)
-            weights[i] = static_cast<int8_t>(rng.integer(0, 2) ? 127 : rng.integer(0, 127));
-        const size_t sums = static_cast<size_t>(channels) * row_block;
-        Aligned<float> step = random_floats(rng, sums), base = random_floats(rng, sums), want = random_floats(rng, sums),
-                       got(sums);
-        std::copy_n(want.data(), sums, got.data());
-        ValueProduct product{};
+        RandomValues values(rng, channels, rows, groups, true);
+        ValueProduct & product = values.product;
         product.levels = levels.data();
-        product.stride = stride;
-        product.channels = channels;
-        product.weights = weights.data();
-        product.rows = rows;
-        product.groups = groups;
-        for (int r = 0; r < rows; ++r) product.scale[r] = rng.normal();
         for (int g = 0; g < groups; ++g) {
             const int quads = 32 / groups, largest = (1 << rng.integer(1, 6)) - 1;
             for (int i = g * quads * stride; i < (g + 1) * quads * stride; ++i)
                 levels[i] = static_cast<uint8_t>(rng.integer(0, 2) ? largest : rng.integer(0, largest));
-            ValueGroup & group = product.group[g];
-            group = {{{g * quads, quads, largest, QuadCode::none, nullptr}},
-                     1,
-                     rng.integer(0, 1) ? &step[g * channels] : nullptr,
-                     rng.integer(0, 1) ? &base[g * channels] : nullptr,
-                     {},
-                     {}};
-            for (int r = 0; r < rows; ++r) group.offset[r] = rng.normal(), group.total[r] = rng.normal();
+            product.group[g].runs[0] = {g * quads, quads, largest, QuadCode::none, nullptr};
+            product.group[g].run_count = 1;
         }
-        product.out_stride = channels;
-        product.out = want.data();
+        product.out = values.want.data();
         scalar_kernels.add_levels(product);
-        product.out = got.data();
+        product.out = values.got.data();
         kernels.add_levels(product);
-        expect_same(got.copy(), want.copy());
+        expect_same(values.got.copy(), values.want.copy());
     });
 }
 
