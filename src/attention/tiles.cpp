@@ -168,7 +168,8 @@ ValueTile::ValueTile(const Kernels & kernels, const ValueLayout & layout, const 
       stride_((layout.codec == VIDKV_CODEC_PAPER ? layout.head_dim : round_up(layout.head_dim, 16)) * 4),
       groups_(layout.codec == VIDKV_CODEC_PAPER ? layout.groups() : 1) {
     if (page.mask) scratch.slot_tokens = slot_tokens(page);
-    by_codes_ = kernels.add_codes && rows <= row_block && (layout.head_dim == 128 || layout.head_dim == 64);
+    by_codes_ = kernels.add_codes && rows <= row_block &&
+                (layout.head_dim == 64 || layout.head_dim == 128 || layout.head_dim == 256);
     if (layout.codec == VIDKV_CODEC_PAPER) {
         learn_paper();
     } else {

@@ -179,7 +179,8 @@ struct Kernels {
     void (*fold_queries)(const float * queries, int64_t stride, int rows, const KeySteps & keys, const float * base,
                          FoldedQueries * out);
     void (*score_levels)(const KeyProduct & product);
-    // The same from packed codes, for up to row_block rows. Null where unpacking first is as fast.
+    // The same from packed codes, for up to row_block rows; parts of a page must be of uniform1 and uniform2 alone. Null where
+    // unpacking first is as fast.
     void (*score_codes)(const KeyProduct & product);
     // scores[row][0 .. count) = query . key; queries as above.
     void (*score_halves)(const float * queries, int64_t stride, int rows, const HalfRows & keys, float * scores);
@@ -191,7 +192,7 @@ struct Kernels {
     // weights [rows][page_tokens]; slot s takes token token[s] (null: token s), times slot_scale[s] (null: 1).
     void (*pack_weights)(const float * weights, int rows, const WeightRule & rule, PackedWeights & out);
     void (*add_levels)(const ValueProduct & product);
-    // The same from packed codes, for up to row_block rows and 64 or 128 channels; several groups must be of uniform2 alone. May be null.
+    // The same from packed codes, for up to row_block rows and 64, 128 or 256 channels; several groups must be of uniform2 alone. May be null.
     void (*add_codes)(const ValueProduct & product);
     // out[row][c] += sum of weights[row][t] * value[t][c]; cells of weight 0 are left out. out: channels up to a multiple of 16.
     void (*add_halves)(const float * weights, int rows, const HalfRows & values, float * out, int64_t out_stride);

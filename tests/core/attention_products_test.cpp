@@ -143,13 +143,16 @@ TEST(AttentionProducts, KeysScoreTheSameBitsFromCodes) {
     for_each_fast(200, [](const Kernels & kernels, Random & rng) {
         if (!kernels.score_codes) return;
         const int head_dim = head_dims[rng.integer(0, 10)], rows = rng.integer(1, row_block);
-        RandomCodes packed(rng, head_dim / 4, page_tokens, head_dim / 4, key_codes);
+        const bool whole = rng.integer(0, 1) == 1; // parts of a page are of the paper's codes
+        RandomCodes packed(rng, head_dim / 4, page_tokens, head_dim / 4,
+                           whole ? key_codes : std::vector{QuadCode::uniform1, QuadCode::uniform2});
         FoldedQueries folded{};
         for (int8_t & q : folded.q) q = static_cast<int8_t>(rng.integer(-127, 127));
         for (int r = 0; r < rows; ++r)
             folded.scale[r] = rng.normal(), folded.offset[r] = rng.normal(), folded.base[r] = rng.normal();
         Aligned<float> want(row_block * page_tokens), got(row_block * page_tokens);
-        const int first = rng.integer(0, 3) * 32, tokens = rng.integer(1, (page_tokens - first) / 32) * 32;
+        const int first = whole ? 0 : rng.integer(0, 3) * 32,
+                  tokens = whole ? page_tokens : rng.integer(1, (page_tokens - first) / 32) * 32;
         std::vector<KeyQuad> list;
         std::vector<KeyRun> runs;
         for (const LevelRun & run : packed.runs) {
@@ -182,7 +185,7 @@ TEST(AttentionProducts, KeysScoreTheSameBitsFromCodes) {
 TEST(AttentionProducts, ValuesAddUpToTheSameBitsFromCodes) {
     for_each_fast(200, [](const Kernels & kernels, Random & rng) {
         if (!kernels.add_codes) return;
-        const int channels = 64 * rng.integer(1, 2), rows = rng.integer(1, row_block), groups = 1 << rng.integer(0, 2);
+        const int channels = 64 << rng.integer(0, 2), rows = rng.integer(1, row_block), groups = 1 << rng.integer(0, 2);
         const auto kinds = groups == 1 ? value_codes : std::vector{QuadCode::uniform2};
         RandomCodes packed(rng, page_tokens / 4, channels, largest_runs, kinds);
         RandomValues values(rng, channels, rows, groups, false);
