@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <sys/mman.h>
 
 namespace vidkv {
 
@@ -23,6 +24,22 @@ Ref<PageBytes> PageBytes::make(size_t bytes, size_t sink_bytes) {
     return Ref<PageBytes>(new (data + object_at(whole)) PageBytes(data, bytes, sink_bytes, nullptr));
 }
 
+Ref<PageBytes> PageBytes::make_for_now(size_t bytes) {
+#if defined(__SANITIZE_ADDRESS__) // which knows the ends of its own allocations alone
+    constexpr size_t large = SIZE_MAX;
+#else
+    constexpr size_t large = size_t{32} << 10; // less is not worth the system's rounding, nor its time
+#endif
+    const size_t needed = object_at(bytes) + sizeof(PageBytes);
+    if (needed < large) return make(bytes);
+    void * zeros = mmap(nullptr, needed, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (zeros == MAP_FAILED) return make(bytes);
+    auto * data = static_cast<uint8_t *>(zeros);
+    Ref<PageBytes> made(new (data + object_at(bytes)) PageBytes(data, bytes, 0, nullptr));
+    made->of_system_ = needed;
+    return made;
+}
+
 Ref<PageBytes> PageBytes::copy_of(const PageBytes & page) {
     Ref<PageBytes> copy = make(page.bytes_, page.sink_bytes_);
     std::memcpy(copy->data_, page.data_, page.bytes_);
@@ -39,8 +56,9 @@ Ref<PageBytes> PageBytes::mapped(const uint8_t * data, size_t bytes, size_t sink
 
 void PageBytes::destroy(PageBytes * page) {
     void * place = page->is_mapped() ? static_cast<void *>(page) : page->data_;
+    const size_t of_system = page->of_system_;
     page->~PageBytes();
-    ::operator delete[](place, cache_line);
+    of_system > 0 ? static_cast<void>(munmap(place, of_system)) : ::operator delete[](place, cache_line);
 }
 
 const Page PageTable::no_page;

@@ -34,7 +34,10 @@ enum class PageState : uint8_t { empty, open, sealed };
 class PageBytes : public Counted {
   public:
     static Ref<PageBytes> make(size_t bytes, size_t sink_bytes = 0); // zeros
-    static Ref<PageBytes> copy_of(const PageBytes & page);           // that can be written to
+    // The same for a page that gives way to a packed one, which would be put into its place and leave a part of it unused: a large
+    // one goes back to the system.
+    static Ref<PageBytes> make_for_now(size_t bytes);
+    static Ref<PageBytes> copy_of(const PageBytes & page); // that can be written to
     // In a file that stays mapped for as long as `file` is held, and whose header announces what its pages need.
     static Ref<PageBytes> mapped(const uint8_t * data, size_t bytes, size_t sink_bytes, std::shared_ptr<const void> file,
                                  uint32_t announced);
@@ -70,6 +73,7 @@ class PageBytes : public Counted {
     uint8_t * data_;
     std::shared_ptr<const void> file_; // null: the bytes lie before this object, in one allocation
     uint32_t announced_;
+    size_t of_system_ = 0; // bytes of the allocation, where it was made by the system
     mutable std::atomic<bool> checked_;
 };
 

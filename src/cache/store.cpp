@@ -135,7 +135,8 @@ uint16_t * Store::open_page(Sequence & sequence, int64_t index, int rows) {
     const int held = open ? rows_held(page) : 0;
     if (held >= rows && page.bytes.is_alone()) return rows_of(page);
     const int wanted = sealed ? page_tokens : std::max(held, room_for(rows));
-    Ref<PageBytes> bytes = PageBytes::make(static_cast<size_t>(wanted) * row_bytes());
+    const size_t size = static_cast<size_t>(wanted) * row_bytes();
+    Ref<PageBytes> bytes = packs() ? PageBytes::make_for_now(size) : PageBytes::make(size);
     if (open) std::memcpy(bytes->data(), page.bytes->data(), page.bytes->size());
     if (sealed) decode_page(sequence, index, reinterpret_cast<uint16_t *>(bytes->data()));
     if (!open) sequence.open.push_back(index);

@@ -1,4 +1,4 @@
-// "Bytes held" against the allocations of the process, counted in operator new.
+// "Bytes held" against the allocations of the process, counted in operator new and in mmap.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -6,6 +6,9 @@
 #include <new>
 #include <numeric>
 #include <string>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #include <vector>
 
 #include "core/names.h"
@@ -47,6 +50,18 @@ void operator delete(void * pointer, std::align_val_t alignment) noexcept {
     void * block = static_cast<char *>(pointer) - static_cast<size_t>(alignment);
     live_bytes -= static_cast<long>(*static_cast<size_t *>(block));
     std::free(block);
+}
+
+// The system's pages, which open pages are made of. (glibc's own calls do not come here.)
+extern "C" void * mmap(void * at, size_t size, int protection, int flags, int file, off_t offset) noexcept {
+    const long mapped = syscall(SYS_mmap, at, size, protection, flags, file, offset);
+    if (mapped != -1) live_bytes += static_cast<long>(size);
+    return reinterpret_cast<void *>(mapped);
+}
+extern "C" int munmap(void * at, size_t size) noexcept {
+    const long done = syscall(SYS_munmap, at, size);
+    if (done == 0) live_bytes -= static_cast<long>(size);
+    return static_cast<int>(done);
 }
 
 namespace {
