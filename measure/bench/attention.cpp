@@ -2,6 +2,7 @@
 #include "bench/attention.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -111,6 +112,18 @@ double seconds_of(AttentionContender & contender) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - before).count();
 }
 
+// The threads of all contenders are those of one team, which sleeps while the caches are emptied. In an engine, where layer follows upon
+// layer, it waits awake.
+void wake_team(int threads) {
+    std::atomic<int> awake{0};
+    const auto start = std::chrono::steady_clock::now();
+#pragma omp parallel num_threads(threads)
+    {
+        ++awake;
+        while (awake < threads && std::chrono::steady_clock::now() - start < std::chrono::milliseconds(1)) {}
+    }
+}
+
 // Seconds of each contender, in turns, each after a read of other memory that empties the caches. first: of a first run;
 // where that was slow it has to do.
 std::vector<std::vector<double>> AttentionBench::measure(const Point & point, const Runners & all,
@@ -126,6 +139,7 @@ std::vector<std::vector<double>> AttentionBench::measure(const Point & point, co
             check_interrupt();
             if (first[i] > SLOW_SECONDS) continue;
             stream_seconds_[point.threads].push_back(stream_.read(point.threads));
+            wake_team(point.threads);
             if (options_.warm) all[i]->run();
             seconds[i].push_back(seconds_of(*all[i]));
         }
