@@ -1,8 +1,11 @@
 // vidkv eval layers: what packing each side of each layer costs by itself, which bits are spread by (vidkv/layers.h).
 #include <array>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
+
+#include <unistd.h>
 
 #include <nlohmann/json.hpp>
 
@@ -70,11 +73,26 @@ std::string as_text(const Losses & losses, const std::string & model, const Laye
     return text;
 }
 
+Error cannot_write(const std::string & path) {
+    return Error("cannot write '" + path + "': is the folder there, and not full?");
+}
+
+// Before minutes of measuring. What is there stays as it is, and a pipe is not opened: closing it would end it.
+void check_writable(const std::string & path) {
+    const std::filesystem::file_status there = std::filesystem::status(path);
+    if (std::filesystem::exists(there)) {
+        if (std::filesystem::is_directory(there) || access(path.c_str(), W_OK) != 0) throw cannot_write(path);
+        return;
+    }
+    if (!std::ofstream(path)) throw cannot_write(path);
+    std::filesystem::remove(path);
+}
+
 void write(const std::string & path, const std::string & text) {
     std::ofstream file(path);
     file << text;
     file.flush();
-    if (!file) throw Error("cannot write '" + path + "': is the folder there, and not full?");
+    if (!file) throw cannot_write(path);
 }
 
 Json as_json(const Losses & losses, const std::string & model, const LayersOptions & options) {
@@ -89,6 +107,7 @@ void run_layers(const LayersOptions & options) {
     if (whole.reference || whole.kv.stock || !whole.kv.losses.empty() || whole.kv.params.key_codec != VIDKV_CODEC_TRELLIS ||
         whole.kv.params.value_codec != VIDKV_CODEC_TRELLIS)
         throw UsageError("--kv takes a preset with trellis codes, such as t1.65, not " + options.kv);
+    if (!options.out.empty()) check_writable(options.out);
     const Text text = options.words();
     const std::string named = options.model_file();
     capture_logs(options.verbose);

@@ -198,7 +198,15 @@ class Layers(Measure):
         self.write("0 1\n")
         self.assert_fails("line 1", *ask, "t1.65@" + self.layers)
         self.assert_fails("trellis codes", "eval", "layers", *MODEL, "--kv", "k2v2", code=2)
-        self.assert_fails("cannot write", "eval", "layers", *MODEL, "--window-length", "1024", "-o", os.path.join(self.folder.name, "no", "file"))
+        # Found out before anything is measured, or a model is looked for.
+        unmeasured = ["eval", "layers", "-m", "none.gguf", "-o"]
+        self.assert_fails("cannot write", *unmeasured, os.path.join(self.folder.name, "no", "file"))
+        self.assert_fails("cannot write", *unmeasured, self.folder.name)
+        self.assert_fails("none.gguf", *unmeasured, self.layers)
+        with open(self.layers, encoding="utf-8") as f:  # as it was: nothing was measured
+            self.assertEqual(f.read(), "0 1\n")
+        self.assert_fails("none.gguf", *unmeasured, self.layers + ".new")
+        self.assertFalse(os.path.exists(self.layers + ".new"))
 
 
 class Answers(Measure):
