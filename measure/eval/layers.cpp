@@ -27,8 +27,9 @@ using Json = nlohmann::ordered_json;
 constexpr const char * FOOTER = R"(
 Some layers of a model hardly mind how their keys and values are packed, others mind a hundred times as much. This command measures
 it: windows of a text, as in vidkv eval kl, with the keys, or the values, of one layer packed and all else in f16. That takes one reading
-of a window and then two runs for each layer, minutes for a small model. The losses are the model's and hardly depend on the text, so one
-file serves all texts, presets and quantizations of its weights.
+of a window and then two runs for each layer, minutes for a small model. One window may be unlike others, and what it happens not to need
+gets too few bits: three are measured. The losses are the model's more than the text's, so one file serves all texts, presets and
+quantizations of its weights.
 
   vidkv eval layers --model model.gguf -o model.layers
   vidkv ask clip.mp4 "What happens?" -m model.gguf --mmproj mmproj.gguf --kv t1.65@model.layers
@@ -41,7 +42,7 @@ constexpr int64_t MOST_WEIGHTS = 4'000'000'000; // 8 GB as f16
 
 struct LayersOptions : TextOptions {
     std::string kv = "t1.65", out, weights = "exact";
-    int windows = 1, length = 2048;
+    int windows = 3, length = 2048;
 };
 
 using Losses = std::vector<vidkv_layer_loss>;
@@ -143,7 +144,7 @@ void add_eval_layers(CLI::App & eval, Command & run) {
     options->add_model(*layers, "text file (default: as for eval kl)");
     layers->add_option("--kv", options->kv, "the preset to measure with (default t1.65)");
     layers->add_option("-o,--output", options->out, "write the layers file here (default: standard output)");
-    layers->add_option("--windows", options->windows, "windows of the text (default 1)")->check(CLI::Range(1, 1000));
+    layers->add_option("--windows", options->windows, "windows of the text (default 3)")->check(CLI::Range(1, 1000));
     layers->add_option("--window-length", options->length, "tokens per window (default 2048)")
         ->check(CLI::Range(2 * SCORED_TOKENS + 256, 1 << 20));
     layers
