@@ -120,7 +120,8 @@ void wake_team(int threads) {
 #pragma omp parallel num_threads(threads)
     {
         ++awake;
-        while (awake < threads && std::chrono::steady_clock::now() - start < std::chrono::milliseconds(1)) {}
+        while (awake < threads && std::chrono::steady_clock::now() - start < std::chrono::milliseconds(1)) {
+        }
     }
 }
 
