@@ -114,7 +114,8 @@ double seconds_of(AttentionContender & contender) {
 
 // The threads of all contenders are those of one team, which sleeps while the caches are emptied. In an engine, where layer follows upon
 // layer, it waits awake.
-void wake_team(int threads) {
+void wake_team([[maybe_unused]] int threads) {
+#if defined(_OPENMP)
     std::atomic<int> awake{0};
     const auto start = std::chrono::steady_clock::now();
 #pragma omp parallel num_threads(threads)
@@ -123,6 +124,7 @@ void wake_team(int threads) {
         while (awake < threads && std::chrono::steady_clock::now() - start < std::chrono::milliseconds(1)) {
         }
     }
+#endif
 }
 
 // Seconds of each contender, in turns, each after a read of other memory that empties the caches. first: of a first run;

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "measurements.h"
+#include "output_file.h"
 #include "error.h"
 #include "eval/model_under_test.h"
 #include "eval/kl_run.h"
@@ -183,7 +184,7 @@ void write_csv(const std::string & path, const std::vector<CodecResult> & result
              << result.packed.bytes << '\n';
     }
     file.flush();
-    if (!file) throw Error("cannot write '" + path + "': is the folder there, and not full?");
+    if (!file) throw cannot_write(path);
 }
 
 void print_table(const std::vector<CodecResult> & results, const std::string & text, size_t windows, int length) {

@@ -15,6 +15,7 @@
 #include "eval/model_under_test.h"
 #include "eval/text_options.h"
 #include "measurements.h"
+#include "output_file.h"
 #include "progress.h"
 #include "run_record.h"
 
@@ -72,10 +73,6 @@ std::string as_text(const Losses & losses, const std::string & model, const Laye
         text += line.data();
     }
     return text;
-}
-
-Error cannot_write(const std::string & path) {
-    return Error("cannot write '" + path + "': is the folder there, and not full?");
 }
 
 // Before minutes of measuring. What is there stays as it is, and a pipe is not opened: closing it would end it.

@@ -6,6 +6,7 @@
 #include <iterator>
 
 #include "error.h"
+#include "output_file.h"
 
 namespace vidkv::cli {
 
@@ -76,7 +77,7 @@ void RetrievalLog::append(const std::string & line) const {
     std::ofstream file(path_, std::ios::app);
     file << line << "\n";
     file.flush();
-    if (!file) throw Error("cannot write '" + path_ + "': is the folder there, and not full?");
+    if (!file) throw cannot_write(path_);
 }
 
 const SampleResult * RetrievalLog::find(int64_t tokens, int64_t sample, const std::string & kv) const {
