@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <new>
+#include <thread>
+#include <utility>
 
 #include "attention/job.h"
 #include "attention/sequence_pages.h"
@@ -21,8 +24,6 @@ constexpr int rows_per_block = 64;       // query rows that share one unpacked p
 constexpr int64_t pages_per_chunk = 4;   // at least: fewer are not worth a merge
 constexpr int64_t items_wanted = 64;     // chunks stop being cut finer here
 constexpr int64_t blocks_per_batch = 64; // bounds the memory for queries and partial results
-constexpr int64_t few_rows = 32;         // preparing so few ends before a second thread would begin
-constexpr int64_t rows_per_merge = 8;    // merging so many partial results takes as long as preparing one row
 
 std::vector<float> alibi_slopes(int heads, float max_bias) {
     std::vector<float> slopes(static_cast<size_t>(heads), 1.0f);
@@ -108,7 +109,7 @@ Attention::Attention(const PageSource & keys, const PageSource & values, std::sp
                  sum_size = rows * static_cast<size_t>(chunks_ * sum_stride_), sets = static_cast<size_t>(plan_sets_);
     workspace_.begin(Workspace::size_of<float>(query_size) + Workspace::size_of<float>(sets * query_size) +
                      Workspace::size_of<float>(sets * rows) + Workspace::size_of<float>(sum_size) * 2 +
-                     Workspace::size_of<SumsUsed>(parts) +
+                     Workspace::size_of<SumsUsed>(parts) + Workspace::size_of<BlockState>(static_cast<size_t>(batch_)) +
                      Workspace::size_of<SoftmaxState>(parts * static_cast<size_t>(state_stride_)));
     queries_ = workspace_.take<float>(query_size);
     planned_ = workspace_.take<float>(sets * query_size);
@@ -116,6 +117,7 @@ Attention::Attention(const PageSource & keys, const PageSource & values, std::sp
     natural_ = workspace_.take<float>(sum_size);
     rotated_ = workspace_.take<float>(sum_size);
     used_ = workspace_.take<SumsUsed>(parts);
+    block_states_ = workspace_.take<BlockState>(static_cast<size_t>(batch_));
     states_ = workspace_.take<SoftmaxState>(parts * static_cast<size_t>(state_stride_));
     scratch_ = &workspace_.scratch(
         static_cast<size_t>(std::min<int64_t>(args_.threads, batch_ * chunks_)),
@@ -124,27 +126,86 @@ Attention::Attention(const PageSource & keys, const PageSource & values, std::sp
 
 void Attention::run() {
     for (first_block_ = 0; first_block_ < blocks_; first_block_ += batch_) {
-        const int64_t slots = std::min(batch_, blocks_ - first_block_);
-        if (chunks_ == 1) {
-            parallel_for(slots, args_.threads, [this](int64_t slot) {
-                prepare(slot);
-                accumulate(slot, 0, true);
-                finish(slot);
-            });
-            continue;
-        }
-        parallel_for(slots, threads_for(slots * block_rows_), [this](int64_t slot) { prepare(slot); });
-        const int64_t items = slots * chunks_, share = share_of_items(items), shares = (items + share - 1) / share;
-        parallel_for(shares, args_.threads, [&](int64_t s) {
-            for (int64_t i = s * share; i < std::min(items, (s + 1) * share); ++i)
-                accumulate(i / chunks_, i % chunks_, i == s * share);
-        });
-        parallel_for(slots, threads_for(slots * block_rows_ * chunks_ / rows_per_merge),
-                     [this](int64_t slot) { finish(slot); });
+        slots_ = std::min(batch_, blocks_ - first_block_);
+        next_item_ = 0;
+        for (int64_t slot = 0; slot < slots_; ++slot) new (block_states_ + slot) BlockState(chunks_);
+        parallel_for(std::min<int64_t>(args_.threads, slots_ * chunks_), args_.threads, [this](int64_t) { work(); });
     }
 }
 
-int Attention::threads_for(int64_t rows) const { return rows > few_rows ? args_.threads : 1; }
+// Neighbours lie one after the other in memory: processors fetch ahead that way.
+Item Attention::item_at(int64_t number) const {
+    Item item;
+    item.slot = number / chunks_;
+    item.chunk = number % chunks_;
+    item.first = item.chunk * chunk_pages_;
+    item.end = std::min(pages_, item.first + chunk_pages_);
+    item.block = block_at(first_block_ + item.slot);
+    return item;
+}
+
+bool Attention::Walk::take() {
+    const int64_t number = attention_.next_item_.fetch_add(1, std::memory_order_relaxed);
+    if (number >= attention_.slots_ * attention_.chunks_) return false;
+    at_ = (at_ + 1) % 3;
+    items_[at_] = attention_.item_at(number);
+    page_ = item().first;
+    return true;
+}
+
+void Attention::Walk::step(PageAt & at) {
+    at = {};
+    if (page_ >= item().end && !(ahead_ && take())) return;
+    at.item = &item();
+    at.page = page_++;
+    at.keys = attention_.keys_.view(at.page, item().block.kv_head);
+    at.values = attention_.values_.view(at.page, item().block.kv_head);
+}
+
+// What each of the threads does.
+void Attention::work() {
+    const ScratchPool::Lease lease(*scratch_);
+    PageAt pages[3], *now = pages, *next = pages + 1, *after = pages + 2;
+    for (Walk walk(*this); walk.take();) {
+        if (pages_ == 0) {
+            begin(walk.item());
+            end(walk.item());
+            continue;
+        }
+        walk.step(*now);
+        walk.step(*next);
+        find_codes(*now);
+        fetch_now(*now);
+        fetch_start(*next);
+        while (now->item) {
+            const Item & item = *now->item;
+            if (now->page == item.first) begin(item);
+            walk.step(*after);
+            find_codes(*next);
+            attend_page(*now, *next, *after, *lease);
+            if (now->page + 1 == item.end) end(item);
+            std::swap(now, next);
+            std::swap(next, after);
+        }
+    }
+}
+
+// Of a block's threads one prepares its queries, and the others wait.
+void Attention::begin(const Item & item) {
+    std::atomic<int> & queries = block_states_[item.slot].queries;
+    int raw = BlockState::raw;
+    if (queries.compare_exchange_strong(raw, BlockState::in_work, std::memory_order_acquire)) {
+        prepare(item.slot);
+        queries.store(BlockState::ready, std::memory_order_release);
+    }
+    while (queries.load(std::memory_order_acquire) != BlockState::ready) std::this_thread::yield();
+    used_[item.slot * chunks_ + item.chunk] = {};
+    std::fill_n(states(item.slot, item.chunk), item.block.rows, SoftmaxState{});
+}
+
+void Attention::end(const Item & item) {
+    if (block_states_[item.slot].chunks_left.fetch_sub(1, std::memory_order_acq_rel) == 1) finish(item.slot);
+}
 
 Attention::Token Attention::token_at(int64_t token) const {
     if (calls_.size() == 1) return {args_, token, 0};
@@ -202,35 +263,6 @@ void Attention::plan_queries(const ChannelPlan & plan, const PageView & view, co
         plan_query(*keys_.shape.key_layout, plan, query, in_plan);
         std::fill(in_plan + key_dim_, in_plan + query_stride_, 0.0f);
         bases[r] += dot(in_plan, mean, means);
-    }
-}
-
-// How many neighbouring items a thread takes at once: each item fetches the first page of the next one, and the threads should
-// finish together.
-int64_t Attention::share_of_items(int64_t items) const {
-    return std::max<int64_t>(1, items / (args_.threads * int64_t{16}));
-}
-
-// cold: the first page was not fetched by the item before.
-void Attention::accumulate(int64_t slot, int64_t chunk, bool cold) {
-    const ScratchPool::Lease lease(*scratch_);
-    const Block block = block_at(first_block_ + slot);
-    used_[slot * chunks_ + chunk] = {};
-    std::fill_n(states(slot, chunk), block.rows, SoftmaxState{});
-    const int64_t end = std::min(pages_, (chunk + 1) * chunk_pages_);
-    const int64_t first = chunk * chunk_pages_;
-    PageAt now = page_at(first, block.kv_head), next = page_at(first + 1, block.kv_head);
-    find_codes(now, block.kv_head);
-    if (cold) {
-        fetch_now(now);
-        fetch_start(next, block.kv_head);
-    }
-    for (int64_t page = first; page < end; ++page) {
-        const PageAt after = page_at(page + 2, block.kv_head);
-        find_codes(next, block.kv_head);
-        attend_page(block, slot, chunk, now, next, after, *lease);
-        now = next;
-        next = after;
     }
 }
 

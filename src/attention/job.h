@@ -1,6 +1,7 @@
 // One call of attention, or several at once: what its parts in attention.cpp and page.cpp share.
 #pragma once
 
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -35,14 +36,31 @@ struct Rows { // of a block
 struct Seen {
     Rows rows;
     int cells = 0;
+    bool masked = false; // some of these rows do not see all cells alike
 };
 
-// A page of one KV head.
+// A block of queries and a chunk of pages: what a thread takes at once.
+struct Item {
+    Block block;
+    int64_t slot = 0, chunk = 0;
+    int64_t first = 0, end = 0; // pages
+};
+
+// A page of an item.
 struct PageAt {
+    const Item * item = nullptr; // null: none
     int64_t page = 0;
     PageView keys, values;
     KeyPage key; // where sealed
     ValuePage value;
+};
+
+// The queries of a block in a batch: the first thread that needs them prepares them, the last one that adds to their sums merges these.
+struct alignas(64) BlockState {
+    explicit BlockState(int64_t chunks) : chunks_left(chunks) {}
+    enum : int { raw, in_work, ready };
+    std::atomic<int> queries{raw};
+    std::atomic<int64_t> chunks_left;
 };
 
 // The rows whose sums a chunk of pages has cleared and may have added to. Different threads write different chunks, so each has a
@@ -66,7 +84,12 @@ class Attention {
     void run();
 
   private:
+    class Walk;
     Block block_at(int64_t index) const;
+    Item item_at(int64_t number) const;
+    void work();
+    void begin(const Item & item);
+    void end(const Item & item);
     void prepare(int64_t slot);
     struct Token { // of a call
         const vidkv_attention_args & call;
@@ -76,31 +99,24 @@ class Attention {
     Token token_at(int64_t token) const;
     void plan_queries(const ChannelPlan & plan, const PageView & view, const Shift * shift, int64_t slot, Rows rows,
                       float * planned, float * bases) const;
-    int threads_for(int64_t rows) const;
-    int64_t share_of_items(int64_t items) const;
-    void accumulate(int64_t slot, int64_t chunk, bool cold);
     void finish(int64_t slot);
 
-    void open_sums(Rows rows, int64_t slot, int64_t chunk, const PageView & values) const;
-    PageAt page_at(int64_t page, int kv_head) const;
-    void find_codes(PageAt & at, int kv_head) const;
-    void attend_page(const Block & block, int64_t slot, int64_t chunk, const PageAt & now, const PageAt & next,
-                     const PageAt & after, Scratch & scratch) const;
+    void open_sums(Rows rows, const Item & item, const PageView & values) const;
+    void find_codes(PageAt & at) const;
+    void attend_page(const PageAt & now, const PageAt & next, const PageAt & after, Scratch & scratch) const;
     Prefetch fetch(const PageAt & at, int rows) const;
-    void fetch_start(const PageAt & at, int kv_head) const;
+    void fetch_start(const PageAt & at) const;
     void fetch_now(const PageAt & at) const;
     Seen load_bias(const Block & block, int64_t page, Scratch & scratch) const;
     int load_bias(const Token & token, int64_t first_cell, float * bias, MaskKind & kind) const;
     bool sees_something(const Block & block, Rows rows, const Scratch & scratch) const;
-    PlannedQueries planned_for(const Block & block, int64_t slot, int64_t page, const PageView & view, Rows rows,
-                               Scratch & scratch) const;
-    PlannedQueries turned(const Block & block, int64_t slot, const PageView & view, const Shift & shift, Rows rows,
+    PlannedQueries planned_for(const PageAt & at, Rows rows, Scratch & scratch) const;
+    PlannedQueries turned(const Item & item, const PageView & view, const Shift & shift, Rows rows,
                           Scratch & scratch) const;
-    void score(const Block & block, int64_t slot, Rows rows, const PageView & view, const KeyTile * tile,
-               const PlannedQueries & planned, int count, Fetch & soon, Scratch & scratch) const;
-    void score_moved(const Block & block, int64_t slot, Rows rows, const PageView & view, const KeyTile & tile,
-                     Scratch & scratch) const;
-    void weigh(const Block & block, int64_t slot, int64_t chunk, Rows these, const ValueTile * tile, PackedWeights & packed,
+    void score(const PageAt & at, Rows rows, const KeyTile * tile, const PlannedQueries & planned, int count, Fetch & soon,
+               Scratch & scratch) const;
+    void score_moved(const PageAt & at, Rows rows, const KeyTile & tile, Scratch & scratch) const;
+    void weigh(const Item & item, Rows these, bool masked, const ValueTile * tile, PackedWeights & packed,
                Scratch & scratch) const;
     void add_open(int rows, const PageView & view, int count, const ValueSums & sums, Scratch & scratch) const;
     void merge_row(int64_t slot, int row, int head, float * out) const;
@@ -141,7 +157,9 @@ class Attention {
     std::shared_ptr<const Rotation> rotation_; // of sealed trellis values, if there are any
     int64_t chunk_pages_ = 1, chunks_ = 1;
 
-    int64_t first_block_ = 0; // of the batch at hand; slot s holds block first_block_ + s
+    int64_t first_block_ = 0, slots_ = 0; // of the batch at hand; slot s holds block first_block_ + s
+    std::atomic<int64_t> next_item_{0};
+    BlockState * block_states_ = nullptr; // [slot]
     Workspace & workspace_ = Workspace::of_this_thread();
     float * queries_ = nullptr;                     // [slot][row][query_stride]: scaled
     float * planned_ = nullptr;                     // [slot][set][row][query_stride]: the same in the domain of sealed keys
@@ -150,6 +168,24 @@ class Attention {
     SumsUsed * used_ = nullptr;                     // [slot][chunk]
     SoftmaxState * states_ = nullptr;               // [slot][chunk][state_stride]
     ScratchPool * scratch_ = nullptr;
+};
+
+// The pages that one thread goes through. It takes an item while it still has pages of the one before, so that their bytes can be fetched in
+// time; but not of items that are as short as the look ahead.
+class Attention::Walk {
+  public:
+    explicit Walk(Attention & attention) : attention_(attention), ahead_(attention.chunk_pages_ >= least_ahead) {}
+    bool take(); // an item that follows upon none; false: there is none left
+    const Item & item() const { return items_[at_]; }
+    void step(PageAt & at); // to the next page, if there is one that is known by now
+
+  private:
+    static constexpr int64_t least_ahead = 4;
+    Attention & attention_;
+    const bool ahead_;
+    Item items_[3];    // as many as pages may be of that are looked at at once
+    int at_ = 0;       // the one taken last
+    int64_t page_ = 0; // of it, that comes next
 };
 
 } // namespace vidkv

@@ -28,38 +28,35 @@ Bytes fetch_few(const uint8_t * meta, size_t n) {
 } // namespace
 
 // Clears the sums that values of such a page are added to, if nothing was added to them yet.
-void Attention::open_sums(Rows rows, int64_t slot, int64_t chunk, const PageView & values) const {
-    SumsUsed & used = used_[slot * chunks_ + chunk];
+void Attention::open_sums(Rows rows, const Item & item, const PageView & values) const {
+    SumsUsed & used = used_[item.slot * chunks_ + item.chunk];
     const bool sealed = values.state == PageState::sealed,
                rotated = sealed && values_.shape.value_layout->codec == VIDKV_CODEC_TRELLIS;
     const bool natural = values.state == PageState::open || (sealed && (!rotated || values.sink_count > 0));
-    const int64_t at = first_row(slot, chunk) * sum_stride_;
+    const int64_t at = first_row(item.slot, item.chunk) * sum_stride_;
     if (natural) use_more(used.natural, rows, natural_ + at, sum_stride_);
     if (rotated) use_more(used.rotated, rows, rotated_ + at, sum_stride_);
 }
 
-// Where a page is, but not yet where its codes are; empty behind the last one.
-PageAt Attention::page_at(int64_t page, int kv_head) const {
-    if (page >= pages_) return {page, {}, {}, {}, {}};
-    return {page, keys_.view(page, kv_head), values_.view(page, kv_head), {}, {}};
-}
-
-void Attention::find_codes(PageAt & at, int kv_head) const {
+// Where the codes of a page are, which its metadata say.
+void Attention::find_codes(PageAt & at) const {
+    if (!at.item) return;
+    const int kv_head = at.item->block.kv_head;
     if (at.keys.state == PageState::sealed) at.key = key_page(*keys_.shape.key_layout, at.keys.page, kv_head);
     if (at.values.state == PageState::sealed) at.value = value_page(*values_.shape.value_layout, at.values.page, kv_head);
 }
 
 // Keys, then values, of a page: each is unpacked once for all rows of the block that see it.
-void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, const PageAt & now, const PageAt & next,
-                            const PageAt & after, Scratch & scratch) const {
-    const int64_t page = now.page;
-    const Seen seen = load_bias(block, page, scratch);
+void Attention::attend_page(const PageAt & now, const PageAt & next, const PageAt & after, Scratch & scratch) const {
+    const Item & item = *now.item;
+    const Block & block = item.block;
+    const Seen seen = load_bias(block, now.page, scratch);
     if (seen.cells == 0) return;
     const int end = seen.rows.end();
     const PageView &keys = now.keys, &values = now.values;
-    open_sums(seen.rows, slot, chunk, values);
+    open_sums(seen.rows, item, values);
     Prefetch soon = fetch(next, seen.rows.count);
-    fetch_start(after, block.kv_head);
+    fetch_start(after);
     std::optional<KeyTile> key_tile;
     if (keys.state == PageState::sealed) {
         key_tile.emplace(kernels_, *keys_.shape.key_layout, now.key, seen.rows.count, scratch);
@@ -68,16 +65,16 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, co
     if (values.state == PageState::sealed) {
         value_tile.emplace(kernels_, *values_.shape.value_layout, now.value, seen.rows.count, scratch);
     }
-    const PlannedQueries planned = planned_for(block, slot, page, keys, seen.rows, scratch);
+    const PlannedQueries planned = planned_for(now, seen.rows, scratch);
     PackedWeights * packed = scratch.weights.get();
     for (int first = seen.rows.first; first < end; first += row_block, ++packed) {
         const Rows rows{first, std::min(row_block, end - first)};
         if (!sees_something(block, rows, scratch)) continue;
-        score(block, slot, rows, keys, key_tile ? &*key_tile : nullptr, planned, seen.cells, soon.during_scores, scratch);
+        score(now, rows, key_tile ? &*key_tile : nullptr, planned, seen.cells, soon.during_scores, scratch);
         const bool at_once = value_tile && values.sink_count == 0 && !value_tile->rule().token;
-        weigh(block, slot, chunk, rows, at_once ? &*value_tile : nullptr, *packed, scratch);
+        weigh(item, rows, seen.masked, at_once ? &*value_tile : nullptr, *packed, scratch);
         if (at_once) continue;
-        add_open(rows.count, values, seen.cells, sums(slot, chunk, first), scratch);
+        add_open(rows.count, values, seen.cells, sums(item.slot, item.chunk, first), scratch);
         if (value_tile) kernels_.pack_weights(scratch.scores.get(), rows.count, value_tile->rule(), *packed);
     }
     if (!value_tile) return;
@@ -86,7 +83,7 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, co
     for (int first = seen.rows.first; first < end; first += row_block, ++packed) {
         const Rows rows{first, std::min(row_block, end - first)};
         if (!sees_something(block, rows, scratch)) continue;
-        value_tile->add(rows.count, *packed, sums(slot, chunk, first), soon.during_sums);
+        value_tile->add(rows.count, *packed, sums(item.slot, item.chunk, first), soon.during_sums);
     }
 }
 
@@ -94,6 +91,7 @@ void Attention::attend_page(const Block & block, int64_t slot, int64_t chunk, co
 // themselves, but for the first rows.
 Prefetch Attention::fetch(const PageAt & at, int rows) const {
     Prefetch soon;
+    if (!at.item) return soon;
     if (at.keys.state == PageState::sealed) {
         const KeyLayout & layout = *keys_.shape.key_layout;
         const bool shared = layout.codec == VIDKV_CODEC_TRELLIS; // all heads' codes together: take a head's share
@@ -114,8 +112,10 @@ Prefetch Attention::fetch(const PageAt & at, int rows) const {
     return soon;
 }
 
-// What find_codes reads of a page that comes after the next one, and what page_at reads of the page behind that.
-void Attention::fetch_start(const PageAt & at, int kv_head) const {
+// What find_codes reads of a page that comes after the next one, and what Walk::step reads of the page behind that.
+void Attention::fetch_start(const PageAt & at) const {
+    if (!at.item) return;
+    const int kv_head = at.item->block.kv_head;
     if (at.keys.state == PageState::sealed)
         __builtin_prefetch(key_code_start(*keys_.shape.key_layout, at.keys.page, kv_head));
     if (at.values.state == PageState::sealed)
@@ -139,16 +139,18 @@ Seen Attention::load_bias(const Block & block, int64_t page, Scratch & scratch) 
     const int from = static_cast<int>(std::max<int64_t>(first_tokens_[first_reader] - block.first_token, 0));
     const int to = static_cast<int>(std::min<int64_t>(first_tokens_[last_reader + 1] - block.first_token, block.tokens));
     int first = to, end = to, cells = 0;
+    bool masked = false;
     for (int t = from; t < to; ++t) {
         MaskKind & kind = scratch.mask[t];
         const int shown =
             load_bias(token_at(block.first_token + t), first_cell, scratch.bias.get() + t * page_tokens, kind);
+        masked = masked || kind != MaskKind::zero;
         if (kind == MaskKind::hidden) continue;
         first = std::min(first, t);
         end = t + 1;
         cells = std::max(cells, shown);
     }
-    return {{first * heads_per_kv_head_, (end - first) * heads_per_kv_head_}, cells};
+    return {{first * heads_per_kv_head_, (end - first) * heads_per_kv_head_}, cells, masked};
 }
 
 // The same for a token; returns the number of leading cells that hold all that it sees.
@@ -178,15 +180,16 @@ bool Attention::sees_something(const Block & block, Rows rows, const Scratch & s
 }
 
 // scratch.scores = query . key. Sink cells of a sealed page are read from their f16 rows, with the query in natural order.
-void Attention::score(const Block & block, int64_t slot, Rows these, const PageView & view, const KeyTile * tile,
-                      const PlannedQueries & planned, int count, Fetch & soon, Scratch & scratch) const {
+void Attention::score(const PageAt & at, Rows these, const KeyTile * tile, const PlannedQueries & planned, int count,
+                      Fetch & soon, Scratch & scratch) const {
+    const PageView & view = at.keys;
     float * scores = scratch.scores.get();
     const int first_row = these.first, rows = these.count;
-    const float * natural = queries(slot) + first_row * query_stride_;
+    const float * natural = queries(at.item->slot) + first_row * query_stride_;
     const int open = std::min(count, view.held); // 0 unless the page is open
     if (tile) {
         tile->score({planned.rows + first_row * query_stride_, query_stride_, rows, planned.bases + first_row}, soon);
-        if (view.shifts && !view.shifts->of_all()) score_moved(block, slot, these, view, *tile, scratch);
+        if (view.shifts && !view.shifts->of_all()) score_moved(at, these, *tile, scratch);
     } else if (open < page_tokens) {
         std::fill_n(scores, rows * page_tokens, 0.0f);
     }
@@ -202,13 +205,12 @@ void Attention::score(const Block & block, int64_t slot, Rows these, const PageV
 }
 
 // Cells of the page have moved by several ways, or only some of them: these are scored once more for each way.
-void Attention::score_moved(const Block & block, int64_t slot, Rows rows, const PageView & view, const KeyTile & tile,
-                            Scratch & scratch) const {
+void Attention::score_moved(const PageAt & at, Rows rows, const KeyTile & tile, Scratch & scratch) const {
     alignas(64) float scores[row_block * page_tokens];
     std::copy_n(scratch.scores.get(), rows.count * page_tokens, scores);
     Fetch nothing;
-    for (const Shift & shift : view.shifts->all) {
-        const PlannedQueries queries = turned(block, slot, view, shift, rows, scratch);
+    for (const Shift & shift : at.keys.shifts->all) {
+        const PlannedQueries queries = turned(*at.item, at.keys, shift, rows, scratch);
         tile.score({queries.rows + rows.first * query_stride_, query_stride_, rows.count, queries.bases + rows.first},
                    nothing);
         for (int i = 0; i < rows.count * page_tokens; ++i) {
@@ -219,23 +221,28 @@ void Attention::score_moved(const Block & block, int64_t slot, Rows rows, const 
 }
 
 // Scores -> softmax weights, with a tile -> packed ones; what was summed relative to a smaller reference is scaled down.
-void Attention::weigh(const Block & block, int64_t slot, int64_t chunk, Rows these, const ValueTile * tile,
-                      PackedWeights & packed, Scratch & scratch) const {
+void Attention::weigh(const Item & item, Rows these, bool masked, const ValueTile * tile, PackedWeights & packed,
+                      Scratch & scratch) const {
     const int first_row = these.first, rows = these.count;
     const float * bias[row_block];
     float slopes[row_block], factors[row_block];
     int token = first_row / heads_per_kv_head_, head = first_row % heads_per_kv_head_;
-    for (int r = 0; r < rows; ++r) {
+    for (int r = 0; masked && r < rows; ++r) {
         bias[r] = scratch.mask[token] == MaskKind::zero ? nullptr : scratch.bias.get() + token * page_tokens;
-        slopes[r] = slopes_[block.kv_head * heads_per_kv_head_ + head];
+        slopes[r] = slopes_[item.block.kv_head * heads_per_kv_head_ + head];
         if (++head == heads_per_kv_head_) head = 0, ++token;
     }
-    const SoftmaxTile softmax{
-        scratch.scores.get(), rows, bias, slopes, args_.softcap * log2_e, states(slot, chunk) + first_row, factors};
-    tile ? kernels_.weigh(softmax, tile->rule(), packed) : kernels_.softmax(softmax);
-    for (int r = 0; r < rows; ++r) {
+    const SoftmaxTile softmax{scratch.scores.get(),
+                              rows,
+                              masked ? bias : nullptr,
+                              slopes,
+                              args_.softcap * log2_e,
+                              states(item.slot, item.chunk) + first_row,
+                              factors};
+    const bool rescales = tile ? kernels_.weigh(softmax, tile->rule(), packed) : kernels_.softmax(softmax);
+    for (int r = 0; rescales && r < rows; ++r) {
         if (factors[r] == 1.0f) continue;
-        const ValueSums of_row = sums(slot, chunk, first_row + r);
+        const ValueSums of_row = sums(item.slot, item.chunk, first_row + r);
         if (of_row.natural) kernels_.scale(of_row.natural, static_cast<int>(sum_stride_), factors[r]);
         if (of_row.rotated) kernels_.scale(of_row.rotated, static_cast<int>(sum_stride_), factors[r]);
     }
@@ -255,23 +262,24 @@ void Attention::add_open(int rows, const PageView & view, int count, const Value
 }
 
 // What a key page is multiplied with: as `prepare` left it, or brought to the page's own plan.
-PlannedQueries Attention::planned_for(const Block & block, int64_t slot, int64_t page, const PageView & view, Rows rows,
-                                      Scratch & scratch) const {
+PlannedQueries Attention::planned_for(const PageAt & at, Rows rows, Scratch & scratch) const {
+    const PageView & view = at.keys;
+    const int64_t slot = at.item->slot;
     if (view.state != PageState::sealed) return {nullptr, nullptr};
     const Shift * shift = view.shifts ? view.shifts->of_all() : nullptr;
-    if (shift) return turned(block, slot, view, *shift, rows, scratch);
+    if (shift) return turned(*at.item, view, *shift, rows, scratch);
     if (plan_sets_ > 0) return {planned(slot, view.plan), bases(slot, view.plan)};
-    keys_.page_plan(page, block.kv_head, scratch.plan);
+    keys_.page_plan(at.page, at.item->block.kv_head, scratch.plan);
     plan_queries(scratch.plan, view, nullptr, slot, rows, scratch.planned.get(), scratch.bases.get());
     return {scratch.planned.get(), scratch.bases.get()};
 }
 
 // Queries turned back by a shift: neighbouring pages have moved alike, as a rule.
-PlannedQueries Attention::turned(const Block & block, int64_t slot, const PageView & view, const Shift & shift, Rows rows,
+PlannedQueries Attention::turned(const Item & item, const PageView & view, const Shift & shift, Rows rows,
                                  Scratch & scratch) const {
-    const PlannedFor wanted{&shift, first_block_ + slot, view.plan, rows.first, rows.count};
+    const PlannedFor wanted{&shift, first_block_ + item.slot, view.plan, rows.first, rows.count};
     if (scratch.planned_for != wanted) {
-        plan_queries(keys_.plan(block.kv_head, view.plan), view, &shift, slot, rows, scratch.planned.get(),
+        plan_queries(keys_.plan(item.block.kv_head, view.plan), view, &shift, item.slot, rows, scratch.planned.get(),
                      scratch.bases.get());
         scratch.planned_for = wanted;
     }

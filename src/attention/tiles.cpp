@@ -164,20 +164,22 @@ void KeyTile::score(const QueryRows & queries, Fetch & soon) const {
 
 ValueTile::ValueTile(const Kernels & kernels, const ValueLayout & layout, const ValuePage & page, int rows,
                      Scratch & scratch)
-    : kernels_(kernels), layout_(layout), page_(page), scratch_(scratch),
-      stride_((layout.codec == VIDKV_CODEC_PAPER ? layout.head_dim : round_up(layout.head_dim, 16)) * 4),
-      groups_(layout.codec == VIDKV_CODEC_PAPER ? layout.groups() : 1) {
+    : kernels_(kernels), layout_(layout), page_(page), scratch_(scratch) {
+    const bool paper = layout.codec == VIDKV_CODEC_PAPER;
+    product_.levels = scratch.levels.get();
+    product_.channels = round_up(layout.head_dim, 16);
+    product_.stride = (paper ? layout.head_dim : product_.channels) * 4;
+    product_.groups = paper ? layout.groups() : 1;
     if (page.mask) scratch.slot_tokens = slot_tokens(page);
     by_codes_ = kernels.add_codes && rows <= row_block &&
                 (layout.head_dim == 64 || layout.head_dim == 128 || layout.head_dim == 256);
-    if (layout.codec == VIDKV_CODEC_PAPER) {
-        learn_paper();
-    } else {
-        learn_trellis();
-    }
+    paper ? learn_paper() : learn_trellis();
 }
 
 void ValueTile::learn_trellis() {
+    ValueGroup & all = product_.group[0];
+    all.step = all.center = nullptr;
+    all.run_count = 0;
     float * scale = scratch_.value_meta.get();
     const int special = 4 * page_.protected_units;
     if (special > 0) kernels_.load_log_scales(page_.meta, special, level_grid(layout_.protected_code).step, scale);
@@ -193,7 +195,7 @@ void ValueTile::learn_trellis() {
                              {protected_quads, plain, 15, layout_.plain_code, plain_codes},
                              {protected_quads + plain, narrow, 15, layout_.narrow_code, narrow_codes}};
     for (const LevelRun & run : runs) {
-        if (run.quads > 0 && run.code != QuadCode::none) runs_[0][run_count_++] = run;
+        if (run.quads > 0 && run.code != QuadCode::none) all.runs[all.run_count++] = run;
     }
 }
 
@@ -206,7 +208,7 @@ void ValueTile::learn_shared(float * scale) {
     }
     float * mean = scale + page_tokens;
     value_mean(layout_, page_, mean);
-    center_[0] = mean;
+    product_.group[0].center = mean;
     if (!page_.direction) return;
     float *along = mean + round_up(layout_.head_dim, 16), *direction = along + page_tokens;
     value_direction(layout_, page_, direction, along);
@@ -218,71 +220,62 @@ void ValueTile::learn_paper() {
     const uint8_t *meta = page_.meta, *codes = page_.codes;
     const int head_dim = layout_.head_dim, quads = layout_.group / 4;
     float * to = scratch_.value_meta.get();
-    run_count_ = 1;
-    for (int g = 0; g < groups_; ++g) {
+    for (int g = 0; g < product_.groups; ++g) {
+        ValueGroup & group = product_.group[g];
         const bool ternary = layout_.is_ternary(g, page_.protected_units);
-        runs_[g][0] = {g * quads, quads, ternary ? 2 : 3, ternary ? QuadCode::none : QuadCode::uniform2, codes};
+        group.run_count = 1;
+        group.runs[0] = {g * quads, quads, ternary ? 2 : 3, ternary ? QuadCode::none : QuadCode::uniform2, codes};
         by_codes_ = by_codes_ && !ternary; // ternary digits are not packed in quads
         codes += layout_.group_codes(ternary);
-        float *step = to, *center = to + round_up(head_dim, 16);
-        step_[g] = step;
+        float *step = to, *center = to + product_.channels;
+        group.step = step;
+        group.center = ternary ? nullptr : center;
         if (ternary) {
             kernels_.load_halves(meta, head_dim, step);
         } else {
             kernels_.load_grid(meta, meta + 2 * head_dim, head_dim, 1.5f, step, center);
-            center_[g] = center;
         }
         meta += (ternary ? 2 : 4) * head_dim;
-        to += 2 * round_up(head_dim, 16);
+        to += 2 * product_.channels;
     }
 }
 
 WeightRule ValueTile::rule() const {
-    return {page_.mask ? scratch_.slot_tokens.data() : nullptr, slot_scale_, groups_, center_[0] != nullptr, along_};
+    return {page_.mask ? scratch_.slot_tokens.data() : nullptr, slot_scale_, product_.groups,
+            product_.group[0].center != nullptr, along_};
 }
 
 void ValueTile::unpack() const {
     if (by_codes_) return;
-    for (int g = 0; g < groups_; ++g) {
-        for (const LevelRun * run = runs_[g]; run != runs_[g] + run_count_; ++run) {
-            uint8_t * levels = scratch_.levels.get() + run->first * stride_;
+    for (const ValueGroup * group = product_.group; group != product_.group + product_.groups; ++group) {
+        for (const LevelRun * run = group->runs; run != group->runs + group->run_count; ++run) {
+            uint8_t * levels = scratch_.levels.get() + run->first * product_.stride;
             if (run->code == QuadCode::none) {
                 kernels_.unpack_ternary(run->packed, static_cast<int>(layout_.group_codes(true)), levels);
             } else {
-                kernels_.unpack_quads(run->code, run->packed, layout_.head_dim, run->quads, stride_, levels);
+                kernels_.unpack_quads(run->code, run->packed, layout_.head_dim, run->quads, product_.stride, levels);
             }
         }
     }
 }
 
-void ValueTile::add(int rows, const PackedWeights & packed, const ValueSums & sums, Fetch & soon) const {
-    ValueProduct product;
-    product.levels = scratch_.levels.get();
-    product.stride = stride_;
-    product.channels = round_up(layout_.head_dim, 16);
-    product.weights = packed.w;
-    product.rows = rows;
-    std::copy_n(packed.scale, rows, product.scale);
-    product.groups = groups_;
-    for (int g = 0; g < groups_; ++g) {
-        ValueGroup & group = product.group[g];
-        std::copy_n(runs_[g], run_count_, group.runs);
-        group.run_count = run_count_;
-        group.step = step_[g];
-        group.center = center_[g];
+void ValueTile::add(int rows, const PackedWeights & packed, const ValueSums & sums, Fetch & soon) {
+    product_.weights = packed.w;
+    product_.rows = rows;
+    std::copy_n(packed.scale, row_block, product_.scale);
+    for (int g = 0; g < product_.groups; ++g) {
+        ValueGroup & group = product_.group[g];
         // Rounding of the weights touches only what a value differs from the middle of its levels.
-        const float middle = 0.5f * static_cast<float>(runs_[g][0].largest);
-        for (int r = 0; r < rows; ++r) {
-            group.total[r] = group.center ? packed.total[r][g] : 0.0f;
-            group.offset[r] = middle * packed.sum[r][g];
-        }
+        const float middle = 0.5f * static_cast<float>(group.runs[0].largest);
+        for (int r = 0; r < row_block; ++r) group.offset[r] = middle * packed.sum[g][r];
+        if (group.center) std::copy_n(packed.total[g], row_block, group.total);
     }
-    product.out = layout_.codec == VIDKV_CODEC_PAPER ? sums.natural : sums.rotated;
-    product.out_stride = sums.stride;
-    product.soon = &soon;
-    (by_codes_ ? kernels_.add_codes : kernels_.add_levels)(product);
+    product_.out = layout_.codec == VIDKV_CODEC_PAPER ? sums.natural : sums.rotated;
+    product_.out_stride = sums.stride;
+    product_.soon = &soon;
+    (by_codes_ ? kernels_.add_codes : kernels_.add_levels)(product_);
     for (int r = 0; r < rows && direction_; ++r)
-        kernels_.add_scaled(direction_, packed.along[r], product.channels, sums.rotated + r * sums.stride);
+        kernels_.add_scaled(direction_, packed.along[r], product_.channels, sums.rotated + r * sums.stride);
 }
 
 } // namespace vidkv

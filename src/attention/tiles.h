@@ -36,7 +36,7 @@ class KeyTile {
 
     const Kernels & kernels_;
     const KeyLayout & layout_;
-    const KeyPage page_;
+    const KeyPage & page_;
     Scratch & scratch_;
     const bool by_codes_; // products read the codes; otherwise unpacked levels
     const int padded_;    // channels
@@ -57,7 +57,7 @@ class ValueTile {
     WeightRule rule() const;
     // Once all rows are packed: the levels -> scratch.levels, where the product is by levels.
     void unpack() const;
-    void add(int rows, const PackedWeights & packed, const ValueSums & sums, Fetch & soon) const;
+    void add(int rows, const PackedWeights & packed, const ValueSums & sums, Fetch & soon);
 
   private:
     void learn_paper();
@@ -66,16 +66,12 @@ class ValueTile {
 
     const Kernels & kernels_;
     const ValueLayout & layout_;
-    const ValuePage page_;
+    const ValuePage & page_;
     Scratch & scratch_;
-    const int stride_; // bytes from quad to quad of levels
-    const int groups_;
-    bool by_codes_ = false;                       // products read the codes; otherwise unpacked levels
-    LevelRun runs_[largest_groups][largest_runs]; // per group; code none: ternary digits
-    int run_count_ = 0;
+    bool by_codes_ = false; // products read the codes; otherwise unpacked levels
+    ValueProduct product_;  // without what is of the rows; runs of code none: ternary digits
     const float * slot_scale_ = nullptr;
-    const float *step_[largest_groups] = {}, *center_[largest_groups] = {}; // paper: per group
-    const float *along_ = nullptr, *direction_ = nullptr;                   // trellis, a page with a direction
+    const float *along_ = nullptr, *direction_ = nullptr; // trellis, a page with a direction
 };
 
 } // namespace vidkv

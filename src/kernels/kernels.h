@@ -98,21 +98,21 @@ constexpr float reference_slack = 11.0f;
 struct SoftmaxTile {
     float * scores; // [rows][page_tokens], become weights
     int rows;
-    const float * const * bias; // per row: [page_tokens] to add, -inf hides; null: none
+    const float * const * bias; // per row: [page_tokens] to add, -inf hides; null: none. Null itself: none in any row
     const float * slopes;       // per row: multiplies the bias
     float softcap;              // not 0: scores become softcap * tanh(score)
     SoftmaxState * states;      // per row
-    float * factors;            // per row: what was accumulated so far must be multiplied by it (1 as a rule)
+    float * factors; // per row: what was accumulated so far must be multiplied by it, unless all are 1 (as a rule)
 };
 
 // Softmax weights as int8 factors; the slots of a page fall into 1, 2 or 4 groups.
 struct PackedWeights {
     alignas(64) int8_t w[row_block * operand_bytes]; // [row][slot]
     float scale[row_block];                          // weight = scale * w
-    float sum[row_block][largest_groups];            // of w over a group: whole numbers
-    float total[row_block]
-               [largest_groups]; // of the weights before slot scales and rounding, in units of `scale`, if asked for
-    float along[row_block];      // of the weights before slot scales and rounding, times WeightRule::along, if there is one
+    float sum[largest_groups][row_block];            // of w over a group: whole numbers
+    // Of the weights before slot scales and rounding: in units of `scale`, if asked for; times WeightRule::along, if there is one.
+    float total[largest_groups][row_block];
+    float along[row_block];
 };
 
 struct WeightRule {
@@ -185,10 +185,11 @@ struct Kernels {
     // scores[row][0 .. count) = query . key; queries as above.
     void (*score_halves)(const float * queries, int64_t stride, int rows, const HalfRows & keys, float * scores);
 
-    void (*softmax)(const SoftmaxTile & tile);
+    // Returns whether any factor is not 1; otherwise they are not written.
+    bool (*softmax)(const SoftmaxTile & tile);
 
     // softmax and pack_weights at once, with a coarser power of two; rule.token must be null. The scores are lost.
-    void (*weigh)(const SoftmaxTile & tile, const WeightRule & rule, PackedWeights & out);
+    bool (*weigh)(const SoftmaxTile & tile, const WeightRule & rule, PackedWeights & out);
     // weights [rows][page_tokens]; slot s takes token token[s] (null: token s), times slot_scale[s] (null: 1).
     void (*pack_weights)(const float * weights, int rows, const WeightRule & rule, PackedWeights & out);
     void (*add_levels)(const ValueProduct & product);

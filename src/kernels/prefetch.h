@@ -13,7 +13,7 @@ inline void prefetch(const uint8_t * bytes, size_t n) {
 }
 
 // Kernels on f16 rows look so many rows ahead.
-constexpr int rows_ahead = 16;
+constexpr int rows_ahead = 32;
 inline void prefetch_rows(const uint16_t * rows, int64_t stride, int count, int channels) {
     for (int t = 0; t < count; ++t)
         prefetch(reinterpret_cast<const uint8_t *>(rows + t * stride), static_cast<size_t>(channels) * sizeof(uint16_t));

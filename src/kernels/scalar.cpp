@@ -189,16 +189,19 @@ float raise_reference(SoftmaxState & state, float largest, float & factor) {
     return state.reference == -infinity || largest == infinity ? 0.0f : state.reference;
 }
 
-void softmax_by(float (*power)(float), const SoftmaxTile & tile) {
+bool softmax_by(float (*power)(float), const SoftmaxTile & tile) {
+    bool rescales = false;
     for (int r = 0; r < tile.rows; ++r) {
         float * scores = tile.scores + r * page_tokens;
         float largest = -infinity;
         for (int t = 0; t < page_tokens; ++t) {
-            scores[t] = score(scores[t], tile.softcap, tile.bias[r] ? tile.bias[r] + t : nullptr, tile.slopes[r]);
+            const float * bias = tile.bias && tile.bias[r] ? tile.bias[r] + t : nullptr;
+            scores[t] = score(scores[t], tile.softcap, bias, bias ? tile.slopes[r] : 0.0f);
             largest = scores[t] > largest ? scores[t] : largest;
         }
         if (largest == infinity) only_infinities(scores);
         const float reference = raise_reference(tile.states[r], largest, tile.factors[r]);
+        rescales = rescales || tile.factors[r] != 1.0f;
         LaneSum sum;
         for (int t = 0; t < page_tokens; ++t) {
             scores[t] = power(scores[t] - reference);
@@ -206,9 +209,10 @@ void softmax_by(float (*power)(float), const SoftmaxTile & tile) {
         }
         tile.states[r].sum = std::fma(tile.states[r].sum, tile.factors[r], sum.total());
     }
+    return rescales;
 }
 
-void softmax(const SoftmaxTile & tile) { softmax_by(power_of_two, tile); }
+bool softmax(const SoftmaxTile & tile) { return softmax_by(power_of_two, tile); }
 
 // In 16 lanes.
 float dot_16(const float * weights, const float * along) {
@@ -242,16 +246,17 @@ void pack_weights(const float * weights, int rows, const WeightRule & rule, Pack
                 float & lane = total.lane[s % lanes];
                 lane = rule.slot_scale ? lane + plain[s] : std::fma(plain[s], factor.inverse, lane);
             }
-            out.sum[r][group] = sum.total();
+            out.sum[group][r] = sum.total();
             for (float & lane : total.lane) lane *= rule.slot_scale ? factor.inverse : 1.0f;
-            if (rule.totals) out.total[r][group] = total.total();
+            if (rule.totals) out.total[group][r] = total.total();
         }
     }
 }
 
-void weigh(const SoftmaxTile & tile, const WeightRule & rule, PackedWeights & out) {
-    softmax_by(coarse_power_of_two, tile);
+bool weigh(const SoftmaxTile & tile, const WeightRule & rule, PackedWeights & out) {
+    const bool rescales = softmax_by(coarse_power_of_two, tile);
     pack_weights(tile.scores, tile.rows, rule, out);
+    return rescales;
 }
 
 float dot_of(const ValueProduct & p, const ValueGroup & g, int row, int channel) {
