@@ -154,7 +154,7 @@ bool Attention::Walk::take() {
 }
 
 void Attention::Walk::step(PageAt & at) {
-    at = {};
+    at.item = nullptr;
     if (page_ >= item().end && !(ahead_ && take())) return;
     at.item = &item();
     at.page = page_++;

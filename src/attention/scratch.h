@@ -68,6 +68,7 @@ struct Scratch {
     // Paper: steps and minima of all groups; trellis: scales of slots, mean, places along the direction, direction.
     AlignedArray<float> value_meta;
     std::array<uint8_t, page_tokens> slot_tokens; // of values, where some tokens are protected
+    ValueProduct product;                         // of the page at hand: all but what is of the rows
     FoldedQueries folded[largest_groups];         // of the row block at hand
     AlignedArray<float> scores;                   // [row_block][page_tokens]: scores, then weights
     AlignedArray<PackedWeights> weights;          // [row blocks]

@@ -38,7 +38,8 @@ KeyTile::KeyTile(const Kernels & kernels, const KeyLayout & layout, const KeyPag
 void KeyTile::add_run(const KeyRun & run) {
     KeyCodes & codes = scratch_.codes;
     KeyRun * last = codes.run_count > 0 ? &codes.runs[codes.run_count - 1] : nullptr;
-    if (!by_codes_ && last && std::max(last->largest, run.largest) <= joined_levels) {
+    const bool alike = last && (std::max(last->largest, run.largest) <= joined_levels || last->largest == run.largest);
+    if (!by_codes_ && alike) {
         last->quads += run.quads;
         last->largest = std::max(last->largest, run.largest);
     } else {
@@ -116,10 +117,11 @@ void KeyTile::learn_trellis(const KeyPage & page) {
         std::fill_n(scratch_.center.get(), padded_, 0.0f);
     }
     codes.quad_count = codes.run_count = codes.part_count = 0;
+    const uint8_t * quad_codes = page.meta + 2 * head_dim;
     uint32_t packed = 0;
-    for (int quad = 0; quad < quads; quad += most_sorted)
-        packed = sort_quads(page.meta + 2 * head_dim, quad, std::min(quads, quad + most_sorted), packed);
-    if (!by_codes_) find_parts(page.meta + 2 * head_dim, quads);
+    for (int quad = 0; by_codes_ && quad < quads; quad += most_sorted)
+        packed = sort_quads(quad_codes, quad, std::min(quads, quad + most_sorted), packed);
+    if (!by_codes_) list_quads(quad_codes, quads);
     kernels_.load_key_scales(page.meta, head_dim, codes.step, scratch_.step.get(), scratch_.center.get());
     centered_ = padded_;
 }
@@ -139,14 +141,22 @@ uint32_t KeyTile::sort_quads(const uint8_t * quad_codes, int first, int end, uin
     return packed;
 }
 
-// Neighbours of one code are unpacked at once.
-void KeyTile::find_parts(const uint8_t * quad_codes, int quads) {
+// Quads as they stand, of which neighbours of one code are unpacked at once.
+void KeyTile::list_quads(const uint8_t * quad_codes, int quads) {
+    KeyCodes & codes = scratch_.codes;
     const CodeGrids & grids = code_grids();
-    const uint8_t * packed = page_.codes;
+    uint32_t packed = 0;
     for (int quad = 0; quad < quads; ++quad) {
-        const int code = quad_codes[quad / 2] >> (quad % 2 * 4) & 15;
-        if (grids.units[code] > 0) add_part({quad, 1, grids.offset[code], static_cast<QuadCode>(code), packed});
-        packed += grids.units[code] * code_unit;
+        const int number = quad_codes[quad / 2] >> (quad % 2 * 4) & 15;
+        const auto code = static_cast<QuadCode>(number);
+        const uint8_t largest = grids.offset[number];
+        std::fill_n(codes.step + 4 * quad, 4, grids.step[number]);
+        std::fill_n(codes.offset + 4 * quad, 4, largest);
+        if (grids.units[number] == 0) continue;
+        add_part({quad, 1, largest, code, page_.codes + packed});
+        add_run({codes.quad_count, 1, largest, code});
+        codes.quads[codes.quad_count++] = key_quad(quad, packed);
+        packed += grids.units[number] * code_unit;
     }
 }
 
@@ -164,7 +174,7 @@ void KeyTile::score(const QueryRows & queries, Fetch & soon) const {
 
 ValueTile::ValueTile(const Kernels & kernels, const ValueLayout & layout, const ValuePage & page, int rows,
                      Scratch & scratch)
-    : kernels_(kernels), layout_(layout), page_(page), scratch_(scratch) {
+    : kernels_(kernels), layout_(layout), page_(page), scratch_(scratch), product_(scratch.product) {
     const bool paper = layout.codec == VIDKV_CODEC_PAPER;
     product_.levels = scratch.levels.get();
     product_.channels = round_up(layout.head_dim, 16);
@@ -179,7 +189,6 @@ ValueTile::ValueTile(const Kernels & kernels, const ValueLayout & layout, const 
 void ValueTile::learn_trellis() {
     ValueGroup & all = product_.group[0];
     all.step = all.center = nullptr;
-    all.run_count = 0;
     float * scale = scratch_.value_meta.get();
     const int special = 4 * page_.protected_units;
     if (special > 0) kernels_.load_log_scales(page_.meta, special, level_grid(layout_.protected_code).step, scale);
@@ -194,9 +203,11 @@ void ValueTile::learn_trellis() {
     const LevelRun runs[] = {{0, protected_quads, 15, layout_.protected_code, page_.codes},
                              {protected_quads, plain, 15, layout_.plain_code, plain_codes},
                              {protected_quads + plain, narrow, 15, layout_.narrow_code, narrow_codes}};
+    int count = 0;
     for (const LevelRun & run : runs) {
-        if (run.quads > 0 && run.code != QuadCode::none) all.runs[all.run_count++] = run;
+        if (run.quads > 0 && run.code != QuadCode::none) all.runs[count++] = run;
     }
+    all.run_count = count;
 }
 
 // A still page: what its tokens share, and the scales of the quads that leave the room for it.

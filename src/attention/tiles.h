@@ -30,7 +30,7 @@ class KeyTile {
     void find_paper_parts();
     void learn_trellis(const KeyPage & page);
     uint32_t sort_quads(const uint8_t * quad_codes, int first, int end, uint32_t packed);
-    void find_parts(const uint8_t * quad_codes, int quads);
+    void list_quads(const uint8_t * quad_codes, int quads);
     void add_run(const KeyRun & run);
     void add_part(const LevelRun & part);
 
@@ -68,8 +68,8 @@ class ValueTile {
     const ValueLayout & layout_;
     const ValuePage & page_;
     Scratch & scratch_;
-    bool by_codes_ = false; // products read the codes; otherwise unpacked levels
-    ValueProduct product_;  // without what is of the rows; runs of code none: ternary digits
+    bool by_codes_ = false;  // products read the codes; otherwise unpacked levels
+    ValueProduct & product_; // runs of code none: ternary digits
     const float * slot_scale_ = nullptr;
     const float *along_ = nullptr, *direction_ = nullptr; // trellis, a page with a direction
 };

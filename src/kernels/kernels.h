@@ -170,7 +170,7 @@ struct Kernels {
     // Two-bit grids: n half scales and n half minima -> step, and center = minimum + middle * step.
     void (*load_grid)(const uint8_t * scales, const uint8_t * minima, int n, float middle, float * step, float * center);
     MaskKind (*load_mask)(const uint16_t * mask, int n, float * bias); // mixed: fills the bias
-    // Sorts the quads `first` (a multiple of 16) to `end`, up to most_sorted, of a page of trellis keys by their codes, four bits each. `packed`: where the codes
+    // For products that read the codes. Sorts the quads `first` (a multiple of 16) to `end`, up to most_sorted, of a page of trellis keys by their codes, four bits each. `packed`: where the codes
     // of the first one begin; returns where those of the last one end.
     uint32_t (*sort_quads)(const uint8_t * codes, int first, int end, uint32_t packed, const QuadOrder & order);
 
