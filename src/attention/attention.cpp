@@ -147,7 +147,7 @@ Item Attention::item_at(int64_t number) const {
 bool Attention::Walk::take() {
     const int64_t number = attention_.next_item_.fetch_add(1, std::memory_order_relaxed);
     if (number >= attention_.slots_ * attention_.chunks_) return false;
-    at_ = (at_ + 1) % 3;
+    at_ = (at_ + 1) % items_.size();
     items_[at_] = attention_.item_at(number);
     page_ = item().first;
     return true;

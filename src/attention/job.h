@@ -1,6 +1,7 @@
 // One call of attention, or several at once: what its parts in attention.cpp and page.cpp share.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <limits>
@@ -183,9 +184,9 @@ class Attention::Walk {
     static constexpr int64_t least_ahead = 4;
     Attention & attention_;
     const bool ahead_;
-    Item items_[3];    // as many as pages may be of that are looked at at once
-    int at_ = 0;       // the one taken last
-    int64_t page_ = 0; // of it, that comes next
+    std::array<Item, 3> items_; // the three pages that are looked at at once may be of as many
+    size_t at_ = 0;             // the one taken last
+    int64_t page_ = 0;          // of it, that comes next
 };
 
 } // namespace vidkv

@@ -102,7 +102,7 @@ struct SoftmaxTile {
     const float * slopes;       // per row: multiplies the bias
     float softcap;              // not 0: scores become softcap * tanh(score)
     SoftmaxState * states;      // per row
-    float * factors; // per row: what was accumulated so far must be multiplied by it, unless all are 1 (as a rule)
+    float * factors;            // per row: what was accumulated so far must be multiplied by it (1 as a rule)
 };
 
 // Softmax weights as int8 factors; the slots of a page fall into 1, 2 or 4 groups.
@@ -170,8 +170,8 @@ struct Kernels {
     // Two-bit grids: n half scales and n half minima -> step, and center = minimum + middle * step.
     void (*load_grid)(const uint8_t * scales, const uint8_t * minima, int n, float middle, float * step, float * center);
     MaskKind (*load_mask)(const uint16_t * mask, int n, float * bias); // mixed: fills the bias
-    // For products that read the codes. Sorts the quads `first` (a multiple of 16) to `end`, up to most_sorted, of a page of trellis keys by their codes, four bits each. `packed`: where the codes
-    // of the first one begin; returns where those of the last one end.
+    // For products that read the codes. Sorts the quads `first` (a multiple of 16) to `end`, up to most_sorted, of a page of trellis
+    // keys by their codes, four bits each. `packed`: where the codes of the first one begin; returns where those of the last one end.
     uint32_t (*sort_quads)(const uint8_t * codes, int first, int end, uint32_t packed, const QuadOrder & order);
 
     // queries: [rows][stride], zeros up to a multiple of 64 channels. base: one number per row, added to what comes from
@@ -185,7 +185,7 @@ struct Kernels {
     // scores[row][0 .. count) = query . key; queries as above.
     void (*score_halves)(const float * queries, int64_t stride, int rows, const HalfRows & keys, float * scores);
 
-    // Returns whether any factor is not 1; otherwise they are not written.
+    // Returns whether any factor is not 1; otherwise they may be left as they are.
     bool (*softmax)(const SoftmaxTile & tile);
 
     // softmax and pack_weights at once, with a coarser power of two; rule.token must be null. The scores are lost.
