@@ -41,7 +41,7 @@ def sources(build):
     own = re.compile("^" + re.escape(f"{ROOT}/") + "(" + "|".join(FOLDERS) + ")/")
     read, units = included(build), {}
     for unit in json.loads((build / "compile_commands.json").read_text()):
-        if own.match(unit["file"]):
+        if own.match(unit["file"]) and not unit["file"].endswith(".cu"):  # those are compiled for a GPU, which needs CUDA's headers
             units.setdefault(unit["file"], []).append(unit["command"])
     checks = digest(ROOT / ".clang-tidy")
     keys = {}

@@ -62,9 +62,9 @@ Fact nested_setting(Dice & dice, Names & names) {
     const std::string name = names.next('_');
     const int retries = dice.from_to(100, 999);
     return exercise("code",
-                    "settings[\"" + name + "\"] = {\"timeout\": " + text(dice.from_to(100, 999)) +
+                    "settings[\"" + name + R"("] = {"timeout": )" + text(dice.from_to(100, 999)) +
                         ", \"retries\": " + text(retries) + ", \"depth\": " + text(dice.from_to(100, 999)) + "}",
-                    "What is settings[\"" + name + "\"][\"retries\"] in the file?" + ALONE, text(retries),
+                    "What is settings[\"" + name + R"("]["retries"] in the file?)" + ALONE, text(retries),
                     Compared::last_number);
 }
 

@@ -123,7 +123,7 @@ std::string configure(const char * preset, const vidkv_params * override_or_null
 std::string configure_layers(const vidkv_layer_loss * losses, int64_t n) {
     const std::lock_guard lock(mutex);
     const std::vector<vidkv_layer_loss> wanted(losses, losses + n);
-    const std::string error = refusal([&] { vidkv::params_by_layer(settings.params, wanted); });
+    std::string error = refusal([&] { vidkv::params_by_layer(settings.params, wanted); });
     if (error.empty()) settings.losses = wanted;
     return error;
 }

@@ -144,9 +144,9 @@ struct Grid {
 float along_of(float index) { return std::clamp(index, float{least_along}, float{most_along}); }
 
 void set_along(const PageRows & rows, const Places & places, const Grid & grid, Shared & shared) {
-    const float middle = static_cast<float>((grid.steps + 1) / 2);
+    const int middle = (grid.steps + 1) / 2;
     for (int slot = 0; slot < page_tokens; ++slot)
-        shared.along[slot] = rows.is_used(slot) ? along_of(grid.index(places[slot]) - middle) : 0.0f;
+        shared.along[slot] = rows.is_used(slot) ? along_of(grid.index(places[slot]) - static_cast<float>(middle)) : 0.0f;
 }
 
 // Mean and direction that come nearest to the rows with `along` as it is.

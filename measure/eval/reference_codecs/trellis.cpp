@@ -23,8 +23,8 @@ int block_of(int head_dim) { return head_dim % MOST_CHANNELS == 0 ? MOST_CHANNEL
 
 // A norm, the register's first bits (8 less those of a channel), codes; filled up to 16 bits.
 template <int BITS> double bits(vidkv_side, int, int head_dim) {
-    const int n = block_of(head_dim), codes = (8 - BITS + BITS * n + 7) / 8;
-    return 8.0 * (2 + (codes + 1) / 2 * 2) / n;
+    const int n = block_of(head_dim), words = (8 - BITS + BITS * n + 15) / 16;
+    return 16.0 * (1 + words) / n;
 }
 
 template <int BITS> class Search {
@@ -47,8 +47,8 @@ template <int BITS> class Search {
     void step(float x, const std::array<float, STATES> & levels, std::array<uint8_t, KEPT> & from) {
         std::array<float, KEPT> least;
         for (size_t i = 0; i < KEPT; ++i) {
-            const auto first = costs_.begin() + static_cast<std::ptrdiff_t>(i << BITS);
-            const auto best = std::min_element(first, first + (1 << BITS));
+            const float * first = costs_.data() + (i << BITS);
+            const float * best = std::min_element(first, first + (1 << BITS));
             least[i] = *best;
             from[i] = static_cast<uint8_t>(best - first);
         }
