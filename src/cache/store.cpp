@@ -127,6 +127,11 @@ void Store::recount(Sequence & sequence) const {
     });
 }
 
+Ref<PageBytes> Store::make_open(int rows) const {
+    const size_t size = static_cast<size_t>(rows) * row_bytes();
+    return packs() ? PageBytes::make_for_now(size) : PageBytes::make(size);
+}
+
 // The f16 rows of a page, `rows` of them or more, shared with no copy: made if it is empty, decoded if it is sealed. Nothing has changed
 // if there is no memory for that.
 uint16_t * Store::open_page(Sequence & sequence, int64_t index, int rows) {
@@ -135,8 +140,7 @@ uint16_t * Store::open_page(Sequence & sequence, int64_t index, int rows) {
     const int held = open ? rows_held(page) : 0;
     if (held >= rows && page.bytes.is_alone()) return rows_of(page);
     const int wanted = sealed ? page_tokens : std::max(held, room_for(rows));
-    const size_t size = static_cast<size_t>(wanted) * row_bytes();
-    Ref<PageBytes> bytes = packs() ? PageBytes::make_for_now(size) : PageBytes::make(size);
+    Ref<PageBytes> bytes = make_open(wanted);
     if (open) std::memcpy(bytes->data(), page.bytes->data(), page.bytes->size());
     if (sealed) decode_page(sequence, index, reinterpret_cast<uint16_t *>(bytes->data()));
     if (!open) sequence.open.push_back(index);

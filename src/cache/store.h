@@ -151,6 +151,7 @@ class Store {
     std::vector<int64_t> due_pages(const Sequence & sequence) const;
     PageBits used_cells(const Sequence & sequence, int64_t index) const; // written and no sink tokens
     void recount(Sequence & sequence) const;                             // derives `open` and `sealed_pages` from the pages
+    Ref<PageBytes> make_open(int rows) const;                            // zeros, for so many f16 rows
     uint16_t * open_page(Sequence & sequence, int64_t index, int rows);
     uint16_t * row_to_write(Sequence & sequence, int64_t index, int token);
     void cut_page(Sequence & sequence, int64_t index, int kept);

@@ -223,7 +223,7 @@ class Store::PartReader {
         if (entry.state != PageState::open) return true;
         const auto rows = static_cast<int64_t>(entry.bytes / store_.row_bytes());
         if (entry.bytes % store_.row_bytes() != 0 || rows > page_tokens || end_of(entry.written) > rows) return false;
-        page.bytes = PageBytes::make_for_now(static_cast<size_t>(room_for(static_cast<int>(rows))) * store_.row_bytes());
+        page.bytes = store_.make_open(room_for(static_cast<int>(rows)));
         std::memcpy(page.bytes->data(), data, entry.bytes);
         return true;
     }
