@@ -35,10 +35,11 @@ class BlockPages : public PageSource {
     BlockPages(const Blocks & blocks, vidkv_side side, const int32_t * table, int64_t first_open)
         : PageSource(shape_of(blocks.layout(), side)), blocks_(blocks), side_(side), table_(table),
           first_open_(first_open) {}
-    PageView view(int64_t page, int kv_head) const override {
+    PageView view(int64_t page, int kv_head, int heads) const override {
         const PageView view = blocks_.view(side_, table_[page], kv_head, page >= first_open_);
         // A page is looked at once before it is attended to, when the one before it is.
-        if (side_ == VIDKV_KEYS && view.state == PageState::sealed) blocks_.fetch_plan(table_[page], kv_head);
+        for (int h = 0; side_ == VIDKV_KEYS && view.state == PageState::sealed && h < heads; ++h)
+            blocks_.fetch_plan(table_[page], kv_head + h);
         return view;
     }
     int plan_sets() const override { return 0; }

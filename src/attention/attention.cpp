@@ -67,7 +67,7 @@ struct Contents {
 Contents contents_of(const PageSource & source, int64_t pages) {
     Contents found;
     for (int64_t page = 0; source.shape.packs && page < pages; ++page) {
-        const PageView view = source.view(page, 0);
+        const PageView view = source.view(page, 0, 0);
         found.sealed = found.sealed || view.state == PageState::sealed;
         found.shifted = found.shifted || view.shifts;
     }
@@ -103,6 +103,15 @@ Attention::Attention(const PageSource & keys, const PageSource & values, std::sp
     const int64_t wanted = std::clamp<int64_t>(items_wanted / blocks_, 1, std::max<int64_t>(pages_ / pages_per_chunk, 1));
     chunk_pages_ = std::max<int64_t>(1, (pages_ + wanted - 1) / wanted);
     chunks_ = std::max<int64_t>(1, (pages_ + chunk_pages_ - 1) / chunk_pages_);
+    if (token_blocks_ == 1 && block_rows_ <= row_block) {
+        const int64_t last =
+            int64_t{most_heads} * (args_.threads - 1); // as much as one item of all heads for each other thread
+        grouped_chunks_ = std::max<int64_t>(chunks_ - (last + batch_ - 1) / batch_, 0);
+    }
+    if (grouped_chunks_ > 0) {
+        const int64_t groups = (batch_ + most_heads - 1) / most_heads;
+        heads_ = static_cast<int>((batch_ + groups - 1) / groups);
+    }
 
     const size_t rows = static_cast<size_t>(batch_ * block_rows_), parts = static_cast<size_t>(batch_ * chunks_);
     const size_t query_size = rows * static_cast<size_t>(query_stride_),
@@ -121,7 +130,7 @@ Attention::Attention(const PageSource & keys, const PageSource & values, std::sp
     states_ = workspace_.take<SoftmaxState>(parts * static_cast<size_t>(state_stride_));
     scratch_ = &workspace_.scratch(
         static_cast<size_t>(std::min<int64_t>(args_.threads, batch_ * chunks_)),
-        ScratchShape{key_dim_, value_dim_, block_rows_, block_tokens_, plan_sets_ == 0, in_keys.shifted});
+        ScratchShape{key_dim_, value_dim_, block_rows_, block_tokens_, heads_, plan_sets_ == 0, in_keys.shifted});
 }
 
 void Attention::run() {
@@ -129,15 +138,27 @@ void Attention::run() {
         slots_ = std::min(batch_, blocks_ - first_block_);
         next_item_ = 0;
         for (int64_t slot = 0; slot < slots_; ++slot) new (block_states_ + slot) BlockState(chunks_);
-        parallel_for(std::min<int64_t>(args_.threads, slots_ * chunks_), args_.threads, [this](int64_t) { work(); });
+        parallel_for(std::min<int64_t>(args_.threads, items()), args_.threads, [this](int64_t) { work(); });
     }
+}
+
+int64_t Attention::items() const {
+    const int64_t groups = (slots_ + heads_ - 1) / heads_;
+    return grouped_chunks_ * groups + (chunks_ - grouped_chunks_) * slots_;
 }
 
 // Neighbours lie one after the other in memory: processors fetch ahead that way.
 Item Attention::item_at(int64_t number) const {
+    const int64_t groups = (slots_ + heads_ - 1) / heads_, single = number - grouped_chunks_ * groups;
     Item item;
-    item.slot = number / chunks_;
-    item.chunk = number % chunks_;
+    if (single < 0) {
+        item.slot = number % groups * heads_;
+        item.heads = static_cast<int>(std::min<int64_t>(heads_, slots_ - item.slot));
+        item.chunk = number / groups;
+    } else {
+        item.slot = single / (chunks_ - grouped_chunks_);
+        item.chunk = grouped_chunks_ + single % (chunks_ - grouped_chunks_);
+    }
     item.first = item.chunk * chunk_pages_;
     item.end = std::min(pages_, item.first + chunk_pages_);
     item.block = block_at(first_block_ + item.slot);
@@ -146,7 +167,7 @@ Item Attention::item_at(int64_t number) const {
 
 bool Attention::Walk::take() {
     const int64_t number = attention_.next_item_.fetch_add(1, std::memory_order_relaxed);
-    if (number >= attention_.slots_ * attention_.chunks_) return false;
+    if (number >= attention_.items()) return false;
     at_ = (at_ + 1) % items_.size();
     items_[at_] = attention_.item_at(number);
     page_ = item().first;
@@ -158,8 +179,8 @@ void Attention::Walk::step(PageAt & at) {
     if (page_ >= item().end && !(ahead_ && take())) return;
     at.item = &item();
     at.page = page_++;
-    at.keys = attention_.keys_.view(at.page, item().block.kv_head);
-    at.values = attention_.values_.view(at.page, item().block.kv_head);
+    at.keys = attention_.keys_.view(at.page, item().block.kv_head, item().heads);
+    at.values = attention_.values_.view(at.page, item().block.kv_head, item().heads);
 }
 
 // What each of the threads does.
@@ -192,19 +213,24 @@ void Attention::work() {
 
 // Of a block's threads one prepares its queries, and the others wait.
 void Attention::begin(const Item & item) {
-    std::atomic<int> & queries = block_states_[item.slot].queries;
-    int raw = BlockState::raw;
-    if (queries.compare_exchange_strong(raw, BlockState::in_work, std::memory_order_acquire)) {
-        prepare(item.slot);
+    for (int64_t slot = item.slot; slot < item.slot + item.heads; ++slot) {
+        int raw = BlockState::raw;
+        std::atomic<int> & queries = block_states_[slot].queries;
+        if (!queries.compare_exchange_strong(raw, BlockState::in_work, std::memory_order_acquire)) continue;
+        prepare(slot);
         queries.store(BlockState::ready, std::memory_order_release);
     }
-    while (queries.load(std::memory_order_acquire) != BlockState::ready) std::this_thread::yield();
-    used_[item.slot * chunks_ + item.chunk] = {};
-    std::fill_n(states(item.slot, item.chunk), item.block.rows, SoftmaxState{});
+    for (int64_t slot = item.slot; slot < item.slot + item.heads; ++slot) {
+        while (block_states_[slot].queries.load(std::memory_order_acquire) != BlockState::ready) std::this_thread::yield();
+        used_[slot * chunks_ + item.chunk] = {};
+        std::fill_n(states(slot, item.chunk), item.block.rows, SoftmaxState{});
+    }
 }
 
 void Attention::end(const Item & item) {
-    if (block_states_[item.slot].chunks_left.fetch_sub(1, std::memory_order_acq_rel) == 1) finish(item.slot);
+    for (int64_t slot = item.slot; slot < item.slot + item.heads; ++slot) {
+        if (block_states_[slot].chunks_left.fetch_sub(1, std::memory_order_acq_rel) == 1) finish(slot);
+    }
 }
 
 Attention::Token Attention::token_at(int64_t token) const {

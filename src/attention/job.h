@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -40,9 +41,10 @@ struct Seen {
     bool masked = false; // some of these rows do not see all cells alike
 };
 
-// A block of queries and a chunk of pages: what a thread takes at once.
+// Blocks of neighbouring KV heads and a chunk of pages: what a thread takes at once.
 struct Item {
-    Block block;
+    Block block;   // of the first head
+    int heads = 1; // head h has KV head block.kv_head + h and slot + h
     int64_t slot = 0, chunk = 0;
     int64_t first = 0, end = 0; // pages
 };
@@ -51,9 +53,9 @@ struct Item {
 struct PageAt {
     const Item * item = nullptr; // null: none
     int64_t page = 0;
-    PageView keys, values;
-    KeyPage key; // where sealed
-    ValuePage value;
+    PageView keys, values;               // of the first head; the others' rows follow in f16
+    std::array<KeyPage, most_heads> key; // where sealed
+    std::array<ValuePage, most_heads> value;
 };
 
 // The queries of a block in a batch: the first thread that needs them prepares them, the last one that adds to their sums merges these.
@@ -76,6 +78,17 @@ struct PlannedQueries {
     const float * bases;
 };
 
+// One head of it, and what is known of its part of the page while it is attended to.
+struct HeadAt {
+    int64_t slot;
+    int head;
+    TileScratch * scratch;
+    std::optional<KeyTile> keys; // where sealed
+    PlannedQueries queries;      // likewise
+    std::optional<ValueTile> values;
+    Prefetch soon;
+};
+
 class Attention {
   public:
     // Query tokens are counted through all calls. What is not said for each sequence is that of the first call.
@@ -87,6 +100,7 @@ class Attention {
   private:
     class Walk;
     Block block_at(int64_t index) const;
+    int64_t items() const;
     Item item_at(int64_t number) const;
     void work();
     void begin(const Item & item);
@@ -102,24 +116,22 @@ class Attention {
                       float * planned, float * bases) const;
     void finish(int64_t slot);
 
-    void open_sums(Rows rows, const Item & item, const PageView & values) const;
+    void open_sums(Rows rows, int64_t slot, const PageAt & at) const;
     void find_codes(PageAt & at) const;
     void attend_page(const PageAt & now, const PageAt & next, const PageAt & after, Scratch & scratch) const;
-    Prefetch fetch(const PageAt & at, int rows) const;
+    Prefetch fetch(const PageAt & at, int head, int rows) const;
     void fetch_start(const PageAt & at) const;
     void fetch_now(const PageAt & at) const;
     Seen load_bias(const Block & block, int64_t page, Scratch & scratch) const;
     int load_bias(const Token & token, int64_t first_cell, float * bias, MaskKind & kind) const;
     bool sees_something(const Block & block, Rows rows, const Scratch & scratch) const;
-    PlannedQueries planned_for(const PageAt & at, Rows rows, Scratch & scratch) const;
-    PlannedQueries turned(const Item & item, const PageView & view, const Shift & shift, Rows rows,
-                          Scratch & scratch) const;
-    void score(const PageAt & at, Rows rows, const KeyTile * tile, const PlannedQueries & planned, int count, Fetch & soon,
-               Scratch & scratch) const;
-    void score_moved(const PageAt & at, Rows rows, const KeyTile & tile, Scratch & scratch) const;
-    void weigh(const Item & item, Rows these, bool masked, const ValueTile * tile, PackedWeights & packed,
-               Scratch & scratch) const;
-    void add_open(int rows, const PageView & view, int count, const ValueSums & sums, Scratch & scratch) const;
+    PlannedQueries planned_for(const PageAt & at, const HeadAt & of, Rows rows, Scratch & scratch) const;
+    PlannedQueries turned(const PageAt & at, const HeadAt & of, const Shift & shift, Rows rows) const;
+    void score(const PageAt & at, HeadAt & of, Rows rows, int count) const;
+    void score_moved(const PageAt & at, const HeadAt & of, Rows rows) const;
+    void weigh(const PageAt & at, HeadAt & of, Rows rows, const Seen & seen, PackedWeights & packed,
+               const Scratch & scratch) const;
+    void add_open(const PageAt & at, const HeadAt & of, int rows, int count, const ValueSums & sums) const;
     void merge_row(int64_t slot, int row, int head, float * out) const;
 
     float * queries(int64_t slot) const { return queries_ + slot * block_rows_ * query_stride_; }
@@ -157,6 +169,8 @@ class Attention {
     int plan_sets_ = 1;
     std::shared_ptr<const Rotation> rotation_; // of sealed trellis values, if there are any
     int64_t chunk_pages_ = 1, chunks_ = 1;
+    int heads_ = 1;              // KV heads that go through pages together,
+    int64_t grouped_chunks_ = 0; // in the first so many chunks
 
     int64_t first_block_ = 0, slots_ = 0; // of the batch at hand; slot s holds block first_block_ + s
     std::atomic<int64_t> next_item_{0};

@@ -28,12 +28,13 @@ Bytes fetch_few(const uint8_t * meta, size_t n) {
 } // namespace
 
 // Clears the sums that values of such a page are added to, if nothing was added to them yet.
-void Attention::open_sums(Rows rows, const Item & item, const PageView & values) const {
-    SumsUsed & used = used_[item.slot * chunks_ + item.chunk];
+void Attention::open_sums(Rows rows, int64_t slot, const PageAt & page) const {
+    const PageView & values = page.values;
+    SumsUsed & used = used_[slot * chunks_ + page.item->chunk];
     const bool sealed = values.state == PageState::sealed,
                rotated = sealed && values_.shape.value_layout->codec == VIDKV_CODEC_TRELLIS;
     const bool natural = values.state == PageState::open || (sealed && (!rotated || values.sink_count > 0));
-    const int64_t at = first_row(item.slot, item.chunk) * sum_stride_;
+    const int64_t at = first_row(slot, page.item->chunk) * sum_stride_;
     if (natural) use_more(used.natural, rows, natural_ + at, sum_stride_);
     if (rotated) use_more(used.rotated, rows, rotated_ + at, sum_stride_);
 }
@@ -42,72 +43,75 @@ void Attention::open_sums(Rows rows, const Item & item, const PageView & values)
 void Attention::find_codes(PageAt & at) const {
     if (!at.item) return;
     const int kv_head = at.item->block.kv_head;
-    if (at.keys.state == PageState::sealed) at.key = key_page(*keys_.shape.key_layout, at.keys.page, kv_head);
-    if (at.values.state == PageState::sealed) at.value = value_page(*values_.shape.value_layout, at.values.page, kv_head);
+    for (int h = 0; at.keys.state == PageState::sealed && h < at.item->heads; ++h)
+        at.key[h] = key_page(*keys_.shape.key_layout, at.keys.page, kv_head + h);
+    for (int h = 0; at.values.state == PageState::sealed && h < at.item->heads; ++h)
+        at.value[h] = value_page(*values_.shape.value_layout, at.values.page, kv_head + h);
 }
 
-// Keys, then values, of a page: each is unpacked once for all rows of the block that see it.
+// Keys, then values, of a page: each is unpacked once for all rows of the block that see it. Each step is done for all heads before the
+// next one: its code is fetched once, and one head need not wait for what another one computes.
 void Attention::attend_page(const PageAt & now, const PageAt & next, const PageAt & after, Scratch & scratch) const {
     const Item & item = *now.item;
-    const Block & block = item.block;
-    const Seen seen = load_bias(block, now.page, scratch);
+    const Seen seen = load_bias(item.block, now.page, scratch);
     if (seen.cells == 0) return;
-    const int end = seen.rows.end();
-    const PageView &keys = now.keys, &values = now.values;
-    open_sums(seen.rows, item, values);
-    Prefetch soon = fetch(next, seen.rows.count);
     fetch_start(after);
-    std::optional<KeyTile> key_tile;
-    if (keys.state == PageState::sealed) {
-        key_tile.emplace(kernels_, *keys_.shape.key_layout, now.key, seen.rows.count, scratch);
+    std::array<HeadAt, most_heads> all;
+    const std::span<HeadAt> heads(all.data(), static_cast<size_t>(item.heads));
+    for (int h = 0; h < item.heads; ++h) {
+        HeadAt & of = heads[h];
+        of.slot = item.slot + h;
+        of.head = h;
+        of.scratch = &scratch.tiles[h];
+        of.soon = fetch(next, h, seen.rows.count);
+        open_sums(seen.rows, of.slot, now);
+        if (now.keys.state != PageState::sealed) continue;
+        of.keys.emplace(kernels_, *keys_.shape.key_layout, now.key[h], seen.rows.count, *of.scratch);
+        of.queries = planned_for(now, of, seen.rows, scratch);
     }
-    std::optional<ValueTile> value_tile;
-    if (values.state == PageState::sealed) {
-        value_tile.emplace(kernels_, *values_.shape.value_layout, now.value, seen.rows.count, scratch);
-    }
-    const PlannedQueries planned = planned_for(now, seen.rows, scratch);
-    PackedWeights * packed = scratch.weights.get();
-    for (int first = seen.rows.first; first < end; first += row_block, ++packed) {
+    for (int block = 0, first = seen.rows.first, end = seen.rows.end(); first < end; first += row_block, ++block) {
         const Rows rows{first, std::min(row_block, end - first)};
-        if (!sees_something(block, rows, scratch)) continue;
-        score(now, rows, key_tile ? &*key_tile : nullptr, planned, seen.cells, soon.during_scores, scratch);
-        const bool at_once = value_tile && values.sink_count == 0 && !value_tile->rule().token;
-        weigh(item, rows, seen.masked, at_once ? &*value_tile : nullptr, *packed, scratch);
-        if (at_once) continue;
-        add_open(rows.count, values, seen.cells, sums(item.slot, item.chunk, first), scratch);
-        if (value_tile) kernels_.pack_weights(scratch.scores.get(), rows.count, value_tile->rule(), *packed);
+        if (!sees_something(item.block, rows, scratch)) continue;
+        for (HeadAt & of : heads) score(now, of, rows, seen.cells);
+        for (HeadAt & of : heads) {
+            if (now.values.state == PageState::sealed && !of.values)
+                of.values.emplace(kernels_, *values_.shape.value_layout, now.value[of.head], seen.rows.count, *of.scratch);
+            weigh(now, of, rows, seen, of.scratch->weights[block], scratch);
+        }
     }
-    if (!value_tile) return;
-    value_tile->unpack();
-    packed = scratch.weights.get();
-    for (int first = seen.rows.first; first < end; first += row_block, ++packed) {
-        const Rows rows{first, std::min(row_block, end - first)};
-        if (!sees_something(block, rows, scratch)) continue;
-        value_tile->add(rows.count, *packed, sums(item.slot, item.chunk, first), soon.during_sums);
+    if (now.values.state != PageState::sealed) return;
+    for (HeadAt & of : heads) {
+        of.values->unpack();
+        for (int block = 0, first = seen.rows.first, end = seen.rows.end(); first < end; first += row_block, ++block) {
+            const Rows rows{first, std::min(row_block, end - first)};
+            if (!sees_something(item.block, rows, scratch)) continue;
+            of.values->add(rows.count, of.scratch->weights[block], sums(of.slot, item.chunk, first), of.soon.during_sums);
+        }
     }
 }
 
-// The bytes of a page, to be fetched while `rows` query rows are computed on the one before. Kernels on f16 rows look ahead
-// themselves, but for the first rows.
-Prefetch Attention::fetch(const PageAt & at, int rows) const {
+// The bytes of a head's part of a page, to be fetched while `rows` query rows of it are computed on the one before. Kernels on f16 rows look
+// ahead themselves, but for the first rows.
+Prefetch Attention::fetch(const PageAt & at, int head, int rows) const {
     Prefetch soon;
-    if (!at.item) return soon;
+    if (!at.item || head >= at.item->heads) return soon;
     if (at.keys.state == PageState::sealed) {
         const KeyLayout & layout = *keys_.shape.key_layout;
         const bool shared = layout.codec == VIDKV_CODEC_TRELLIS; // all heads' codes together: take a head's share
         const size_t codes = shared ? layout.head_codes / static_cast<size_t>(layout.kv_heads) : layout.head_codes;
         soon.during_scores =
-            Fetch(fetch_few(at.key.meta, layout.head_meta), {at.key.codes, codes}, int64_t{rows} * page_tokens);
+            Fetch(fetch_few(at.key[head].meta, layout.head_meta), {at.key[head].codes, codes}, int64_t{rows} * page_tokens);
     } else if (at.keys.state == PageState::open) {
-        prefetch_rows(at.keys.rows, keys_.shape.channels(), std::min(at.keys.held, rows_ahead), key_dim_);
+        prefetch_rows(at.keys.rows + head * key_dim_, keys_.shape.channels(), std::min(at.keys.held, rows_ahead), key_dim_);
     }
     if (at.values.state == PageState::sealed) {
         const ValueLayout & layout = *values_.shape.value_layout;
-        const int units = at.value.protected_units;
-        soon.during_sums = Fetch(fetch_few(at.value.meta, layout.head_meta(units)),
-                                 {at.value.codes, layout.head_codes(units)}, int64_t{rows} * value_dim_);
+        const ValuePage & page = at.value[head];
+        soon.during_sums = Fetch(fetch_few(page.meta, layout.head_meta(page.protected_units)),
+                                 {page.codes, layout.head_codes(page.protected_units)}, int64_t{rows} * value_dim_);
     } else if (at.values.state == PageState::open) {
-        prefetch_rows(at.values.rows, values_.shape.channels(), std::min(at.values.held, rows_ahead), value_dim_);
+        prefetch_rows(at.values.rows + head * value_dim_, values_.shape.channels(), std::min(at.values.held, rows_ahead),
+                      value_dim_);
     }
     return soon;
 }
@@ -115,11 +119,13 @@ Prefetch Attention::fetch(const PageAt & at, int rows) const {
 // What find_codes reads of a page that comes after the next one, and what Walk::step reads of the page behind that.
 void Attention::fetch_start(const PageAt & at) const {
     if (!at.item) return;
-    const int kv_head = at.item->block.kv_head;
-    if (at.keys.state == PageState::sealed)
-        __builtin_prefetch(key_code_start(*keys_.shape.key_layout, at.keys.page, kv_head));
-    if (at.values.state == PageState::sealed)
-        __builtin_prefetch(value_page_start(*values_.shape.value_layout, at.values.page, kv_head));
+    for (int h = 0; h < at.item->heads; ++h) {
+        const int kv_head = at.item->block.kv_head + h;
+        if (at.keys.state == PageState::sealed)
+            __builtin_prefetch(key_code_start(*keys_.shape.key_layout, at.keys.page, kv_head));
+        if (at.values.state == PageState::sealed)
+            __builtin_prefetch(value_page_start(*values_.shape.value_layout, at.values.page, kv_head));
+    }
     if (at.page + 1 >= pages_) return;
     keys_.fetch_view(at.page + 1);
     values_.fetch_view(at.page + 1);
@@ -127,9 +133,11 @@ void Attention::fetch_start(const PageAt & at) const {
 
 // Before the first page, which no page before it has fetched.
 void Attention::fetch_now(const PageAt & at) const {
-    Prefetch soon = fetch(at, 1);
-    soon.during_scores.rest();
-    soon.during_sums.rest();
+    for (int h = 0; at.item && h < at.item->heads; ++h) {
+        Prefetch soon = fetch(at, h, 1);
+        soon.during_scores.rest();
+        soon.during_sums.rest();
+    }
 }
 
 // Fills the page's bias and each token's MaskKind.
@@ -179,111 +187,122 @@ bool Attention::sees_something(const Block & block, Rows rows, const Scratch & s
     return false;
 }
 
-// scratch.scores = query . key. Sink cells of a sealed page are read from their f16 rows, with the query in natural order.
-void Attention::score(const PageAt & at, Rows these, const KeyTile * tile, const PlannedQueries & planned, int count,
-                      Fetch & soon, Scratch & scratch) const {
+// Scores of these rows. Sink cells of a sealed page are read from their f16 rows, with the query in natural order.
+void Attention::score(const PageAt & at, HeadAt & of, Rows these, int count) const {
     const PageView & view = at.keys;
-    float * scores = scratch.scores.get();
+    float * scores = of.scratch->scores.get();
     const int first_row = these.first, rows = these.count;
-    const float * natural = queries(at.item->slot) + first_row * query_stride_;
+    const float * natural = queries(of.slot) + first_row * query_stride_;
     const int open = std::min(count, view.held); // 0 unless the page is open
-    if (tile) {
-        tile->score({planned.rows + first_row * query_stride_, query_stride_, rows, planned.bases + first_row}, soon);
-        if (view.shifts && !view.shifts->of_all()) score_moved(at, these, *tile, scratch);
+    const int64_t first_channel = int64_t{of.head} * key_dim_;
+    if (of.keys) {
+        of.keys->unpack();
+        of.keys->score({of.queries.rows + first_row * query_stride_, query_stride_, rows, of.queries.bases + first_row},
+                       of.soon.during_scores);
+        if (view.shifts && !view.shifts->of_all()) score_moved(at, of, these);
     } else if (open < page_tokens) {
         std::fill_n(scores, rows * page_tokens, 0.0f);
     }
     if (open > 0) {
-        kernels_.score_halves(natural, query_stride_, rows, {view.rows, keys_.shape.channels(), open, key_dim_}, scores);
+        kernels_.score_halves(natural, query_stride_, rows,
+                              {view.rows + first_channel, keys_.shape.channels(), open, key_dim_}, scores);
     }
-    if (tile && view.sink_count > 0) {
+    if (of.keys && view.sink_count > 0) {
         alignas(64) float sinks[row_block * page_tokens];
         kernels_.score_halves(natural, query_stride_, rows,
-                              {view.sink_rows, keys_.shape.channels(), view.sink_count, key_dim_}, sinks);
+                              {view.sink_rows + first_channel, keys_.shape.channels(), view.sink_count, key_dim_}, sinks);
         for (int r = 0; r < rows; ++r) std::copy_n(sinks + r * page_tokens, view.sink_count, scores + r * page_tokens);
     }
 }
 
 // Cells of the page have moved by several ways, or only some of them: these are scored once more for each way.
-void Attention::score_moved(const PageAt & at, Rows rows, const KeyTile & tile, Scratch & scratch) const {
+void Attention::score_moved(const PageAt & at, const HeadAt & of, Rows rows) const {
     alignas(64) float scores[row_block * page_tokens];
-    std::copy_n(scratch.scores.get(), rows.count * page_tokens, scores);
+    float * result = of.scratch->scores.get();
+    std::copy_n(result, rows.count * page_tokens, scores);
     Fetch nothing;
     for (const Shift & shift : at.keys.shifts->all) {
-        const PlannedQueries queries = turned(*at.item, at.keys, shift, rows, scratch);
-        tile.score({queries.rows + rows.first * query_stride_, query_stride_, rows.count, queries.bases + rows.first},
-                   nothing);
+        const PlannedQueries queries = turned(at, of, shift, rows);
+        of.keys->score({queries.rows + rows.first * query_stride_, query_stride_, rows.count, queries.bases + rows.first},
+                       nothing);
         for (int i = 0; i < rows.count * page_tokens; ++i) {
-            if (has_cell(shift.cells, i % page_tokens)) scores[i] = scratch.scores[static_cast<size_t>(i)];
+            if (has_cell(shift.cells, i % page_tokens)) scores[i] = result[i];
         }
     }
-    std::copy_n(scores, rows.count * page_tokens, scratch.scores.get());
+    std::copy_n(scores, rows.count * page_tokens, result);
 }
 
-// Scores -> softmax weights, with a tile -> packed ones; what was summed relative to a smaller reference is scaled down.
-void Attention::weigh(const Item & item, Rows these, bool masked, const ValueTile * tile, PackedWeights & packed,
-                      Scratch & scratch) const {
+// Scores -> softmax weights, packed where values are; what was summed relative to a smaller reference is scaled down. Values in f16
+// are added.
+void Attention::weigh(const PageAt & at, HeadAt & of, Rows these, const Seen & seen, PackedWeights & packed,
+                      const Scratch & scratch) const {
+    const Item & item = *at.item;
     const int first_row = these.first, rows = these.count;
     const float * bias[row_block];
     float slopes[row_block], factors[row_block];
     int token = first_row / heads_per_kv_head_, head = first_row % heads_per_kv_head_;
-    for (int r = 0; masked && r < rows; ++r) {
+    for (int r = 0; seen.masked && r < rows; ++r) {
         bias[r] = scratch.mask[token] == MaskKind::zero ? nullptr : scratch.bias.get() + token * page_tokens;
-        slopes[r] = slopes_[item.block.kv_head * heads_per_kv_head_ + head];
+        slopes[r] = slopes_[(item.block.kv_head + of.head) * heads_per_kv_head_ + head];
         if (++head == heads_per_kv_head_) head = 0, ++token;
     }
-    const SoftmaxTile softmax{scratch.scores.get(),
+    const SoftmaxTile softmax{of.scratch->scores.get(),
                               rows,
-                              masked ? bias : nullptr,
+                              seen.masked ? bias : nullptr,
                               slopes,
                               args_.softcap * log2_e,
-                              states(item.slot, item.chunk) + first_row,
+                              states(of.slot, item.chunk) + first_row,
                               factors};
-    const bool rescales = tile ? kernels_.weigh(softmax, tile->rule(), packed) : kernels_.softmax(softmax);
+    const bool at_once = of.values && at.values.sink_count == 0 && !of.values->rule().token;
+    const bool rescales = at_once ? kernels_.weigh(softmax, of.values->rule(), packed) : kernels_.softmax(softmax);
     for (int r = 0; rescales && r < rows; ++r) {
         if (factors[r] == 1.0f) continue;
-        const ValueSums of_row = sums(item.slot, item.chunk, first_row + r);
+        const ValueSums of_row = sums(of.slot, item.chunk, first_row + r);
         if (of_row.natural) kernels_.scale(of_row.natural, static_cast<int>(sum_stride_), factors[r]);
         if (of_row.rotated) kernels_.scale(of_row.rotated, static_cast<int>(sum_stride_), factors[r]);
     }
+    if (at_once) return;
+    add_open(at, of, rows, seen.cells, sums(of.slot, item.chunk, first_row));
+    if (of.values) kernels_.pack_weights(of.scratch->scores.get(), rows, of.values->rule(), packed);
 }
 
 // Values in f16: an open page, or the sink cells of a sealed one, which then have no weight among its codes.
-void Attention::add_open(int rows, const PageView & view, int count, const ValueSums & sums, Scratch & scratch) const {
+void Attention::add_open(const PageAt & at, const HeadAt & of, int rows, int count, const ValueSums & sums) const {
+    const PageView & view = at.values;
     if (view.state == PageState::empty) return;
     const bool sealed = view.state == PageState::sealed;
     const int n = std::min(sealed ? view.sink_count : view.held, count);
     if (n == 0) return;
-    float * weights = scratch.scores.get();
-    kernels_.add_halves(weights, rows, {sealed ? view.sink_rows : view.rows, values_.shape.channels(), n, value_dim_},
-                        sums.natural, sums.stride);
+    float * weights = of.scratch->scores.get();
+    const uint16_t * halves = (sealed ? view.sink_rows : view.rows) + int64_t{of.head} * value_dim_;
+    kernels_.add_halves(weights, rows, {halves, values_.shape.channels(), n, value_dim_}, sums.natural, sums.stride);
     if (!sealed) return;
     for (int r = 0; r < rows; ++r) std::fill_n(weights + r * page_tokens, n, 0.0f);
 }
 
 // What a key page is multiplied with: as `prepare` left it, or brought to the page's own plan.
-PlannedQueries Attention::planned_for(const PageAt & at, Rows rows, Scratch & scratch) const {
+PlannedQueries Attention::planned_for(const PageAt & at, const HeadAt & of, Rows rows, Scratch & scratch) const {
     const PageView & view = at.keys;
-    const int64_t slot = at.item->slot;
-    if (view.state != PageState::sealed) return {nullptr, nullptr};
     const Shift * shift = view.shifts ? view.shifts->of_all() : nullptr;
-    if (shift) return turned(*at.item, view, *shift, rows, scratch);
-    if (plan_sets_ > 0) return {planned(slot, view.plan), bases(slot, view.plan)};
-    keys_.page_plan(at.page, at.item->block.kv_head, scratch.plan);
-    plan_queries(scratch.plan, view, nullptr, slot, rows, scratch.planned.get(), scratch.bases.get());
-    return {scratch.planned.get(), scratch.bases.get()};
+    if (shift) return turned(at, of, *shift, rows);
+    if (plan_sets_ > 0) return {planned(of.slot, view.plan), bases(of.slot, view.plan)};
+    TileScratch & own = *of.scratch;
+    keys_.page_plan(at.page, at.item->block.kv_head + of.head, scratch.plan);
+    plan_queries(scratch.plan, view, nullptr, of.slot, rows, own.planned.get(), own.bases.get());
+    return {own.planned.get(), own.bases.get()};
 }
 
 // Queries turned back by a shift: neighbouring pages have moved alike, as a rule.
-PlannedQueries Attention::turned(const Item & item, const PageView & view, const Shift & shift, Rows rows,
-                                 Scratch & scratch) const {
-    const PlannedFor wanted{&shift, first_block_ + item.slot, view.plan, rows.first, rows.count};
-    if (scratch.planned_for != wanted) {
-        plan_queries(keys_.plan(item.block.kv_head, view.plan), view, &shift, item.slot, rows, scratch.planned.get(),
-                     scratch.bases.get());
-        scratch.planned_for = wanted;
+PlannedQueries Attention::turned(const PageAt & at, const HeadAt & of, const Shift & shift, Rows rows) const {
+    const PageView & view = at.keys;
+    TileScratch & own = *of.scratch;
+    const PlannedFor wanted{&shift, first_block_ + of.slot, view.plan, rows.first, rows.count};
+    if (own.planned_for != wanted) {
+        plan_queries(keys_.plan(at.item->block.kv_head + of.head, view.plan), view, &shift, of.slot, rows,
+                     own.planned.get(), own.bases.get());
+        own.planned_for = wanted;
     }
-    return {scratch.planned.get(), scratch.bases.get()};
+    return {own.planned.get(), own.bases.get()};
 }
 
 } // namespace vidkv

@@ -22,7 +22,8 @@ class PageSource {
     };
     explicit PageSource(const PageShape & of_all) : shape(of_all) {}
     virtual ~PageSource() = default;
-    virtual PageView view(int64_t page, int kv_head) const = 0;
+    // Of the first of `heads` KV heads, which are about to be attended to.
+    virtual PageView view(int64_t page, int kv_head, int heads) const = 0;
     virtual void fetch_view(int64_t) const {} // into the cache: what `view` reads
     // Where it stands in its sequence, and who reads it.
     virtual int64_t place(int64_t page) const { return page; }

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "cache/page_shifts.h"
 #include "codec/channel_plan.h"
@@ -27,11 +28,14 @@ template <typename T> AlignedArray<T> uninitialized(size_t n) {
 struct ScratchShape {
     int key_dim, value_dim;
     int rows, tokens;                                        // of the largest query block
+    int heads = 1;                                           // KV heads that go through pages together
     bool own_plans = false;                                  // every key page has a channel plan of its own
     bool shifts = false;                                     // keys have moved since their page was sealed
     bool plans_pages() const { return own_plans || shifts; } // queries are brought to single pages
     bool operator==(const ScratchShape &) const = default;
 };
+
+constexpr int most_heads = 4; // KV heads that go through a page together
 
 // What the quads of a key page are coded as.
 struct KeyCodes {
@@ -59,10 +63,11 @@ struct PlannedFor {
     bool operator==(const PlannedFor &) const = default;
 };
 
-struct Scratch {
-    explicit Scratch(const ScratchShape & s);
+// What the tiles of one KV head's part of a page work in.
+struct TileScratch {
+    TileScratch(const ScratchShape & s, uint8_t * levels);
 
-    AlignedArray<uint8_t> levels; // of keys, then of values
+    uint8_t * levels; // of keys, then of values; the heads share them
     KeyCodes codes;
     AlignedArray<float> step, center; // [largest_groups][key_dim rounded up to 64]
     // Paper: steps and minima of all groups; trellis: scales of slots, mean, places along the direction, direction.
@@ -72,30 +77,42 @@ struct Scratch {
     FoldedQueries folded[largest_groups];         // of the row block at hand
     AlignedArray<float> scores;                   // [row_block][page_tokens]: scores, then weights
     AlignedArray<PackedWeights> weights;          // [row blocks]
-    AlignedArray<float> bias;                     // [tokens][page_tokens]: mask, -inf past the end
-    AlignedArray<MaskKind> mask;                  // [tokens]: what the token sees of this page
     AlignedArray<float> planned, bases; // own plans or shifts: [rows][key_dim rounded up to 64] and [rows], of this page
     PlannedFor planned_for;
-    ChannelPlan plan; // own plans: this page's
 };
 
-inline Scratch::Scratch(const ScratchShape & s)
-    : levels(uninitialized<uint8_t>(static_cast<size_t>(
-          page_tokens * (s.key_dim > s.value_dim ? s.key_dim : round_up(s.value_dim, 16)) + level_slack))),
-      step(uninitialized<float>(static_cast<size_t>(largest_groups * round_up(s.key_dim, 64)))),
+struct Scratch {
+    explicit Scratch(const ScratchShape & s);
+
+    AlignedArray<uint8_t> levels;
+    std::vector<TileScratch> tiles; // [heads]
+    AlignedArray<float> bias;       // [tokens][page_tokens]: mask, -inf past the end
+    AlignedArray<MaskKind> mask;    // [tokens]: what the token sees of this page
+    ChannelPlan plan;               // own plans: that of the page and head at hand
+};
+
+inline TileScratch::TileScratch(const ScratchShape & s, uint8_t * levels_of_all)
+    : levels(levels_of_all), step(uninitialized<float>(static_cast<size_t>(largest_groups * round_up(s.key_dim, 64)))),
       center(uninitialized<float>(static_cast<size_t>(largest_groups * round_up(s.key_dim, 64)))),
       value_meta(uninitialized<float>(value_meta_size(s.value_dim))),
       scores(uninitialized<float>(static_cast<size_t>(row_block * page_tokens))),
       weights(uninitialized<PackedWeights>(static_cast<size_t>((s.rows + row_block - 1) / row_block))),
-      bias(uninitialized<float>(static_cast<size_t>(s.tokens * page_tokens))),
-      mask(uninitialized<MaskKind>(static_cast<size_t>(s.tokens))),
       planned(uninitialized<float>(s.plans_pages() ? static_cast<size_t>(s.rows * round_up(s.key_dim, 64)) : 0)),
       bases(uninitialized<float>(s.plans_pages() ? static_cast<size_t>(s.rows) : 0)) {
+    std::fill_n(value_meta.get(), value_meta_size(s.value_dim), 0.0f); // kernels read on to a multiple of 16
+}
+
+inline Scratch::Scratch(const ScratchShape & s)
+    : levels(uninitialized<uint8_t>(static_cast<size_t>(
+          page_tokens * (s.key_dim > s.value_dim ? s.key_dim : round_up(s.value_dim, 16)) + level_slack))),
+      bias(uninitialized<float>(static_cast<size_t>(s.tokens * page_tokens))),
+      mask(uninitialized<MaskKind>(static_cast<size_t>(s.tokens))) {
+    tiles.reserve(static_cast<size_t>(s.heads));
+    for (int h = 0; h < s.heads; ++h) tiles.emplace_back(s, levels.get());
     if (s.own_plans) {
         plan.order.reserve(static_cast<size_t>(s.key_dim));
         plan.mean.reserve(static_cast<size_t>(s.key_dim));
     }
-    std::fill_n(value_meta.get(), value_meta_size(s.value_dim), 0.0f); // kernels read on to a multiple of 16
 }
 
 // One Scratch for each of `count` threads, made up front so that nothing is allocated inside a parallel loop.
@@ -115,8 +132,10 @@ class ScratchPool {
     // The next store is another one: forget what is known of the last one.
     void forget() {
         for (size_t i = 0; i < count_; ++i) {
-            slots_[i].scratch->codes.known = false;
-            slots_[i].scratch->planned_for = {};
+            for (TileScratch & tile : slots_[i].scratch->tiles) {
+                tile.codes.known = false;
+                tile.planned_for = {};
+            }
         }
     }
 

@@ -42,7 +42,7 @@ SequencePages::SequencePages(const Store & store, const PagesOfMany & pages, std
     }
 }
 
-PageView SequencePages::view(int64_t page, int kv_head) const {
+PageView SequencePages::view(int64_t page, int kv_head, int) const {
     const PagesOfMany::Entry & at = entry(page);
     PageView view = store_.view(sequence(at.readers.first), at.page, kv_head);
     const std::vector<int> & sets = set_[static_cast<size_t>(at.readers.first)];

@@ -24,7 +24,7 @@ class PagesOfMany {
 class SequencePages : public PageSource {
   public:
     SequencePages(const Store & store, const PagesOfMany & pages, std::span<const vidkv_attention_args> calls);
-    PageView view(int64_t page, int kv_head) const override;
+    PageView view(int64_t page, int kv_head, int heads) const override;
     void fetch_view(int64_t page) const override {
         store_.fetch_view(sequence(entry(page).readers.first), entry(page).page);
     }

@@ -13,7 +13,7 @@ inline PageShape shape_of(const Store & store) {
 class StorePages : public PageSource {
   public:
     StorePages(const Store & store, int sequence) : PageSource(shape_of(store)), store_(store), sequence_(sequence) {}
-    PageView view(int64_t page, int kv_head) const override { return store_.view(sequence_, page, kv_head); }
+    PageView view(int64_t page, int kv_head, int) const override { return store_.view(sequence_, page, kv_head); }
     void fetch_view(int64_t page) const override { store_.fetch_view(sequence_, page); }
     int plan_sets() const override { return store_.plan_sets(sequence_); }
     const ChannelPlan & plan(int kv_head, int set) const override { return store_.plan(sequence_, kv_head, set); }

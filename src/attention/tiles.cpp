@@ -18,20 +18,23 @@ std::array<std::pair<QuadCode, int>, 2> paper_runs(const KeyLayout & layout) {
 
 } // namespace
 
-KeyTile::KeyTile(const Kernels & kernels, const KeyLayout & layout, const KeyPage & page, int rows, Scratch & scratch)
+KeyTile::KeyTile(const Kernels & kernels, const KeyLayout & layout, const KeyPage & page, int rows, TileScratch & scratch)
     : kernels_(kernels), layout_(layout), page_(page), scratch_(scratch),
-      by_codes_(kernels.score_codes && rows <= row_block), padded_(round_up(layout.head_dim, 64)) {
+      by_codes_(kernels.score_codes && rows <= row_block), padded_(round_up(layout.head_dim, 64)), unpacked_(by_codes_) {
     if (layout.codec == VIDKV_CODEC_PAPER) {
         learn_paper(page);
     } else {
         learn_trellis(page);
     }
-    if (by_codes_) return;
-    for (int i = 0; i < scratch.codes.part_count; ++i) {
-        const LevelRun & part = scratch.codes.parts[i];
-        kernels.unpack_quads(part.code, part.packed, page_tokens, part.quads, page_tokens * 4,
-                             scratch.levels.get() + part.first * page_tokens * 4);
+}
+
+void KeyTile::unpack() {
+    for (int i = 0; !unpacked_ && i < scratch_.codes.part_count; ++i) {
+        const LevelRun & part = scratch_.codes.parts[i];
+        kernels_.unpack_quads(part.code, part.packed, page_tokens, part.quads, page_tokens * 4,
+                              scratch_.levels + part.first * page_tokens * 4);
     }
+    unpacked_ = true;
 }
 
 // Levels that are unpacked need no code any more: runs of small ones are joined.
@@ -166,17 +169,17 @@ void KeyTile::score(const QueryRows & queries, Fetch & soon) const {
     kernels_.fold_queries(queries.q, queries.stride, queries.rows, steps, queries.base, scratch_.folded);
     const auto product = by_codes_ ? kernels_.score_codes : kernels_.score_levels;
     for (int g = 0; g < layout_.groups(); ++g) {
-        product({scratch_.levels.get(), page_.codes, scratch_.codes.quads.data(), scratch_.codes.runs.data(),
+        product({scratch_.levels, page_.codes, scratch_.codes.quads.data(), scratch_.codes.runs.data(),
                  scratch_.codes.run_count, g * layout_.group, layout_.group, &scratch_.folded[g], queries.rows,
                  scratch_.scores.get(), &soon});
     }
 }
 
 ValueTile::ValueTile(const Kernels & kernels, const ValueLayout & layout, const ValuePage & page, int rows,
-                     Scratch & scratch)
+                     TileScratch & scratch)
     : kernels_(kernels), layout_(layout), page_(page), scratch_(scratch), product_(scratch.product) {
     const bool paper = layout.codec == VIDKV_CODEC_PAPER;
-    product_.levels = scratch.levels.get();
+    product_.levels = scratch.levels;
     product_.channels = round_up(layout.head_dim, 16);
     product_.stride = (paper ? layout.head_dim : product_.channels) * 4;
     product_.groups = paper ? layout.groups() : 1;
@@ -260,7 +263,7 @@ void ValueTile::unpack() const {
     if (by_codes_) return;
     for (const ValueGroup * group = product_.group; group != product_.group + product_.groups; ++group) {
         for (const LevelRun * run = group->runs; run != group->runs + group->run_count; ++run) {
-            uint8_t * levels = scratch_.levels.get() + run->first * product_.stride;
+            uint8_t * levels = scratch_.levels + run->first * product_.stride;
             if (run->code == QuadCode::none) {
                 kernels_.unpack_ternary(run->packed, static_cast<int>(layout_.group_codes(true)), levels);
             } else {

@@ -17,11 +17,12 @@ struct QueryRows {
     const float * base; // per row: what every sealed page adds to the score
 };
 
-// Finds the codes of a key page and brings its steps into scratch.step and scratch.center. For more query rows (`rows`) than one
-// product takes the levels are unpacked, once, into scratch.levels.
+// Finds the codes of a key page and brings its steps into scratch.step and scratch.center.
 class KeyTile {
   public:
-    KeyTile(const Kernels & kernels, const KeyLayout & layout, const KeyPage & page, int rows, Scratch & scratch);
+    KeyTile(const Kernels & kernels, const KeyLayout & layout, const KeyPage & page, int rows, TileScratch & scratch);
+    // Where the product is by levels, as it is for more query rows (`rows`) than one product takes: these -> scratch.levels, once.
+    void unpack();
     void score(const QueryRows & queries, Fetch & soon) const; // -> scratch.scores
 
   private:
@@ -37,10 +38,11 @@ class KeyTile {
     const Kernels & kernels_;
     const KeyLayout & layout_;
     const KeyPage & page_;
-    Scratch & scratch_;
+    TileScratch & scratch_;
     const bool by_codes_; // products read the codes; otherwise unpacked levels
     const int padded_;    // channels
     int centered_ = 0;
+    bool unpacked_;
 };
 
 // Weighted sums of a block of rows: in natural channels, and of trellis values in the rotated ones.
@@ -52,7 +54,7 @@ struct ValueSums {
 
 class ValueTile {
   public:
-    ValueTile(const Kernels & kernels, const ValueLayout & layout, const ValuePage & page, int rows, Scratch & scratch);
+    ValueTile(const Kernels & kernels, const ValueLayout & layout, const ValuePage & page, int rows, TileScratch & scratch);
     // How scratch.scores (weights by now) are packed.
     WeightRule rule() const;
     // Once all rows are packed: the levels -> scratch.levels, where the product is by levels.
@@ -67,7 +69,7 @@ class ValueTile {
     const Kernels & kernels_;
     const ValueLayout & layout_;
     const ValuePage & page_;
-    Scratch & scratch_;
+    TileScratch & scratch_;
     bool by_codes_ = false;  // products read the codes; otherwise unpacked levels
     ValueProduct & product_; // runs of code none: ternary digits
     const float * slot_scale_ = nullptr;

@@ -211,6 +211,16 @@ std::vector<Case> table_of(const char * preset) {
     long_prefill.still = true;
     long_prefill.moving = true;
     cases.push_back(long_prefill);
+    Case many_heads =
+        long_decode; // they go through pages together, in groups; with more threads the last ones by themselves
+    many_heads.kv_heads = 6;
+    many_heads.ratio = 3;
+    many_heads.tokens = 2;
+    many_heads.cells = 1400;
+    many_heads.mask = Mask::biased;
+    many_heads.max_bias = 8.0f;
+    many_heads.causal = true;
+    cases.push_back(many_heads);
     return cases;
 }
 

@@ -25,6 +25,7 @@ using test::Random;
 
 constexpr int64_t tokens = 900;
 constexpr int kv_heads = 2, ratio = 3, query_tokens = 4;
+constexpr int few_query_tokens = 2; // KV heads go through pages together
 
 struct Turning {
     const char * preset = "t1.65";
@@ -77,12 +78,12 @@ class Layer {
         left.resize(static_cast<size_t>(n_left));
         return left;
     }
-    vidkv_attention_args args(int sequence = 0) const {
+    vidkv_attention_args args(int sequence = 0, int64_t n = query_tokens) const {
         vidkv_attention_args all{};
         all.q = q_.data();
         all.q_head_stride = all.out_head_stride = head_dim();
         all.q_token_stride = all.out_token_stride = int64_t{heads()} * head_dim();
-        all.tokens = query_tokens;
+        all.tokens = n;
         all.heads = heads();
         all.cells = tokens;
         all.sequence = all.value_sequence = sequence;
@@ -91,9 +92,9 @@ class Layer {
         all.threads = 1;
         return all;
     }
-    std::vector<float> attend(const Kernels & kernels = scalar_kernels, int sequence = 0) const {
-        std::vector<float> out(q_.size());
-        vidkv_attention_args all = args(sequence);
+    std::vector<float> attend(const Kernels & kernels = scalar_kernels, int sequence = 0, int64_t n = query_tokens) const {
+        vidkv_attention_args all = args(sequence, n);
+        std::vector<float> out(static_cast<size_t>(n * all.out_token_stride));
         all.out = out.data();
         vidkv::attend(keys, values, all, kernels);
         return out;
@@ -146,11 +147,13 @@ double worst(const std::vector<float> & got, const test::Reference & want) {
 }
 
 void expect_as_reference(const Layer & layer) {
-    const std::vector<float> out = layer.attend();
-    EXPECT_LE(worst(out, test::reference_attention(layer.keys, layer.values, layer.args())), 1.0);
-    for (const KernelChoice & choice : kernel_choices()) {
-        if (!choice.supported()) continue;
-        EXPECT_EQ(layer.attend(*choice.kernels), out) << choice.kernels->name;
+    for (const int n : {few_query_tokens, query_tokens}) {
+        const std::vector<float> out = layer.attend(scalar_kernels, 0, n);
+        EXPECT_LE(worst(out, test::reference_attention(layer.keys, layer.values, layer.args(0, n))), 1.0);
+        for (const KernelChoice & choice : kernel_choices()) {
+            if (!choice.supported()) continue;
+            EXPECT_EQ(layer.attend(*choice.kernels, 0, n), out) << choice.kernels->name;
+        }
     }
 }
 
