@@ -119,7 +119,8 @@ class Attention {
     void open_sums(Rows rows, int64_t slot, const PageAt & at) const;
     void find_codes(PageAt & at) const;
     void attend_page(const PageAt & now, const PageAt & next, const PageAt & after, Scratch & scratch) const;
-    Prefetch fetch(const PageAt & at, int head, int rows) const;
+    Fetch fetch_keys(const PageAt & at, int head, int rows) const;
+    Fetch fetch_values(const PageAt & at, int head, int rows) const;
     void fetch_start(const PageAt & at) const;
     void fetch_now(const PageAt & at) const;
     Seen load_bias(const Block & block, int64_t page, Scratch & scratch) const;
@@ -127,6 +128,9 @@ class Attention {
     bool sees_something(const Block & block, Rows rows, const Scratch & scratch) const;
     PlannedQueries planned_for(const PageAt & at, const HeadAt & of, Rows rows, Scratch & scratch) const;
     PlannedQueries turned(const PageAt & at, const HeadAt & of, const Shift & shift, Rows rows) const;
+    QueryRows rows_of(const PlannedQueries & queries, Rows rows) const {
+        return {queries.rows + rows.first * query_stride_, query_stride_, rows.count, queries.bases + rows.first};
+    }
     void score(const PageAt & at, HeadAt & of, Rows rows, int count) const;
     void score_moved(const PageAt & at, const HeadAt & of, Rows rows) const;
     void weigh(const PageAt & at, HeadAt & of, Rows rows, const Seen & seen, PackedWeights & packed,

@@ -63,7 +63,7 @@ void Attention::attend_page(const PageAt & now, const PageAt & next, const PageA
         of.slot = item.slot + h;
         of.head = h;
         of.scratch = &scratch.tiles[h];
-        of.soon = fetch(next, h, seen.rows.count);
+        of.soon = {fetch_values(now, h, seen.rows.count), fetch_keys(next, h, seen.rows.count)};
         open_sums(seen.rows, of.slot, now);
         if (now.keys.state != PageState::sealed) continue;
         of.keys.emplace(kernels_, *keys_.shape.key_layout, now.key[h], seen.rows.count, *of.scratch);
@@ -90,30 +90,35 @@ void Attention::attend_page(const PageAt & now, const PageAt & next, const PageA
     }
 }
 
-// The bytes of a head's part of a page, to be fetched while `rows` query rows of it are computed on the one before. Kernels on f16 rows look
-// ahead themselves, but for the first rows.
-Prefetch Attention::fetch(const PageAt & at, int head, int rows) const {
-    Prefetch soon;
-    if (!at.item || head >= at.item->heads) return soon;
+// The bytes of a head's keys of a page, to be fetched while the values of the page before it are added, for `rows` query rows. Kernels on
+// f16 rows look ahead themselves, but for the first rows.
+Fetch Attention::fetch_keys(const PageAt & at, int head, int rows) const {
+    if (!at.item || head >= at.item->heads) return {};
     if (at.keys.state == PageState::sealed) {
         const KeyLayout & layout = *keys_.shape.key_layout;
         const bool shared = layout.codec == VIDKV_CODEC_TRELLIS; // all heads' codes together: take a head's share
         const size_t codes = shared ? layout.head_codes / static_cast<size_t>(layout.kv_heads) : layout.head_codes;
-        soon.during_scores =
-            Fetch(fetch_few(at.key[head].meta, layout.head_meta), {at.key[head].codes, codes}, int64_t{rows} * page_tokens);
-    } else if (at.keys.state == PageState::open) {
-        prefetch_rows(at.keys.rows + head * key_dim_, keys_.shape.channels(), std::min(at.keys.held, rows_ahead), key_dim_);
+        return Fetch(fetch_few(at.key[head].meta, layout.head_meta), {at.key[head].codes, codes},
+                     int64_t{rows} * value_dim_);
     }
+    if (at.keys.state == PageState::open)
+        prefetch_rows(at.keys.rows + head * key_dim_, keys_.shape.channels(), std::min(at.keys.held, rows_ahead), key_dim_);
+    return {};
+}
+
+// The same of its values, while its keys are scored.
+Fetch Attention::fetch_values(const PageAt & at, int head, int rows) const {
     if (at.values.state == PageState::sealed) {
         const ValueLayout & layout = *values_.shape.value_layout;
         const ValuePage & page = at.value[head];
-        soon.during_sums = Fetch(fetch_few(page.meta, layout.head_meta(page.protected_units)),
-                                 {page.codes, layout.head_codes(page.protected_units)}, int64_t{rows} * value_dim_);
-    } else if (at.values.state == PageState::open) {
+        return Fetch(fetch_few(page.meta, layout.head_meta(page.protected_units)),
+                     {page.codes, layout.head_codes(page.protected_units)}, int64_t{rows} * page_tokens);
+    }
+    if (at.values.state == PageState::open) {
         prefetch_rows(at.values.rows + head * value_dim_, values_.shape.channels(), std::min(at.values.held, rows_ahead),
                       value_dim_);
     }
-    return soon;
+    return {};
 }
 
 // What find_codes reads of a page that comes after the next one, and what Walk::step reads of the page behind that.
@@ -133,11 +138,7 @@ void Attention::fetch_start(const PageAt & at) const {
 
 // Before the first page, which no page before it has fetched.
 void Attention::fetch_now(const PageAt & at) const {
-    for (int h = 0; at.item && h < at.item->heads; ++h) {
-        Prefetch soon = fetch(at, h, 1);
-        soon.during_scores.rest();
-        soon.during_sums.rest();
-    }
+    for (int h = 0; at.item && h < at.item->heads; ++h) fetch_keys(at, h, 1).rest();
 }
 
 // Fills the page's bias and each token's MaskKind.
@@ -197,8 +198,7 @@ void Attention::score(const PageAt & at, HeadAt & of, Rows these, int count) con
     const int64_t first_channel = int64_t{of.head} * key_dim_;
     if (of.keys) {
         of.keys->unpack();
-        of.keys->score({of.queries.rows + first_row * query_stride_, query_stride_, rows, of.queries.bases + first_row},
-                       of.soon.during_scores);
+        of.keys->score(rows_of(of.queries, these), of.soon.during_scores);
         if (view.shifts && !view.shifts->of_all()) score_moved(at, of, these);
     } else if (open < page_tokens) {
         std::fill_n(scores, rows * page_tokens, 0.0f);
@@ -223,8 +223,7 @@ void Attention::score_moved(const PageAt & at, const HeadAt & of, Rows rows) con
     Fetch nothing;
     for (const Shift & shift : at.keys.shifts->all) {
         const PlannedQueries queries = turned(at, of, shift, rows);
-        of.keys->score({queries.rows + rows.first * query_stride_, query_stride_, rows.count, queries.bases + rows.first},
-                       nothing);
+        of.keys->score(rows_of(queries, rows), nothing);
         for (int i = 0; i < rows.count * page_tokens; ++i) {
             if (has_cell(shift.cells, i % page_tokens)) scores[i] = result[i];
         }
