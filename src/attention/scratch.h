@@ -128,7 +128,11 @@ class ScratchPool {
         for (size_t i = 0; i < count; ++i) slots_[i].scratch = std::make_unique<Scratch>(shape);
     }
 
-    bool serves(size_t count, const ScratchShape & shape) const { return count <= count_ && shape == shape_; }
+    bool serves(size_t count, const ScratchShape & shape) const {
+        ScratchShape with_fewer_heads = shape_;
+        with_fewer_heads.heads = std::min(shape_.heads, shape.heads);
+        return count <= count_ && shape == with_fewer_heads;
+    }
     // The next store is another one: forget what is known of the last one.
     void forget() {
         for (size_t i = 0; i < count_; ++i) {

@@ -16,8 +16,8 @@
 
 namespace {
 
-std::atomic<long> live_bytes{0};
-constexpr size_t header = 16; // keeps the size of the block, and malloc's alignment
+std::atomic<long> live_bytes{0}, taken_bytes{0}; // taken: whether they were given back or not
+constexpr size_t header = 16;                    // keeps the size of the block, and malloc's alignment
 
 } // namespace
 
@@ -26,6 +26,7 @@ void * operator new(size_t size) {
     if (!block) throw std::bad_alloc();
     *block = size;
     live_bytes += static_cast<long>(size);
+    taken_bytes += static_cast<long>(size);
     return reinterpret_cast<char *>(block) + header;
 }
 void operator delete(void * pointer) noexcept {
@@ -43,6 +44,7 @@ void * operator new(size_t size, std::align_val_t alignment) {
     if (!block) throw std::bad_alloc();
     *reinterpret_cast<size_t *>(block) = size;
     live_bytes += static_cast<long>(size);
+    taken_bytes += static_cast<long>(size);
     return block + align;
 }
 void operator delete(void * pointer, std::align_val_t alignment) noexcept {
@@ -115,5 +117,42 @@ INSTANTIATE_TEST_SUITE_P(Presets, Allocation,
                              return vidkv::test::test_name(std::get<0>(instance.param) + "_" +
                                                            std::to_string(std::get<1>(instance.param)));
                          });
+
+// Layers of different lengths take turns in a model: KV heads go through the longer ones' pages together, and one by one through the others'.
+TEST(Allocation, AttentionKeepsItsWorkingMemory) {
+    constexpr int kv_heads = 4, heads = 24, head_dim = 64, channels = kv_heads * head_dim, threads = 3;
+    constexpr int64_t most_cells = 4096;
+    vidkv_params params;
+    ASSERT_EQ(vidkv_params_from_preset("t1.65", &params), VIDKV_OK);
+    const vidkv_cache_shape shape{
+        .layers = 1, .kv_heads = kv_heads, .head_dim = head_dim, .cells = most_cells, .sequences = 1};
+    vidkv_cache * cache = nullptr;
+    ASSERT_EQ(vidkv_cache_create(&shape, &params, &cache), VIDKV_OK);
+    std::vector<float> rows(static_cast<size_t>(most_cells) * channels);
+    for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<float>(i * 7919 % 1009) / 500.0f - 1.0f;
+    ASSERT_EQ(vidkv_cache_append(cache, 0, 0, most_cells, rows.data(), rows.data()), VIDKV_OK);
+    ASSERT_EQ(vidkv_cache_seal(cache, 2), VIDKV_OK);
+    std::vector<float> out(heads * head_dim);
+    vidkv_attention_args args{};
+    args.q = rows.data();
+    args.out = out.data();
+    args.tokens = 1;
+    args.heads = heads;
+    args.q_head_stride = args.out_head_stride = head_dim;
+    args.q_token_stride = args.out_token_stride = heads * head_dim;
+    args.scale = 0.125f;
+    args.threads = threads;
+    for (const bool counted : {false, true}) {
+        for (const int64_t cells : {most_cells, most_cells / 4}) {
+            const long before = taken_bytes;
+            args.cells = cells;
+            ASSERT_EQ(vidkv_attention(vidkv_cache_keys(cache, 0), vidkv_cache_values(cache, 0), &args), VIDKV_OK);
+            if (counted) {
+                EXPECT_LT(taken_bytes - before, 4096) << cells;
+            }
+        }
+    }
+    vidkv_cache_free(cache);
+}
 
 } // namespace
