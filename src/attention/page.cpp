@@ -217,18 +217,18 @@ void Attention::score(const PageAt & at, HeadAt & of, Rows these, int count) con
 
 // Cells of the page have moved by several ways, or only some of them: these are scored once more for each way.
 void Attention::score_moved(const PageAt & at, const HeadAt & of, Rows rows) const {
-    alignas(64) float scores[row_block * page_tokens];
-    float * result = of.scratch->scores.get();
-    std::copy_n(result, rows.count * page_tokens, scores);
+    alignas(64) float moved[row_block * page_tokens];
+    float * scores = of.scratch->scores.get();
+    std::copy_n(scores, rows.count * page_tokens, moved);
     Fetch nothing;
     for (const Shift & shift : at.keys.shifts->all) {
         const PlannedQueries queries = turned(at, of, shift, rows);
         of.keys->score(rows_of(queries, rows), nothing);
         for (int i = 0; i < rows.count * page_tokens; ++i) {
-            if (has_cell(shift.cells, i % page_tokens)) scores[i] = result[i];
+            if (has_cell(shift.cells, i % page_tokens)) moved[i] = scores[i];
         }
     }
-    std::copy_n(scores, rows.count * page_tokens, result);
+    std::copy_n(moved, rows.count * page_tokens, scores);
 }
 
 // Scores -> softmax weights, packed where values are; what was summed relative to a smaller reference is scaled down. Values in f16

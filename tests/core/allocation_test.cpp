@@ -58,7 +58,7 @@ void operator delete(void * pointer, std::align_val_t alignment) noexcept {
 extern "C" void * mmap(void * at, size_t size, int protection, int flags, int file, off_t offset) noexcept {
     const long mapped = syscall(SYS_mmap, at, size, protection, flags, file, offset);
     if (mapped != -1) live_bytes += static_cast<long>(size);
-    return reinterpret_cast<void *>(mapped);
+    return reinterpret_cast<void *>(mapped); // NOLINT(performance-no-int-to-ptr): an address, as the call returns it
 }
 extern "C" int munmap(void * at, size_t size) noexcept {
     const long done = syscall(SYS_munmap, at, size);
