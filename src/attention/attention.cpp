@@ -103,15 +103,7 @@ Attention::Attention(const PageSource & keys, const PageSource & values, std::sp
     const int64_t wanted = std::clamp<int64_t>(items_wanted / blocks_, 1, std::max<int64_t>(pages_ / pages_per_chunk, 1));
     chunk_pages_ = std::max<int64_t>(1, (pages_ + wanted - 1) / wanted);
     chunks_ = std::max<int64_t>(1, (pages_ + chunk_pages_ - 1) / chunk_pages_);
-    if (token_blocks_ == 1 && block_rows_ <= row_block) {
-        const int64_t last =
-            int64_t{most_heads} * (args_.threads - 1); // as much as one item of all heads for each other thread
-        grouped_chunks_ = std::max<int64_t>(chunks_ - (last + batch_ - 1) / batch_, 0);
-    }
-    if (grouped_chunks_ > 0) {
-        const int64_t groups = (batch_ + most_heads - 1) / most_heads;
-        heads_ = static_cast<int>((batch_ + groups - 1) / groups);
-    }
+    if (token_blocks_ == 1 && block_rows_ <= row_block) group_heads();
 
     const size_t rows = static_cast<size_t>(batch_ * block_rows_), parts = static_cast<size_t>(batch_ * chunks_);
     const size_t query_size = rows * static_cast<size_t>(query_stride_),
@@ -133,6 +125,16 @@ Attention::Attention(const PageSource & keys, const PageSource & values, std::sp
         ScratchShape{key_dim_, value_dim_, block_rows_, block_tokens_, heads_, plan_sets_ == 0, in_keys.shifted});
 }
 
+// KV heads in groups of about the same size. The last chunks are of single heads: as much as one item of a group for each other
+// thread, so that all end at the same time.
+void Attention::group_heads() {
+    const int64_t last = int64_t{most_heads} * (args_.threads - 1);
+    grouped_chunks_ = std::max<int64_t>(chunks_ - (last + batch_ - 1) / batch_, 0);
+    if (grouped_chunks_ == 0) return;
+    const int64_t groups = (batch_ + most_heads - 1) / most_heads;
+    heads_ = static_cast<int>((batch_ + groups - 1) / groups);
+}
+
 void Attention::run() {
     for (first_block_ = 0; first_block_ < blocks_; first_block_ += batch_) {
         slots_ = std::min(batch_, blocks_ - first_block_);
@@ -142,19 +144,14 @@ void Attention::run() {
     }
 }
 
-int64_t Attention::items() const {
-    const int64_t groups = (slots_ + heads_ - 1) / heads_;
-    return grouped_chunks_ * groups + (chunks_ - grouped_chunks_) * slots_;
-}
-
 // Neighbours lie one after the other in memory: processors fetch ahead that way.
 Item Attention::item_at(int64_t number) const {
-    const int64_t groups = (slots_ + heads_ - 1) / heads_, single = number - grouped_chunks_ * groups;
+    const int64_t single = number - grouped_chunks_ * groups();
     Item item;
     if (single < 0) {
-        item.slot = number % groups * heads_;
+        item.slot = number % groups() * heads_;
         item.heads = static_cast<int>(std::min<int64_t>(heads_, slots_ - item.slot));
-        item.chunk = number / groups;
+        item.chunk = number / groups();
     } else {
         item.slot = single / (chunks_ - grouped_chunks_);
         item.chunk = grouped_chunks_ + single % (chunks_ - grouped_chunks_);

@@ -78,7 +78,7 @@ struct PlannedQueries {
     const float * bases;
 };
 
-// One head of it, and what is known of its part of the page while it is attended to.
+// One head of the page at hand, and what is known of its part of the page while it is attended to.
 struct HeadAt {
     int64_t slot;
     int head;
@@ -99,8 +99,10 @@ class Attention {
 
   private:
     class Walk;
+    void group_heads();
     Block block_at(int64_t index) const;
-    int64_t items() const;
+    int64_t groups() const { return (slots_ + heads_ - 1) / heads_; } // of KV heads, in the batch at hand
+    int64_t items() const { return grouped_chunks_ * groups() + (chunks_ - grouped_chunks_) * slots_; }
     Item item_at(int64_t number) const;
     void work();
     void begin(const Item & item);

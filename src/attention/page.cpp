@@ -69,24 +69,27 @@ void Attention::attend_page(const PageAt & now, const PageAt & next, const PageA
         of.keys.emplace(kernels_, *keys_.shape.key_layout, now.key[h], seen.rows.count, *of.scratch);
         of.queries = planned_for(now, of, seen.rows, scratch);
     }
-    for (int block = 0, first = seen.rows.first, end = seen.rows.end(); first < end; first += row_block, ++block) {
-        const Rows rows{first, std::min(row_block, end - first)};
-        if (!sees_something(item.block, rows, scratch)) continue;
+    const auto for_row_blocks = [&](const auto & body) {
+        for (int block = 0, first = seen.rows.first, end = seen.rows.end(); first < end; first += row_block, ++block) {
+            const Rows rows{first, std::min(row_block, end - first)};
+            if (sees_something(item.block, rows, scratch)) body(rows, block);
+        }
+    };
+    for_row_blocks([&](Rows rows, int block) {
         for (HeadAt & of : heads) score(now, of, rows, seen.cells);
         for (HeadAt & of : heads) {
-            if (now.values.state == PageState::sealed && !of.values)
+            if (now.values.state == PageState::sealed && !of.values) // not earlier: its metadata have been fetched since
                 of.values.emplace(kernels_, *values_.shape.value_layout, now.value[of.head], seen.rows.count, *of.scratch);
             weigh(now, of, rows, seen, of.scratch->weights[block], scratch);
         }
-    }
+    });
     if (now.values.state != PageState::sealed) return;
     for (HeadAt & of : heads) {
         of.values->unpack();
-        for (int block = 0, first = seen.rows.first, end = seen.rows.end(); first < end; first += row_block, ++block) {
-            const Rows rows{first, std::min(row_block, end - first)};
-            if (!sees_something(item.block, rows, scratch)) continue;
-            of.values->add(rows.count, of.scratch->weights[block], sums(of.slot, item.chunk, first), of.soon.during_sums);
-        }
+        for_row_blocks([&](Rows rows, int block) {
+            of.values->add(rows.count, of.scratch->weights[block], sums(of.slot, item.chunk, rows.first),
+                           of.soon.during_sums);
+        });
     }
 }
 

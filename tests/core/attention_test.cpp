@@ -211,8 +211,8 @@ std::vector<Case> table_of(const char * preset) {
     long_prefill.still = true;
     long_prefill.moving = true;
     cases.push_back(long_prefill);
-    Case many_heads =
-        long_decode; // they go through pages together, in groups; with more threads the last ones by themselves
+    // Heads go through pages together, in groups; with more threads the last ones by themselves.
+    Case many_heads = long_decode;
     many_heads.kv_heads = 6;
     many_heads.ratio = 3;
     many_heads.tokens = 2;
